@@ -1,8 +1,8 @@
 """Build hook: generates the protobuf, gRPC and type stubs of `protos/` into `services/lionrock/<service>/v1/`.
 
-Runs at every install and wheel build; `python hatch_build.py` runs it alone after a change of a proto. protovalidate ships its proto
-only as a descriptor, which is handed to protoc as a descriptor set; the module that our stubs import (`buf.validate.validate_pb2`) is
-generated from it too.
+Runs at every install and wheel build; `python hatch_build.py` runs it alone after a change of a proto. protovalidate ships its
+proto only as a descriptor, which is handed to protoc as a descriptor set; the module that our stubs import
+(`buf.validate.validate_pb2`) is generated from it too.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def protoc_inputs(root: Path, workdir: Path) -> list[str]:
 
 
 def plugin(name: str) -> str:
-    """protoc's argument for a plugin: from the PATH of an isolated build, else from beside the interpreter."""
+    """Argument to protoc for a plugin: from the PATH of an isolated build, else from beside the interpreter."""
     return f"--plugin={name}={shutil.which(name) or Path(sys.executable).parent / name}"
 
 
@@ -77,7 +77,7 @@ class StubBuildHook(BuildHookInterface[Any]):
 
     PLUGIN_NAME = "custom"
 
-    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002 - hatchling calls it by name
         """Generate the stubs before files are collected."""
         directories = generate(Path(self.root))
         build_data["artifacts"] += [f"/{directory.relative_to(self.root)}/**" for directory in directories]

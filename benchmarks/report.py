@@ -1,7 +1,7 @@
 """One format for all benchmark results: a table for people, JSON for machines.
 
-A row holds the runs of one case; when a baseline ran interleaved with it, `ratio` says how much better we are (> 1 is better, whichever way
-"better" points). Rows quote the median and the spread, because machines are noisy.
+A row holds the runs of one case; when a baseline ran interleaved with it, `ratio` says how much better we are (> 1 is better,
+whichever way "better" points). Rows quote the median and the spread, because machines are noisy.
 """
 
 from __future__ import annotations
@@ -72,9 +72,8 @@ def write(benchmark: str, rows: Sequence[Row]) -> Path:
     for entry in rows:
         ratio = f"{entry.ratio:.2f}" if entry.ratio is not None else "-"
         against = f"{entry.baseline} ({entry.baseline_value:.4g})" if entry.baseline and entry.baseline_value is not None else "-"
-        print(
-            f"{entry.case:<{width}}  {entry.value:>10.4g}  {entry.min:>10.4g}  {entry.max:>10.4g}  {entry.unit:<8}  {ratio:>6}  {against}"
-        )
+        figures = f"{entry.value:>10.4g}  {entry.min:>10.4g}  {entry.max:>10.4g}"
+        print(f"{entry.case:<{width}}  {figures}  {entry.unit:<8}  {ratio:>6}  {against}")
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{benchmark}.json"

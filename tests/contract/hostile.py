@@ -1,7 +1,8 @@
 """Hostile requests for any RPC, from a seed: what a broken, careless or malicious client could put on the wire.
 
-Knows protobuf descriptors, not the services. `payloads(method, seed)` yields the serialized requests of one call: valid shapes with extreme
-values, valid bytes with damage, and plain noise. The same seed gives the same bytes, so that a failure names everything needed to repeat it.
+Knows protobuf descriptors, not the services. `payloads(method, seed)` yields the serialized requests of one call: valid shapes with
+extreme values, valid bytes with damage, and plain noise. The same seed gives the same bytes, so that a failure names everything
+needed to repeat it.
 """
 
 from __future__ import annotations
@@ -131,7 +132,8 @@ def _varint(value: int) -> list[int]:
 def payloads(method: MethodDescriptor, seed: int, sensible: Callable[[Message], None] | None = None) -> Iterator[bytes]:
     """Serialized requests for one call of `method`, one of them for a unary call.
 
-    `sensible` may set fields (such as a valid context) on decodable messages, so that the hostile rest reaches the code behind validation.
+    `sensible` may set fields (such as a valid context) on decodable messages, so that the hostile rest reaches the code behind
+    validation.
     """
     rng = random.Random(seed)
     for _ in range(rng.choice((1, 2, 5, 30)) if method.client_streaming else 1):
