@@ -1,7 +1,7 @@
 """Memory arithmetic of a model: bytes of weights, KV cache and working space, for any cut of it.
 
-Knows the shapes of a dense decoder with grouped-query attention and a gated MLP (Llama, Mistral, Qwen). Does not know chips or cuts:
-`plan` asks it for the bytes of a part. All sizes are bytes; nothing is rounded up to pages.
+Knows the shapes of a dense decoder with grouped-query attention and a gated MLP (Llama, Mistral, Qwen). Does not know chips or
+cuts: `plan` asks it for the bytes of a part. All sizes are bytes; nothing is rounded up to pages.
 """
 
 from __future__ import annotations

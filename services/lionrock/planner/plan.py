@@ -1,7 +1,8 @@
 """Shard plans: which rank holds which heads, MLP columns, vocabulary rows and layers, and whether that fits the chips.
 
-A plan is TP × PP ranks, rank = stage × TP + tensor rank. Splits may be uneven: query heads go in whole KV groups (or, with more ranks than KV heads, share a
-replicated KV head), and MLP columns then make up for the heads, so that ranks read about the same number of bytes a step.
+A plan is TP × PP ranks, rank = stage × TP + tensor rank. Splits may be uneven: query heads go in whole KV groups (or, with more
+ranks than KV heads, share a replicated KV head), and MLP columns then make up for the heads, so that ranks read about the same
+number of bytes a step. The vocabulary is split over the tensor ranks, for the embedding and for the output head.
 Does not know torch, Ray or files.
 """
 
@@ -97,7 +98,7 @@ class Workload:
 
 
 def apportion(total: int, weights: Sequence[float], *, at_least: int = 1) -> list[int]:
-    """Split total into whole parts near the weights' proportion (largest remainder), each at_least. Raises PlanError when too few."""
+    """Split total into whole parts near the weights' proportion, each at_least (largest remainder). Raises PlanError."""
     if total < at_least * len(weights):
         raise PlanError(f"{total} cannot be split into {len(weights)} parts of at least {at_least}")
     spare = total - at_least * len(weights)
@@ -122,16 +123,15 @@ def plan_shards(
 ) -> ShardPlan:
     """Cut the model into TP × PP ranks.
 
-    stage_weights: relative share of layers a stage, for stages on unlike chips. Raises PlanError when the model has too few heads or layers.
+    stage_weights: relative share of layers a stage, for stages on unlike chips. Raises PlanError when the model has too few
+    heads or layers.
     """
     if dtype not in DTYPE_BYTES:
         raise PlanError(f"unknown dtype {dtype!r}; known are {', '.join(DTYPE_BYTES)}")
     if not 1 <= tensor_parallel <= shape.query_heads:
-        raise PlanError(
-            f"tensor parallelism {tensor_parallel}: the model has {shape.query_heads} query heads, so 1 to that many ranks"
-        )
+        raise PlanError(f"tensor parallelism is 1 to the model's {shape.query_heads} query heads, not {tensor_parallel}")
     if not 1 <= pipeline_parallel <= shape.layers:
-        raise PlanError(f"pipeline parallelism {pipeline_parallel}: the model has {shape.layers} layers, so 1 to that many stages")
+        raise PlanError(f"pipeline parallelism is 1 to the model's {shape.layers} layers, not {pipeline_parallel}")
     if stage_weights is not None and (len(stage_weights) != pipeline_parallel or min(stage_weights) <= 0):
         raise PlanError("stage_weights gives one positive weight a pipeline stage")
     heads = _head_ranges(shape, tensor_parallel)
@@ -188,8 +188,9 @@ def rank_memory(shape: ModelShape, plan: ShardPlan, rank: int, workload: Workloa
 def choose_plan(
     shape: ModelShape, chip: Chip, *, chips: int, dtype: str, workload: Workload, memory_bytes: int | None = None
 ) -> ShardPlan:
-    """Plan with the fewest chips, at most `chips`, that holds the workload; among equals the least pipeline stages, then even KV groups.
+    """Plan with the fewest chips, at most `chips`, that holds the workload.
 
+    Among equals the one with the fewest pipeline stages, then with even KV groups.
     memory_bytes: of one chip, where the table does not know it or a pool differs. Raises PlanError, which says what would fit.
     """
     capacity = memory_bytes if memory_bytes is not None else chip.memory_bytes
