@@ -28,7 +28,7 @@ _GGUF_PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """Where a model lies. `files`: absolute paths of its weights, sorted by name; `directory` holds config and tokenizer, if any."""
+    """Where a model lies. `files`: absolute paths of its weights, by name; `directory` holds config and tokenizer, if any."""
 
     name: str
     format: ModelFormat
@@ -89,15 +89,13 @@ def open_source(name: str, path: Path) -> ModelSource:
     path: as in `locate`. Raises what `locate` raises, and DigestMismatch when a store entry's file is not what was pulled.
     """
     located = locate(name, path)
-    if (path / MANIFEST_NAME).exists():
-        records = verify_records(path, read_manifest(path).files)
-    else:
-        records = digest_files(located.files)
+    pulled = (path / MANIFEST_NAME).exists()
+    records = verify_records(path, read_manifest(path).files) if pulled else digest_files(located.files)
     return ModelSource(name, located.format, located.files, weights_digest(located.format, records), located.directory)
 
 
 def verify_records(directory: Path, records: Sequence[FileRecord]) -> tuple[FileRecord, ...]:
-    """The records of a store entry, refreshed where size or time of change differ. Raises ModelFileMissing, DigestMismatch."""
+    """Return the records of a store entry, refreshed where size or time of change differ. Raises ModelFileMissing, DigestMismatch."""
     verified = []
     for record in records:
         path = directory / record.path
@@ -135,7 +133,7 @@ def sha256_file(path: Path, on_bytes: Callable[[int], None] | None = None) -> st
 
 
 def weights_digest(model_format: ModelFormat, records: Sequence[FileRecord]) -> str:
-    """The digest that names a model's weights; see the module's docstring."""
+    """Form the digest that names a model's weights; see the module's docstring."""
     if model_format == "gguf":
         (record,) = records
         return f"sha256:{record.sha256}"

@@ -156,7 +156,7 @@ class ModelStore:
 
     @contextmanager
     def _pending(self, name: str) -> Iterator[Path]:
-        """A directory for a pull of `name`, gone afterwards. The caller holds the name's lock, so leftovers of a killed pull are nobody's."""
+        """Make a directory for a pull of `name`, gone afterwards. Under the name's lock, what a killed pull left is nobody's."""
         parent = self._root / ".pending"
         parent.mkdir(parents=True, exist_ok=True)
         for stale in parent.glob(f"{name}@*"):
@@ -180,7 +180,7 @@ class ModelStore:
 
 
 def _name_of(path: Path) -> str:
-    """A store name made from a path's last part. Raises ModelStoreError through check_name where nothing usable is left."""
+    """Make a store name from a path's last part."""
     stem = path.name.removesuffix(".gguf").lower()
     return "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in stem).strip("-._") or "model"
 
