@@ -1,0 +1,51 @@
+"""What a command says when it cannot do its work: one sentence, and the fix.
+
+CommandError
+ ├─ MeshLocked          another `lionrock up` holds the state directory
+ ├─ MeshNotRunning      a command needs a mesh and finds none
+ ├─ ServiceNotReady     a service of the mesh did not start
+ └─ MissingExtra        a package that the command needs is not installed
+
+`lionrock.cli.main` prints them and exits with `exit_code`; nothing else of this package prints an error.
+"""
+
+from __future__ import annotations
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_REFUSED = 3
+EXIT_UNAVAILABLE = 4
+EXIT_CANCELLED = 130
+
+
+class CommandError(Exception):
+    """A command failed. `fix` says what the user can do about it."""
+
+    exit_code = EXIT_FAILED
+
+    def __init__(self, message: str, *, fix: str | None = None, exit_code: int | None = None) -> None:
+        super().__init__(message)
+        self.fix = fix
+        if exit_code is not None:
+            self.exit_code = exit_code
+
+
+class MeshLocked(CommandError):
+    """Another `lionrock up` holds the state directory."""
+
+
+class MeshNotRunning(CommandError):
+    """No mesh runs on the state directory."""
+
+    exit_code = EXIT_UNAVAILABLE
+
+
+class ServiceNotReady(CommandError):
+    """A service of the mesh did not become ready in time, or ended before it was."""
+
+
+class MissingExtra(CommandError):
+    """A package that the command needs is not installed."""
+
+    def __init__(self, module: str, extra: str) -> None:
+        super().__init__(f"this needs the Python package {module}, which is not installed", fix=f"pip install 'lionrock[{extra}]'")
