@@ -1,0 +1,88 @@
+"""Certificate files of one identity, read whole and consistent, and read again when they change.
+
+Knows files and PEM, not gRPC. A certificate and its key are two files, so a reader can meet a new certificate with an old key; such a
+pair is never handed on. k8s-style symlink swaps and renames are both seen, because the files' identities are compared, not only times.
+"""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lionrock.chassis.settings import TlsSettings
+
+_Fingerprint = tuple[tuple[int, int, int], ...]
+
+
+class TlsFilesUnusable(Exception):
+    """The certificate files are missing, are not PEM, or do not belong together."""
+
+
+@dataclass(frozen=True, slots=True)
+class PemIdentity:
+    """The contents of the three files."""
+
+    certificate_chain: bytes
+    private_key: bytes
+    authorities: bytes
+
+
+def _fingerprint(files: tuple[Path, ...]) -> _Fingerprint:
+    return tuple((status.st_ino, status.st_mtime_ns, status.st_size) for status in (file.stat() for file in files))
+
+
+def read_identity(tls: TlsSettings) -> PemIdentity:
+    """Read and check the files. Raises TlsFilesUnusable."""
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(tls.cert_file, tls.key_file)
+        context.load_verify_locations(tls.ca_file)
+        identity = PemIdentity(tls.cert_file.read_bytes(), tls.key_file.read_bytes(), tls.ca_file.read_bytes())
+    except (OSError, ssl.SSLError) as error:
+        raise TlsFilesUnusable(f"{tls.cert_file.parent}: {error.__class__.__name__}: {error.strerror or 'unusable'}") from None
+    return identity
+
+
+class WatchedIdentity:
+    """An identity that follows its files. `latest()` looks at most once an interval; while the files are unusable the last good one stays."""
+
+    def __init__(self, tls: TlsSettings, *, interval_s: float = 1.0, clock: Callable[[], float] = time.monotonic) -> None:
+        """Read the files once. Raises TlsFilesUnusable: without a good identity nothing starts."""
+        self._tls = tls
+        self._files = (tls.cert_file, tls.key_file, tls.ca_file)
+        self._interval_s = interval_s
+        self._clock = clock
+        self._checked_at = clock()
+        self._seen = self._look()
+        self._identity = read_identity(tls)
+        self.version = 1
+        """Grows by one with every change."""
+
+    def _look(self) -> _Fingerprint | None:
+        try:
+            return _fingerprint(self._files)
+        except OSError:
+            return None
+
+    def latest(self) -> PemIdentity:
+        """Return the identity that the files hold, or the last usable one."""
+        now = self._clock()
+        if now - self._checked_at < self._interval_s:
+            return self._identity
+        self._checked_at = now
+        seen = self._look()
+        if seen is None or seen == self._seen:
+            return self._identity
+        try:
+            identity = read_identity(self._tls)
+        except TlsFilesUnusable:
+            return self._identity
+        if seen == self._look():
+            self._seen = seen
+            if identity != self._identity:
+                self._identity = identity
+                self.version += 1
+        return self._identity
