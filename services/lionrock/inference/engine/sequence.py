@@ -143,7 +143,7 @@ class Sequence:
         return len(self.tokens) - self.computed_tokens
 
     def timings(self, now_s: float) -> Timings:
-        """What the request took until `now_s` (monotonic)."""
+        """Return what the request took until `now_s` (monotonic)."""
         return Timings(
             queue_s=(now_s if self.scheduled_s is None else self.scheduled_s) - self.arrived_s,
             first_token_s=None if self.first_token_s is None else self.first_token_s - self.arrived_s,

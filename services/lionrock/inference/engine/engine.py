@@ -1,0 +1,291 @@
+"""The engine: requests in, tokens out, one step at a time. `step()` is schedule → run → postprocess.
+
+Owns sequences, their order and their KV blocks; leaves the arithmetic to a ModelRunner. Not safe for threads: `AsyncEngine`
+holds a lock around every call but `runner.execute`, during which requests may be added and aborted.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lionrock.inference.engine.batch import BatchRow, SamplingRow, StepBatch, StepResult
+from lionrock.inference.engine.block_manager import BlockManager
+from lionrock.inference.engine.errors import (
+    EngineFull,
+    InvalidRequest,
+    PromptTooLong,
+    UnknownTokenId,
+    UnsupportedSamplingOption,
+)
+from lionrock.inference.engine.runner import ModelRunner, RunnerSpec
+from lionrock.inference.engine.scheduler import Scheduler
+from lionrock.inference.engine.sequence import (
+    FinishReason,
+    Request,
+    RequestId,
+    Sampling,
+    Sequence,
+    SequenceId,
+    StepOutput,
+    TokenLogprob,
+)
+
+_RETRY_FLOOR_S, _RETRY_CEILING_S = 0.1, 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """Bounds of one engine."""
+
+    max_running: int = 64
+    """Sequences in one step."""
+    max_waiting: int = 256
+    """Sequences in the waiting queue, beyond which add() raises EngineFull."""
+    max_step_tokens: int = 512
+    """Token budget of one step: a longer prefill is cut into chunks, so that decoding streams never stall for longer."""
+    max_answer_tokens: int = 131072
+    """Answer tokens of a request that names no max_tokens, and the most that one may name."""
+
+
+class Engine:
+    """Continuous batching over one model runner."""
+
+    def __init__(
+        self, runner: ModelRunner, limits: EngineLimits | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Take over the runner; `clock` gives the monotonic seconds that deadlines are measured in."""
+        self.limits = limits or EngineLimits()
+        self._clock = clock
+        self._next_id = 0
+        self._seconds_per_answer = 1.0
+        self._install(runner)
+
+    def _install(self, runner: ModelRunner) -> None:
+        self._runner = runner
+        self._sequences: dict[RequestId, Sequence] = {}
+        self._released: list[SequenceId] = []
+        self._outbox: list[StepOutput] = []
+        spec = runner.spec
+        self._blocks = BlockManager(spec.kv_blocks, spec.kv_block_size)
+        limits = self.limits
+        self._scheduler = Scheduler(self._blocks, max_running=limits.max_running, max_step_tokens=limits.max_step_tokens)
+
+    # ---- state -----------------------------------------------------------------------------------------------------------
+
+    @property
+    def runner(self) -> ModelRunner:
+        """What executes the steps."""
+        return self._runner
+
+    @property
+    def spec(self) -> RunnerSpec:
+        """The runner's spec."""
+        return self._runner.spec
+
+    @property
+    def context_window(self) -> int:
+        """Prompt and answer together, in tokens: the model's window, or less where the KV cache is smaller."""
+        return min(self.spec.context_window, self.spec.kv_blocks * self.spec.kv_block_size)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self._sequences) or bool(self._outbox)
+
+    @property
+    def running(self) -> int:
+        """Sequences in the batch."""
+        return len(self._scheduler.running)
+
+    @property
+    def waiting(self) -> int:
+        """Sequences in the queue."""
+        return len(self._scheduler.waiting)
+
+    @property
+    def free_kv_blocks(self) -> int:
+        """Blocks that no sequence holds."""
+        return self._blocks.free_blocks
+
+    # ---- requests --------------------------------------------------------------------------------------------------------
+
+    def add(self, request: Request) -> SequenceId:
+        """Queue a request.
+
+        Raises PromptTooLong, UnknownTokenId, InvalidRequest, UnsupportedSamplingOption, or EngineFull; then nothing has changed.
+        """
+        self._check(request)
+        if self.waiting >= self.limits.max_waiting:
+            raise EngineFull(self._retry_after_s())
+        sequence_id = SequenceId(self._next_id)
+        self._next_id += 1
+        sampling, prompt_tokens = request.sampling, len(request.token_ids) - request.resumed_tokens
+        answer_tokens = min(sampling.max_tokens or self.limits.max_answer_tokens, self.limits.max_answer_tokens)
+        stop = frozenset(sampling.stop_token_ids)
+        sequence = Sequence(
+            sequence_id=sequence_id,
+            request=request,
+            tokens=list(request.token_ids),
+            prompt_tokens=prompt_tokens,
+            max_total_tokens=min(prompt_tokens + answer_tokens, self.context_window),
+            stop_token_ids=stop if sampling.ignore_eos else stop | self.spec.eos_token_ids,
+            arrived_s=self._clock(),
+        )
+        self._sequences[request.request_id] = sequence
+        self._scheduler.add(sequence)
+        if len(sequence.tokens) >= sequence.max_total_tokens:  # resumed after its last token
+            self._outbox.append(self._finish(sequence, FinishReason.LENGTH))
+        return sequence_id
+
+    def abort(self, request_id: RequestId) -> StepOutput | None:
+        """Take a request out at once and free its blocks; returns its last output, or None when it had already left."""
+        sequence = self._sequences.get(request_id)
+        return None if sequence is None else self._finish(sequence, FinishReason.ABORTED)
+
+    def drop_all(self) -> None:
+        """Forget every sequence and its blocks, without outputs: what remains to do when the runner is gone."""
+        self._install(self._runner)
+
+    def replace_runner(self, runner: ModelRunner) -> None:
+        """Go on with another runner, whose cache is empty. Sequences that were not dropped are dropped now."""
+        self._install(runner)
+
+    # ---- a step ----------------------------------------------------------------------------------------------------------
+
+    def step(self) -> list[StepOutput]:
+        """Run one step. Raises ShardGroupLost when the runner is gone; the engine then needs another."""
+        batch, outputs = self.schedule()
+        if batch is not None:
+            outputs += self.postprocess(batch, self._runner.execute(batch))
+        return outputs
+
+    def schedule(self) -> tuple[StepBatch | None, list[StepOutput]]:
+        """Drop what expired and choose the next batch; None when there is nothing to run."""
+        now_s = self._clock()
+        outputs, self._outbox = self._outbox, []
+        for sequence in tuple(self._sequences.values()):
+            deadline_s = sequence.request.deadline_s
+            if deadline_s is not None and deadline_s <= now_s:
+                outputs.append(self._finish(sequence, FinishReason.EXPIRED))
+        chunks = self._scheduler.schedule(now_s)
+        if not chunks:
+            return None, outputs
+        rows = tuple(self._row(chunk.sequence, chunk.tokens) for chunk in chunks)
+        released, self._released = tuple(self._released), []
+        return StepBatch(rows, released), outputs
+
+    def postprocess(self, batch: StepBatch, result: StepResult) -> list[StepOutput]:
+        """Append what was sampled and finish what ended. Sequences that were aborted meanwhile are passed over."""
+        now_s = self._clock()
+        by_id = {sequence.sequence_id: sequence for sequence in self._scheduler.running}
+        outputs: list[StepOutput] = []
+        sampled = -1
+        for row in batch.rows:
+            sampled += row.sampling is not None
+            sequence = by_id.get(row.sequence_id)
+            if sequence is None:
+                continue
+            sequence.computed_tokens = row.end
+            if row.sampling is not None:
+                outputs.append(self._append(sequence, result.token_ids[sampled], result.logprobs.get(sampled), now_s))
+        return outputs
+
+    def _row(self, sequence: Sequence, tokens: int) -> BatchRow:
+        start, end = sequence.computed_tokens, sequence.computed_tokens + tokens
+        return BatchRow(
+            sequence_id=sequence.sequence_id,
+            start=start,
+            token_ids=sequence.tokens[start:end],
+            block_table=sequence.block_table[: self._blocks.blocks_for(end)],
+            sampling=_sampling_row(sequence.request.sampling) if end == len(sequence.tokens) else None,
+        )
+
+    def _append(self, sequence: Sequence, token_id: int, logprob: TokenLogprob | None, now_s: float) -> StepOutput:
+        if sequence.first_token_s is None:
+            sequence.first_token_s = now_s
+        if token_id in sequence.stop_token_ids:
+            return self._finish(sequence, FinishReason.STOP)
+        sequence.tokens.append(token_id)
+        logprobs = () if logprob is None else (logprob,)
+        if len(sequence.tokens) >= sequence.max_total_tokens:
+            return self._finish(sequence, FinishReason.LENGTH, (token_id,), logprobs)
+        return StepOutput(sequence.request.request_id, sequence.sequence_id, (token_id,), logprobs)
+
+    def _finish(
+        self, sequence: Sequence, reason: FinishReason, token_ids: tuple[int, ...] = (), logprobs: tuple[TokenLogprob, ...] = ()
+    ) -> StepOutput:
+        self._scheduler.remove(sequence)
+        del self._sequences[sequence.request.request_id]
+        self._released.append(sequence.sequence_id)
+        timings = sequence.timings(self._clock())
+        if reason is not FinishReason.ABORTED and sequence.scheduled_s is not None:
+            self._seconds_per_answer += 0.1 * (timings.total_s - timings.queue_s - self._seconds_per_answer)
+        return StepOutput(sequence.request.request_id, sequence.sequence_id, token_ids, logprobs, reason, timings)
+
+    # ---- admission -------------------------------------------------------------------------------------------------------
+
+    def _retry_after_s(self) -> float:
+        """Guess when a place in the queue comes free: with R sequences in the batch, one ends every (seconds per answer) / R."""
+        return min(max(self._seconds_per_answer / max(1, self.running), _RETRY_FLOOR_S), _RETRY_CEILING_S)
+
+    def _check(self, request: Request) -> None:
+        spec = self.spec
+        if request.request_id in self._sequences:
+            raise InvalidRequest("request_id", "is in use by a request that has not ended")
+        if not 0 <= request.resumed_tokens < max(1, len(request.token_ids)):
+            raise InvalidRequest("resumed_tokens", "must leave at least one token of prompt")
+        if not request.token_ids:
+            raise InvalidRequest("token_ids", "must not be empty")
+        # A resumed answer may end exactly at the window; a fresh prompt must leave room for one token.
+        if len(request.token_ids) - (request.resumed_tokens > 0) >= self.context_window:
+            raise PromptTooLong(len(request.token_ids), self.context_window)
+        if min(request.token_ids) < 0 or max(request.token_ids) >= spec.vocab_size:
+            index = next(i for i, token_id in enumerate(request.token_ids) if not 0 <= token_id < spec.vocab_size)
+            raise UnknownTokenId(index, spec.vocab_size)
+        check_sampling(request.sampling, spec)
+
+
+_NOT_ASKED_FOR = Sampling()
+_ALWAYS_OFFERED = frozenset({"temperature", "seed", "max_tokens", "stop_token_ids", "ignore_eos"})
+
+
+def check_sampling(sampling: Sampling, spec: RunnerSpec) -> None:
+    """Raise UnsupportedSamplingOption for an option that is set and not offered, InvalidRequest for a value out of range."""
+    for name in Sampling.__dataclass_fields__:
+        if (
+            name not in _ALWAYS_OFFERED
+            and name not in spec.sampling_options
+            and getattr(sampling, name) != getattr(_NOT_ASKED_FOR, name)
+        ):
+            raise UnsupportedSamplingOption(name)
+    ranges = (
+        ("temperature", sampling.temperature, 0.0 <= sampling.temperature <= 100.0, "0 to 100"),
+        ("top_p", sampling.top_p, 0.0 < sampling.top_p <= 1.0, "above 0, at most 1"),
+        ("min_p", sampling.min_p, 0.0 <= sampling.min_p <= 1.0, "0 to 1"),
+        ("top_k", sampling.top_k, sampling.top_k is None or 1 <= sampling.top_k <= 1_000_000, "1 to 1000000"),
+        ("seed", sampling.seed, sampling.seed is None or 0 <= sampling.seed < 1 << 64, "0 to 2^64 - 1"),
+        ("max_tokens", sampling.max_tokens, sampling.max_tokens is None or 1 <= sampling.max_tokens < 1 << 31, "at least 1"),
+        ("logprobs", sampling.logprobs, sampling.logprobs is None or 0 <= sampling.logprobs <= 20, "0 to 20"),
+    )
+    for name, value, holds, allowed in ranges:
+        if not holds or (isinstance(value, float) and not math.isfinite(value)):
+            raise InvalidRequest(f"sampling.{name}", f"must be {allowed}")
+    if sampling.temperature > 0 and sampling.seed is None:
+        raise InvalidRequest("sampling.seed", "is required when the temperature is above 0")
+    if len(sampling.stop_token_ids) > 64:
+        raise InvalidRequest("sampling.stop_token_ids", "must have at most 64 ids")
+
+
+def _sampling_row(sampling: Sampling) -> SamplingRow:
+    greedy = sampling.temperature == 0
+    return SamplingRow(
+        temperature=sampling.temperature,
+        top_p=1.0 if greedy else sampling.top_p,
+        top_k=None if greedy else sampling.top_k,
+        min_p=0.0 if greedy else sampling.min_p,
+        seed=0 if greedy or sampling.seed is None else sampling.seed,
+        logprobs=sampling.logprobs,
+    )
