@@ -5,6 +5,7 @@
      ├─ MalformedRequest            INVALID_ARGUMENT     MALFORMED_REQUEST
      ├─ CallerNotPermitted          PERMISSION_DENIED    CALLER_NOT_PERMITTED
      ├─ MethodNotFound              UNIMPLEMENTED        METHOD_NOT_FOUND
+     ├─ ServiceNotFound             NOT_FOUND            SERVICE_NOT_FOUND
      ├─ Overloaded                  RESOURCE_EXHAUSTED   OVERLOADED
      ├─ DeadlineTooShort            DEADLINE_EXCEEDED    DEADLINE_TOO_SHORT
      ├─ DeadlineExceeded            DEADLINE_EXCEEDED    DEADLINE_EXCEEDED
@@ -36,7 +37,6 @@ MAX_MESSAGE_CHARS = 1000
 MAX_DETAILS_BYTES = 4096
 
 _NOTHING: Mapping[str, str] = MappingProxyType({})
-_STATUS_OF_NUMBER: Mapping[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
 FieldViolation = tuple[str, str]
 """(field path, description)"""
@@ -89,6 +89,12 @@ class MethodNotFound(MeshError):
     """The server has no such method."""
 
     status, reason = grpc.StatusCode.UNIMPLEMENTED, "METHOD_NOT_FOUND"
+
+
+class ServiceNotFound(MeshError):
+    """A health check named a service that this server does not have."""
+
+    status, reason = grpc.StatusCode.NOT_FOUND, "SERVICE_NOT_FOUND"
 
 
 class Overloaded(MeshError):
@@ -157,7 +163,9 @@ class RemoteError(Exception):
         self.quota_violations = tuple(quota_violations)
 
 
-def _details(error: MeshError) -> Iterator[error_details_pb2.BadRequest | error_details_pb2.RetryInfo | error_details_pb2.QuotaFailure]:
+def _details(
+    error: MeshError,
+) -> Iterator[error_details_pb2.BadRequest | error_details_pb2.RetryInfo | error_details_pb2.QuotaFailure]:
     if error.retry_after_s is not None:
         delay = duration_pb2.Duration()
         delay.FromNanoseconds(round(error.retry_after_s * 1e9))
@@ -227,8 +235,3 @@ def remote_error(error: grpc.aio.AioRpcError | grpc.RpcError) -> RemoteError:
         field_violations=fields,
         quota_violations=quotas,
     )
-
-
-def status_of_number(number: int) -> grpc.StatusCode:
-    """Return the status of a number on the wire; UNKNOWN for one that gRPC does not define."""
-    return _STATUS_OF_NUMBER.get(number, grpc.StatusCode.UNKNOWN)

@@ -40,7 +40,9 @@ class ServerSettings(BaseModel):
 
     listen: str = Field("127.0.0.1:0", pattern=r"^.+:\d{1,5}$", description="host:port to listen on; port 0 takes a free one")
     tls: TlsSettings
-    trust_domain: str = Field(pattern=r"^[a-z0-9._-]{1,255}$", description="SPIFFE trust domain of this mesh; callers of others are refused")
+    trust_domain: str = Field(
+        pattern=r"^[a-z0-9._-]{1,255}$", description="SPIFFE trust domain of this mesh; callers of others are refused"
+    )
     max_message_bytes: int = Field(8 * MIB, ge=1024, le=256 * MIB, description="largest request or response message")
     max_concurrent_rpcs: int = Field(256, ge=1, description="RPCs served at once; more are refused with OVERLOADED")
     max_concurrent_rpcs_per_caller: int | None = Field(
@@ -51,7 +53,9 @@ class ServerSettings(BaseModel):
     max_deadline_s: float = Field(600, gt=0, description="longest deadline; a longer one is cut to it, in seconds")
     stream_idle_timeout_s: float = Field(120, gt=0, description="longest silence on a request stream, in seconds")
     drain_grace_s: float = Field(20, ge=0, description="time that running RPCs get to finish after SIGTERM, in seconds")
-    max_connection_age_s: float = Field(3600, gt=0, description="connections are renewed after this time, and the caller's certificate with them")
+    max_connection_age_s: float = Field(
+        3600, gt=0, description="connections are renewed after this time, and the caller's certificate with them"
+    )
     reflection: bool = Field(False, description="serve gRPC reflection to callers of the trust domain")
     ready_file: Path | None = Field(None, description="file that gets the port number as text once the server listens")
 
@@ -64,7 +68,9 @@ class TelemetrySettings(BaseModel):
     otlp_endpoint: str | None = Field(None, description="OTLP/gRPC collector, e.g. https://collector:4317; unset: nothing is sent")
     otlp_ca_file: Path | None = Field(None, description="authorities trusted for the collector, PEM; unset: those of the system")
     span_dir: Path | None = Field(None, description="directory for <service>-<pid>.jsonl with spans in OTLP/JSON; unset: none")
-    span_file_max_bytes: int = Field(16 * MIB, ge=64 * 1024, description="a span file that reaches this size is renamed to .1 and begun anew")
+    span_file_max_bytes: int = Field(
+        16 * MIB, ge=64 * 1024, description="a span file that reaches this size is renamed to .1 and begun anew"
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least level that is logged")
     sample_ratio: float = Field(1.0, ge=0, le=1, description="part of the traces that begin here and are recorded")
     metrics_interval_s: float = Field(30, gt=0, description="time between two exports of metrics, in seconds")
@@ -76,7 +82,9 @@ class PeerSettings(BaseModel):
     model_config = _FROZEN
 
     target: str = Field(min_length=1, description="host:port or another gRPC target")
-    service: str = Field(pattern=r"^[a-z][a-z0-9-]{0,62}$", description="name that its certificate must carry: <service>.lionrock.internal")
+    service: str = Field(
+        pattern=r"^[a-z][a-z0-9-]{0,62}$", description="name that its certificate must carry: <service>.lionrock.internal"
+    )
     timeout_s: float = Field(30, gt=0, description="deadline of a call that is given none, in seconds")
 
 
@@ -169,9 +177,7 @@ def _parser(cls: type[ServiceSettings], program: str, prefix: str) -> argparse.A
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file with settings, nested as the names below")
     for setting in _leaves(cls):
-        parser.add_argument(
-            setting.option, dest=".".join(setting.path), metavar="VALUE", default=None, help=setting.text(prefix)
-        )
+        parser.add_argument(setting.option, dest=".".join(setting.path), metavar="VALUE", default=None, help=setting.text(prefix))
     return parser
 
 
@@ -217,7 +223,9 @@ def _unknown_variables(cls: type[ServiceSettings], prefix: str) -> list[str]:
     return [
         f"{name}: no such setting"
         for name in sorted(os.environ)
-        if prefix and name.upper().startswith(prefix.upper()) and not any(name.upper() == k or name.upper().startswith(k + "__") for k in known)
+        if prefix
+        and name.upper().startswith(prefix.upper())
+        and not any(name.upper() == k or name.upper().startswith(k + "__") for k in known)
     ]
 
 
@@ -235,7 +243,9 @@ def load_settings(cls: type[S], argv: Sequence[str]) -> S:
     try:
         return cls(**values)
     except ValidationError as error:
-        raise _refuse(program, [_problem(found["loc"], found["msg"], prefix) for found in error.errors(include_input=False)]) from None
+        raise _refuse(
+            program, [_problem(found["loc"], found["msg"], prefix) for found in error.errors(include_input=False)]
+        ) from None
 
 
 def _problem(location: tuple[int | str, ...], message: str, prefix: str) -> str:

@@ -1,0 +1,63 @@
+"""`grpc.health.v1` for a server and its services.
+
+Own, because the published servicer holds a lock while it writes to a watcher: one that does not read would stop the server from
+announcing its drain. Watchers see the latest status, and their streams end when the server drains.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from lionrock.chassis.errors import ServiceNotFound
+
+SERVICE_NAME = "grpc.health.v1.Health"
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+
+
+class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
+    """Says NOT_SERVING until `serving`, and again from `drain` on."""
+
+    def __init__(self, services: Iterable[str]) -> None:
+        self._services = frozenset(services) | {""}
+        self._status = _NOT_SERVING
+        self._draining = False
+        self._changed = asyncio.Event()
+
+    def serving(self) -> None:
+        """Announce that all services answer."""
+        self._announce(_SERVING)
+
+    def drain(self) -> None:
+        """Announce that no service takes new calls, for good."""
+        self._draining = True
+        self._announce(_NOT_SERVING)
+
+    def _announce(self, status: Any) -> None:
+        self._status = status
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def Check(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:  # noqa: N802
+        """Answer with the status now. Raises ServiceNotFound."""
+        del context
+        if request.service not in self._services:
+            raise ServiceNotFound("the server has no such service")
+        return health_pb2.HealthCheckResponse(status=self._status)
+
+    async def Watch(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:  # noqa: N802
+        """Answer with the status now and at every change."""
+        del context
+        while True:
+            changed, draining = self._changed, self._draining
+            status = self._status if request.service in self._services else _UNKNOWN
+            yield health_pb2.HealthCheckResponse(status=status)
+            if draining:
+                return
+            await changed.wait()

@@ -1,0 +1,337 @@
+"""What happens to every RPC before and after its handler, in one place and in this order:
+
+  identity → allow-list → draining? → concurrency bound → deadline cap → server span → decode and validate → handler → error mapping
+
+One interceptor instead of a chain: each further one costs an RPC a coroutine and a wrapped context, and the order is a security matter
+that should be readable. Unary requests are received as streams of one message, so that all of this runs when the call arrives and not
+when its message does: a caller that sends headers only is bounded like any other. The published OpenTelemetry server interceptor is not
+used because it continues the trace of whoever sends a header, before the caller is verified, and copies exception texts into spans.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import protovalidate
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from lionrock.chassis import calls
+from lionrock.chassis.admission import Admission, shutting_down
+from lionrock.chassis.errors import (
+    DETAILS_KEY,
+    MAX_MESSAGE_CHARS,
+    CallerNotPermitted,
+    DeadlineExceeded,
+    DependencyUnavailable,
+    Internal,
+    MalformedRequest,
+    MeshError,
+    MethodNotFound,
+    Overloaded,
+    RemoteError,
+    StreamIdle,
+    encode_status,
+    remote_error,
+)
+from lionrock.chassis.identity import AnyMember, Callers, SpiffeId, permits, verified_identity
+from lionrock.chassis.ids import uuid7
+from lionrock.chassis.logs import exception_fields
+from lionrock.chassis.settings import ServerSettings
+from lionrock.chassis.telemetry import meter, tracer
+from lionrock.chassis.validation import Decoder
+
+log = logging.getLogger("lionrock.chassis")
+
+Context = grpc.aio.ServicerContext
+
+PROBE_LIMIT = 64
+PROBE_LIMIT_PER_CALLER = 16
+REFUSALS_LOGGED_EVERY_S = 1.0
+_PROPAGATOR = TraceContextTextMapPropagator()
+_TRACE_KEYS = frozenset({"traceparent", "tracestate"})
+# Statuses that are the server's fault (OpenTelemetry semantic conventions for gRPC servers).
+_SERVER_FAULTS = frozenset(
+    {
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.UNIMPLEMENTED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DATA_LOSS,
+    }
+)
+
+
+def mesh_error(error: Exception) -> MeshError:
+    """Return what the caller may know of an error; the unknown becomes Internal with an id that the log line carries."""
+    if isinstance(error, grpc.aio.AioRpcError):
+        error = remote_error(error)
+    if isinstance(error, RemoteError):
+        match error.status:
+            case grpc.StatusCode.UNAVAILABLE:
+                return DependencyUnavailable("a service that is needed does not answer", retry_after_s=error.retry_after_s)
+            case grpc.StatusCode.RESOURCE_EXHAUSTED:
+                return Overloaded("a service that is needed is busy", retry_after_s=error.retry_after_s)
+            case grpc.StatusCode.DEADLINE_EXCEEDED:
+                return DeadlineExceeded("a service that is needed did not answer in time")
+    if isinstance(error, MeshError) and error.status not in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN):
+        return error
+    error_id = uuid7()
+    log.error("internal error", extra={"error_id": error_id, **exception_fields(error)})
+    return Internal("internal error", metadata={"error_id": error_id})
+
+
+async def abort(context: Context[Any, Any], error: MeshError) -> None:
+    """End the RPC with an error's status and details; trailing metadata that the handler set is kept."""
+    trailing = (*(context.trailing_metadata() or ()), (DETAILS_KEY, encode_status(error)))
+    await context.abort(error.status, error.message[:MAX_MESSAGE_CHARS], trailing)
+
+
+class _Requests:
+    """The request stream of one RPC: decoded, checked, and given up when nothing arrives for too long."""
+
+    def __init__(self, context: Context[Any, Any], decoder: Decoder, idle_timeout_s: float) -> None:
+        self._context = context
+        self._decoder = decoder
+        self._idle_timeout_s = idle_timeout_s
+        self.refused: MeshError | None = None
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    async def __anext__(self) -> Any:
+        try:
+            async with asyncio.timeout(self._idle_timeout_s) as silence:
+                encoded = await self._context.read()
+        except TimeoutError:
+            if not silence.expired():
+                raise
+            self.refused = StreamIdle("nothing arrived on the request stream for too long")
+            raise self.refused from None
+        if encoded is grpc.aio.EOF:
+            raise StopAsyncIteration
+        try:
+            return self._decoder.decode(encoded)
+        except MeshError as refused:
+            self.refused = refused
+            raise
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One method as the interceptor serves it."""
+
+    full_name: str
+    callers: Callers
+    handler: grpc.RpcMethodHandler[Any, Any]
+    decoder: Decoder
+    attributes: Mapping[str, str]
+
+    @property
+    def probe(self) -> bool:
+        """Health and reflection: outside of the bound of real work, answered while draining, not traced."""
+        return isinstance(self.callers, AnyMember)
+
+
+class Guard(grpc.aio.ServerInterceptor):
+    """The interceptor of a server."""
+
+    def __init__(self, settings: ServerSettings, callers: Mapping[str, Callers]) -> None:
+        """Take `callers` by full service name; a service that is not named there is not served."""
+        self._settings = settings
+        self._callers = callers
+        self.work = Admission(limit=settings.max_concurrent_rpcs, limit_per_caller=settings.max_concurrent_rpcs)
+        self._probes = Admission(limit=PROBE_LIMIT, limit_per_caller=PROBE_LIMIT_PER_CALLER)
+        tenants_share = max(1, settings.max_concurrent_rpcs // 4)
+        self._tenant_limit = settings.max_concurrent_rpcs_per_caller or tenants_share
+        self._service_limit = settings.max_concurrent_rpcs_per_caller or settings.max_concurrent_rpcs
+        self.draining = False
+        self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        self._unknown = grpc.stream_stream_rpc_method_handler(self._refuse_unknown)
+        self._validator = protovalidate.Validator()
+        self._tracer = tracer()
+        self._duration = meter().create_histogram("rpc.server.duration", "ms", "Time from the arrival of a call to its status")
+        self._active = meter().create_up_down_counter("rpc.server.active_requests", "{request}", "Calls that are served now")
+        self._refusals_unlogged = 0
+        self._refusal_logged_at = 0.0
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        """Return the guarded handler of a method, made once; for an unknown method one that says so."""
+        name = handler_call_details.method
+        known = self._handlers.get(name)
+        if known is not None:
+            return known
+        handler = await continuation(handler_call_details)
+        service, _, method = name.removeprefix("/").partition("/")
+        callers = self._callers.get(service)
+        if handler is None or callers is None:
+            return self._unknown
+        attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method}
+        decoder = Decoder(handler.request_deserializer, self._validator)  # type: ignore[arg-type]
+        guarded = self._guarded(Method(name.removeprefix("/"), callers, handler, decoder, attributes))
+        self._handlers[name] = guarded
+        return guarded
+
+    def _guarded(self, method: Method) -> grpc.RpcMethodHandler[Any, Any]:
+        handler = method.handler
+        if handler.response_streaming:
+            behaviour = handler.stream_stream if handler.request_streaming else handler.unary_stream
+            generator = inspect.isasyncgenfunction(behaviour)
+
+            async def write_responses(request: Any, context: Context[Any, Any]) -> None:
+                if not generator:
+                    await behaviour(request, context)  # type: ignore[misc]
+                    return
+                async with aclosing(behaviour(request, context)) as responses:  # type: ignore[type-var,misc]
+                    async for response in responses:  # type: ignore[attr-defined]
+                        await context.write(response)
+
+            async def serve_stream(requests: object, context: Context[Any, Any]) -> None:
+                del requests
+                await self._serve(method, context, write_responses)
+
+            return grpc.stream_stream_rpc_method_handler(serve_stream, None, handler.response_serializer)  # type: ignore[arg-type]
+        answer = handler.stream_unary if handler.request_streaming else handler.unary_unary
+        serialize = handler.response_serializer
+
+        async def write_response(request: Any, context: Context[Any, Any]) -> bytes:
+            return serialize(await answer(request, context))  # type: ignore[misc]
+
+        async def serve_unary(requests: object, context: Context[Any, Any]) -> bytes:
+            del requests
+            answered: bytes = await self._serve(method, context, write_response)
+            return answered
+
+        return grpc.stream_unary_rpc_method_handler(serve_unary)  # type: ignore[arg-type]
+
+    async def _refuse_unknown(self, requests: object, context: Context[Any, Any]) -> None:
+        del requests
+        try:
+            verified_identity(context.auth_context(), self._settings.trust_domain)
+        except CallerNotPermitted as error:
+            await self._refuse(context, error, "unknown")
+        await self._refuse(context, MethodNotFound("the server has no such method"), "unknown")
+
+    async def _refuse(self, context: Context[Any, Any], error: MeshError, method: str) -> None:
+        """Refuse a call that was not admitted. Such lines are logged at a bounded rate: they cost the caller nothing."""
+        self._refusals_unlogged += 1
+        now = time.monotonic()
+        if now - self._refusal_logged_at >= REFUSALS_LOGGED_EVERY_S:
+            log.info("call refused", extra={"reason": error.reason, "rpc": method, "refusals": self._refusals_unlogged})
+            self._refusal_logged_at, self._refusals_unlogged = now, 0
+        await abort(context, error)
+
+    def _admit(self, method: Method, context: Context[Any, Any]) -> SpiffeId:
+        """Verify the caller and count the call. Raises MeshError, having counted nothing."""
+        identity = verified_identity(context.auth_context(), self._settings.trust_domain)
+        if not permits(method.callers, identity):
+            raise CallerNotPermitted("this identity may not call this method")
+        if method.probe:
+            self._probes.enter(identity)
+            return identity
+        if self.draining:
+            raise shutting_down()
+        self.work.enter(identity, self._tenant_limit if identity.service is None else self._service_limit)
+        return identity
+
+    def _allowed_s(self, context: Context[Any, Any]) -> float:
+        remaining: float | None = context.time_remaining()
+        return self._settings.default_deadline_s if remaining is None else min(remaining, self._settings.max_deadline_s)
+
+    def _start_span(self, method: Method, context: Context[Any, Any], identity: SpiffeId) -> trace.Span:
+        carrier = {
+            key: value for key, value in context.invocation_metadata() or () if key in _TRACE_KEYS and isinstance(value, str)
+        }
+        parent = _PROPAGATOR.extract(carrier, otel_context.Context()) if carrier else otel_context.Context()
+        attributes = dict(method.attributes)
+        if identity.service is not None:
+            attributes["lionrock.caller.service"] = identity.service
+        elif identity.tenant is not None:
+            attributes["lionrock.caller.tenant"] = identity.tenant
+        span = self._tracer.start_span(method.full_name, parent, trace.SpanKind.SERVER, attributes)
+        otel_context.attach(trace.set_span_in_context(span, parent))
+        return span
+
+    async def _serve(
+        self, method: Method, context: Context[Any, Any], body: Callable[[Any, Context[Any, Any]], Awaitable[Any]]
+    ) -> Any:
+        try:
+            identity = self._admit(method, context)
+        except MeshError as error:
+            await self._refuse(context, error, method.full_name)
+        began = time.perf_counter()
+        span = trace.INVALID_SPAN if method.probe else self._start_span(method, context, identity)
+        self._active.add(1, method.attributes)
+        status, reason = grpc.StatusCode.OK, None
+        try:
+            return await self._run(method, context, identity, body)
+        except grpc.aio.AbortError:
+            status = context.code()  # type: ignore[assignment]
+            raise
+        except asyncio.CancelledError:
+            status = grpc.StatusCode.CANCELLED
+            raise
+        except Exception as error:  # noqa: BLE001  every error becomes a status here
+            refusal = mesh_error(error)
+            status, reason = refusal.status, refusal.reason
+            if reason != Internal.reason:
+                log.debug("call failed", extra={"reason": reason, "rpc": method.full_name})
+            await abort(context, refusal)
+        finally:
+            (self._probes if method.probe else self.work).leave(identity)
+            self._finish(method, span, status, reason, began)
+
+    async def _run(
+        self,
+        method: Method,
+        context: Context[Any, Any],
+        identity: SpiffeId,
+        body: Callable[[Any, Context[Any, Any]], Awaitable[Any]],
+    ) -> Any:
+        allowed_s = self._allowed_s(context)
+        deadline = asyncio.get_running_loop().time() + allowed_s
+        calls.enter_call(calls.Call(context, identity, deadline))
+        requests = _Requests(context, method.decoder, self._settings.stream_idle_timeout_s)
+        try:
+            async with asyncio.timeout_at(deadline) as limit:
+                if method.handler.request_streaming:
+                    answer = await body(requests, context)
+                else:
+                    request = await anext(requests, None)
+                    if request is None:
+                        raise MalformedRequest("the call carries no message")
+                    answer = await body(request, context)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise DeadlineExceeded("the deadline passed before the answer was complete") from None
+        if requests.refused is not None:
+            raise requests.refused
+        return answer
+
+    def _finish(self, method: Method, span: trace.Span, status: grpc.StatusCode, reason: str | None, began: float) -> None:
+        number = status.value[0]
+        measured = {**method.attributes, "rpc.grpc.status_code": number}
+        self._active.add(-1, method.attributes)
+        self._duration.record((time.perf_counter() - began) * 1000, measured)
+        if span.is_recording():
+            span.set_attribute("rpc.grpc.status_code", number)
+            if reason is not None:
+                span.set_attribute("error.type", reason)
+            if status in _SERVER_FAULTS:
+                span.set_status(trace.StatusCode.ERROR)
+        span.end()

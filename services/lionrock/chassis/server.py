@@ -1,0 +1,246 @@
+"""A gRPC server of the mesh: mutual TLS that follows its files, limits, health, drain.
+
+`serve` is the whole life of a service process; `start_server` is the same server without signals and telemetry, for tests and for
+processes that have their own. What happens to each RPC is in interceptors.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from lionrock.chassis.health import SERVICE_NAME as HEALTH
+from lionrock.chassis.health import Health
+from lionrock.chassis.identity import AnyMember, AnyTenant, Callers
+from lionrock.chassis.interceptors import Guard
+from lionrock.chassis.settings import ServerSettings, ServiceSettings, TlsSettings
+from lionrock.chassis.telemetry import start_telemetry
+from lionrock.chassis.tls import TlsFilesUnusable, WatchedIdentity
+
+__all__ = ["AnyTenant", "CannotListen", "Registration", "RunningServer", "serve", "start_server"]
+
+log = logging.getLogger("lionrock.chassis")
+
+REFLECTION = ("grpc.reflection.v1alpha.ServerReflection",)
+MAX_METADATA_BYTES = 16 * 1024
+HANDSHAKE_TIMEOUT_MS = 10_000
+MAX_CONNECTION_IDLE_MS = 15 * 60_000
+KEEPALIVE_MS = 60_000
+KEEPALIVE_TIMEOUT_MS = 20_000
+# A client may ping this often; one that pings faster strikes out and its connection is closed.
+LEAST_PING_INTERVAL_MS = 10_000
+PING_STRIKES = 2
+# After the drain, the transport gets this long to hand out last statuses.
+STOP_S = 1.0
+
+
+class CannotListen(Exception):
+    """The address is taken or not ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """One service on the port: the generated `add_…_to_server`, its servicer, its full name, and who may call it."""
+
+    add: Callable[[Any, grpc.aio.Server], None]
+    servicer: object
+    service_name: str
+    callers: frozenset[str] | AnyTenant
+
+
+def _options(settings: ServerSettings) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_send_message_length", settings.max_message_bytes),
+        ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+        ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
+        # Above the concurrency bound, so that the excess is answered with OVERLOADED and does not queue unseen in the client.
+        ("grpc.max_concurrent_streams", 2 * settings.max_concurrent_rpcs + 64),
+        ("grpc.max_allowed_incoming_connections", settings.max_connections),
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
+        ("grpc.max_connection_age_ms", int(settings.max_connection_age_s * 1000)),
+        ("grpc.max_connection_age_grace_ms", int(settings.max_deadline_s * 1000)),
+        ("grpc.max_connection_idle_ms", MAX_CONNECTION_IDLE_MS),
+        ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+        ("grpc.http2.min_ping_interval_without_data_ms", LEAST_PING_INTERVAL_MS),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", LEAST_PING_INTERVAL_MS),
+        ("grpc.http2.max_ping_strikes", PING_STRIKES),
+        # Two servers on one port would share its connections silently.
+        ("grpc.so_reuseport", 0),
+    ]
+
+
+def _credentials(tls: TlsSettings) -> grpc.ServerCredentials:
+    """Credentials that follow their files at every handshake. Raises TlsFilesUnusable."""
+    watched = WatchedIdentity(tls, interval_s=0)
+    lock = threading.Lock()  # handshakes ask from threads of gRPC
+    handed_out = watched.version
+
+    def configuration() -> grpc.ServerCertificateConfiguration:
+        identity = watched.latest()
+        return grpc.ssl_server_certificate_configuration(
+            [(identity.private_key, identity.certificate_chain)], root_certificates=identity.authorities
+        )
+
+    def changed() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal handed_out
+        with lock:
+            watched.latest()
+            if watched.version == handed_out:
+                return None
+            handed_out = watched.version
+            return configuration()
+
+    return grpc.dynamic_ssl_server_credentials(configuration(), changed, require_client_authentication=True)  # type: ignore[arg-type]
+
+
+class RunningServer:
+    """A server that listens on `port`."""
+
+    def __init__(self, server: grpc.aio.Server, port: int, guard: Guard, health: Health) -> None:
+        self.port = port
+        self._server = server
+        self._guard = guard
+        self._health = health
+
+    @property
+    def running_rpcs(self) -> int:
+        """RPCs that are served now, without health checks."""
+        return self._guard.work.running
+
+    def begin_drain(self) -> None:
+        """Say NOT_SERVING and refuse new RPCs with SHUTTING_DOWN; those that run go on."""
+        self._guard.draining = True
+        self._health.drain()
+
+    async def stop(self, grace_s: float = 0) -> None:
+        """Drain for at most `grace_s` seconds, then end what still runs and close the port."""
+        self.begin_drain()
+        try:
+            async with asyncio.timeout(grace_s):
+                await self._guard.work.idle()
+        except TimeoutError:
+            log.warning("drain grace is over", extra={"running_rpcs": self._guard.work.running})
+            await self._server.stop(None)
+        else:
+            await self._server.stop(STOP_S)
+
+
+async def start_server(settings: ServiceSettings, name: str, registrations: Sequence[Registration]) -> RunningServer:
+    """Start a server. Raises CannotListen, TlsFilesUnusable."""
+    del name
+    callers: dict[str, Callers] = {registration.service_name: registration.callers for registration in registrations}
+    health = Health(callers)
+    callers[HEALTH] = AnyMember()
+    if settings.server.reflection:
+        callers.update(dict.fromkeys(REFLECTION, AnyMember()))
+    guard = Guard(settings.server, callers)
+    server = grpc.aio.server(interceptors=[guard], options=_options(settings.server))
+    for registration in registrations:
+        registration.add(registration.servicer, server)
+    _add_health(health, server)
+    if settings.server.reflection:
+        _add_reflection([*callers], server)
+    try:
+        port = server.add_secure_port(settings.server.listen, _credentials(settings.server.tls))
+    except RuntimeError:
+        raise CannotListen(f"cannot listen on {settings.server.listen}") from None
+    await server.start()
+    health.serving()
+    return RunningServer(server, port, guard, health)
+
+
+def _add_health(health: Health, server: grpc.aio.Server) -> None:
+    from grpc_health.v1 import health_pb2_grpc
+
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+
+
+def _add_reflection(names: Sequence[str], server: grpc.aio.Server) -> None:
+    from grpc_reflection.v1alpha import reflection
+
+    reflection.enable_server_reflection(names, server)
+
+
+def _log_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log what asyncio could not deliver; its own handler prints reprs of exceptions, which may quote payload."""
+    del loop
+    error = context.get("exception")
+    log.error(context["message"], exc_info=error if isinstance(error, BaseException) else None)
+
+
+async def serve(
+    settings: ServiceSettings,
+    name: str,
+    registrations: Sequence[Registration],
+    *,
+    on_ready: Callable[[int], Awaitable[None]] | None = None,
+    on_drain: Callable[[], Awaitable[None]] | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT, then drain; a second signal ends at once.
+
+    `on_ready` gets the port; then the ready file is written. `on_drain` runs after the server refuses new RPCs and before it waits for
+    those that run. Raises SystemExit(1) after saying why if the server cannot start.
+    """
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_log_loop_error)
+    telemetry = start_telemetry(name, settings.telemetry)
+    try:
+        running = await start_server(settings, name, registrations)
+    except (CannotListen, TlsFilesUnusable) as error:
+        print(f"lionrock {name}: {error}", file=sys.stderr)
+        telemetry.close()
+        raise SystemExit(1) from None
+    drain, at_once = asyncio.Event(), asyncio.Event()
+
+    def on_signal() -> None:
+        (at_once if drain.is_set() else drain).set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    try:
+        if on_ready is not None:
+            await on_ready(running.port)
+        ready_file = settings.server.ready_file
+        if ready_file is not None:
+            _write_ready(ready_file, running.port)
+        log.info("serving", extra={"port": running.port})
+        await drain.wait()
+        log.info("draining", extra={"running_rpcs": running.running_rpcs})
+        running.begin_drain()
+        stopping = asyncio.ensure_future(_stop(running, settings.server.drain_grace_s, on_drain))
+        impatient = asyncio.ensure_future(at_once.wait())
+        await asyncio.wait({stopping, impatient}, return_when=asyncio.FIRST_COMPLETED)
+        impatient.cancel()
+        if not stopping.done():
+            stopping.cancel()
+            log.warning("stopping at once", extra={"running_rpcs": running.running_rpcs})
+        await asyncio.gather(stopping, return_exceptions=True)
+    finally:
+        await running.stop(0)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+        log.info("stopped")
+        await asyncio.to_thread(telemetry.close)
+
+
+async def _stop(running: RunningServer, grace_s: float, on_drain: Callable[[], Awaitable[None]] | None) -> None:
+    if on_drain is not None:
+        await on_drain()
+    await running.stop(grace_s)
+
+
+def _write_ready(path: Any, port: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(f"{port}\n", encoding="ascii")
+    temporary.replace(path)

@@ -1,0 +1,60 @@
+"""From bytes on the wire to a message that keeps the rules of its proto.
+
+Knows protobuf and protovalidate. Violations name the field and the rule; neither values nor map keys, which are the caller's text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import protovalidate
+from google.protobuf.message import DecodeError, Message
+
+from lionrock.chassis.errors import FieldViolation, InvalidField, MalformedRequest
+
+MAX_VIOLATIONS = 32
+
+
+def _field_path(path: Any) -> str:
+    """Write a `buf.validate.FieldPath` as `messages[3].content`; a map's key becomes `[*]`."""
+    if path is None:
+        return ""
+    written = ""
+    for element in path.elements:
+        written += ("." if written else "") + element.field_name
+        match element.subscript:
+            case None:
+                pass
+            case subscript if subscript.field == "index":
+                written += f"[{subscript.value}]"
+            case _:
+                written += "[*]"
+    return written
+
+
+def _violation(violation: protovalidate.Violation) -> FieldViolation:
+    found = violation.proto
+    return _field_path(found.field), found.message or f"breaks the rule {found.rule_id}"
+
+
+class Decoder:
+    """Decodes and checks messages of one type."""
+
+    def __init__(self, parse: Callable[[bytes], Message], validator: protovalidate.Validator) -> None:
+        """Compile the rules of the type now. Raises protovalidate.CompilationError: a defect of the proto, found at start."""
+        self._parse = parse
+        self._validator = validator
+        validator.collect_violations(parse(b""))
+
+    def decode(self, encoded: bytes) -> Message:
+        """Return the message. Raises MalformedRequest or InvalidField."""
+        try:
+            message = self._parse(encoded)
+        except DecodeError:
+            raise MalformedRequest("the request is not a valid message of its type") from None
+        violations = self._validator.collect_violations(message)
+        if violations:
+            found = [_violation(violation) for violation in violations[:MAX_VIOLATIONS]]
+            raise InvalidField("the request breaks the rules of its fields", field_violations=found)
+        return message
