@@ -1,0 +1,78 @@
+"""What can go wrong in the domain. servicer.py maps each to a status and a reason (errors.py).
+
+AuditError
+├── LogNotFound          no log for this tenant
+├── LeafNotFound         no such leaf
+├── LeafTooLarge         the event does not fit a leaf
+├── EventAlreadyRecorded the event id is taken by another content
+├── IntentNotFound       an outcome names an intent that is not there
+├── IntentClosed         an outcome names an intent that has one
+├── TreeSizeOutOfRange   no tree of that size has been signed
+├── QueueFull            more appends wait than settings allow
+├── LogReadOnly          the log refuses to sign; the message says why and what to do
+├── StoreFailed          a write or read did not succeed; nothing more is written until restart
+│   └── StoreConflict    another sequencer moved the log
+├── StoreHeld            another process holds the store
+└── KeyUnusable          a signing key is not readable, not private or not a key
+"""
+
+
+class AuditError(Exception):
+    """Root of the tree."""
+
+
+class LogNotFound(AuditError):
+    """No log for this tenant."""
+
+
+class LeafNotFound(AuditError):
+    """No such leaf."""
+
+
+class LeafTooLarge(AuditError):
+    """The event does not fit a leaf."""
+
+    def __init__(self, size_bytes: int, limit_bytes: int) -> None:
+        super().__init__(f"the leaf would have {size_bytes} bytes; it must have fewer than {limit_bytes}")
+        self.size_bytes = size_bytes
+        self.limit_bytes = limit_bytes
+
+
+class EventAlreadyRecorded(AuditError):
+    """The event id is taken by another content, or by one whose retry window has passed."""
+
+
+class IntentNotFound(AuditError):
+    """An outcome names an intent that is not in the log, or one of another request."""
+
+
+class IntentClosed(AuditError):
+    """An outcome names an intent that has one already."""
+
+
+class TreeSizeOutOfRange(AuditError):
+    """No tree of that size has been signed."""
+
+
+class QueueFull(AuditError):
+    """More appends wait than settings allow."""
+
+
+class LogReadOnly(AuditError):
+    """The log refuses to sign; the message says why and what to do."""
+
+
+class StoreFailed(AuditError):
+    """A write or read did not succeed; nothing more is written until restart."""
+
+
+class StoreConflict(StoreFailed):
+    """Another sequencer moved the log or took the store over."""
+
+
+class StoreHeld(AuditError):
+    """Another process holds the store; the message names it."""
+
+
+class KeyUnusable(AuditError):
+    """A signing key cannot be used; the message says which file and why."""

@@ -1,0 +1,80 @@
+"""The signing keys of the logs: one Ed25519 key a tenant, one file a key.
+
+Knows: where a key lies, that only its owner may read it, how it is made. Does not know: what is signed with it.
+A key is made once, durably, before anything is signed with it. Making a new one where a log already exists is never done here:
+opening.py refuses to sign instead.
+"""
+
+import os
+import stat
+from pathlib import Path
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+
+from lionrock.audit.failures import KeyUnusable
+from lionrock.audit.note import Ed25519Signer
+
+_OTHERS_OR_GROUP_WRITE = stat.S_IRWXO | stat.S_IWGRP
+"""Group read is allowed: a mounted secret often comes with it."""
+
+
+class KeyDirectory:
+    """Private keys as PKCS #8 PEM, `<tenant>.key`, mode 0600."""
+
+    def __init__(self, directory: Path) -> None:
+        """Use `directory`, made with mode 0700 when it is not there."""
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._directory = directory
+
+    def path(self, tenant: str) -> Path:
+        """Return the file of a tenant's key. `tenant` is a DNS label, so it cannot leave the directory."""
+        return self._directory / f"{tenant}.key"
+
+    def load(self, tenant: str, key_name: str) -> Ed25519Signer | None:
+        """Signer of a tenant's log, None when it has no key. Raises KeyUnusable."""
+        path = self.path(tenant)
+        try:
+            with path.open("rb") as file:
+                if os.fstat(file.fileno()).st_mode & _OTHERS_OR_GROUP_WRITE:
+                    raise KeyUnusable(f"{path} is open to others: chmod 600 it, and replace the key if it may have been read")
+                key = load_pem_private_key(file.read(), password=None)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
+            raise KeyUnusable(f"{path} is not a readable private key in PEM") from error
+        if not isinstance(key, Ed25519PrivateKey):
+            raise KeyUnusable(f"{path} is not an Ed25519 key")
+        return Ed25519Signer(key_name, key)
+
+    def create(self, tenant: str, key_name: str) -> Ed25519Signer:
+        """Make a key and write it through to the disk. Raises FileExistsError, OSError."""
+        key = Ed25519PrivateKey.generate()
+        path = self.path(tenant)
+        draft = path.with_name(f".{path.name}.{os.getpid()}")
+        write_through(draft, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        try:
+            os.link(draft, path)  # unlike a rename, fails when the name is taken
+        finally:
+            draft.unlink()
+        sync_directory(self._directory)
+        return Ed25519Signer(key_name, key)
+
+
+def write_through(path: Path, content: bytes) -> None:
+    """Write a private file and fsync it. Raises OSError."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_directory(directory: Path) -> None:
+    """Make names in a directory durable. Raises OSError."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

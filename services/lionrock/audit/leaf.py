@@ -1,0 +1,229 @@
+"""The leaf: one event of one request, as canonical JSON that never holds what was said.
+
+Knows: every field of a leaf, its size limit, and the commitments that stand in for payloads. Does not know: where a leaf is
+stored, who asked for it.
+
+A leaf is an object; fields without a value are absent, fractions and 64-bit numbers are decimal strings, digests are
+"sha256:" and 64 hexadecimal digits.
+
+    schema_version       1. A reader refuses a version that it does not know.
+    type                 "intent" or "outcome"
+    event_id             UUIDv7, made by the caller: one event is recorded once
+    ts                   RFC 3339 in UTC with microseconds, by the clock of the audit service
+    region               where the service runs, as its settings say
+    …                    the fields of `Context`: who, why, for whom
+    trace_id             W3C trace id
+    …                    the fields of `Intent` or of `Outcome`
+    commitments          by kind of payload ("prompt", "stop", "answer"): HMAC-SHA256(salt, payload), hexadecimal
+
+The salt is 32 random bytes, one a leaf, and goes to the caller alone: without it a commitment confirms no guess, so
+destroying it (and the payload) erases the content while the leaf's proof stays valid. A bare hash would not do: all Hong Kong
+identity card numbers hash within the minute.
+"""
+
+import hmac
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime, timedelta
+
+from lionrock.audit.canonical_json import JsonValue, canonical_json
+from lionrock.audit.failures import LeafTooLarge
+
+SCHEMA_VERSION = 1
+LEAF_MAX_BYTES = 2048
+CLOSING_RESERVE_BYTES = 256
+"""What an intent leaves free, so that an outcome with the same context fits even when recovery has to write it."""
+SALT_BYTES = 32
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Who asked, why, and under which rules; from the verified credential.
+
+    Same names and meanings as lionrock.common.v1.RequestContext.
+    """
+
+    request_id: str
+    tenant: str
+    actor: str
+    auth_method: str
+    """mtls, oidc or api_key."""
+    roles: Sequence[str]
+    purpose: str
+    case_id: str
+    conversation_id: str
+    data_class: str
+    """public, internal, personal, identity or suspicion."""
+    territory: str
+    profile: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Effective sampling parameters. Fractions are the shortest decimals that give back the same float32; None: not set."""
+
+    temperature: str | None = None
+    top_p: str | None = None
+    top_k: int | None = None
+    min_p: str | None = None
+    repetition_penalty: str | None = None
+    presence_penalty: str | None = None
+    frequency_penalty: str | None = None
+    logit_bias_digest: str = ""
+    """SHA-256 over the canonical JSON of {token id: decimal}."""
+    seed: str | None = None
+    max_tokens: int | None = None
+    stop_count: int | None = None
+    """Number of stop strings; the strings are committed to as kind "stop"."""
+    stop_token_ids: Sequence[int] = ()
+    logprobs: int | None = None
+    ignore_eos: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the guardrails found, counted a rule; never what they found it in."""
+
+    action: str
+    findings: Mapping[str, int]
+    profile: str
+    policy_version: str
+    policy_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """Which weights answered. An intent knows the name and the tokenizer only."""
+
+    name: str
+    tokenizer_digest: str = ""
+    weights_digest: str = ""
+    adapter_digest: str = ""
+    engine: str = ""
+    image_digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How the model was spread over chips; the split itself by its digest, since a rank a line would not fit."""
+
+    chip: str
+    tensor_parallel: int
+    pipeline_parallel: int
+    dtype: str
+    shards_digest: str
+    """SHA-256 over the canonical JSON of the shards in rank order (servicer.py)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """A request was admitted and is about to be answered."""
+
+    action: str
+    model: Model
+    sampling: Sampling | None
+    prompt_verdict: Verdict | None
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a request ended."""
+
+    intent_index: int | None
+    """Index of the intent in the same log; None when the request was refused before one."""
+    status: str
+    """answered, blocked, aborted or failed."""
+    finish_reason: str = ""
+    """stop, length or blocked."""
+    reason: str = ""
+    """Machine-readable reason of the other states, as in ErrorInfo."""
+    model: Model | None = None
+    plan: Plan | None = None
+    answer_verdict: Verdict | None = None
+    usage: Usage | None = None
+    time_to_first_token_ms: int | None = None
+    total_time_ms: int | None = None
+    resumptions: int | None = None
+    recorded_by: str = ""
+    """"recovery" when nobody reported an end (recovery.py)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What is to be recorded. `payloads` (kind → bytes) are committed to and kept nowhere."""
+
+    event_id: str
+    trace_id: str
+    context: Context
+    body: Intent | Outcome
+    payloads: Mapping[str, bytes]
+
+
+def new_salt(event: Event) -> bytes:
+    """Salt for one leaf; empty when the event has nothing to commit to."""
+    return secrets.token_bytes(SALT_BYTES) if event.payloads else b""
+
+
+def build_leaf(event: Event, *, recorded_at_us: int, salt: bytes, region: str = "") -> bytes:
+    """Bytes of the leaf: a pure function of its arguments, which is how a repeated call is recognised.
+
+    `recorded_at_us`: microseconds since 1970, UTC. Raises LeafTooLarge.
+    """
+    intent = isinstance(event.body, Intent)
+    leaf: dict[str, JsonValue] = {
+        "schema_version": SCHEMA_VERSION,
+        "type": "intent" if intent else "outcome",
+        "event_id": event.event_id,
+        "ts": rfc3339(recorded_at_us),
+        **_present(event.context),
+        **_present(event.body),
+    }
+    if event.trace_id:
+        leaf["trace_id"] = event.trace_id
+    if region:
+        leaf["region"] = region
+    if event.payloads:
+        leaf["commitments"] = {kind: commitment(salt, payload).hex() for kind, payload in event.payloads.items()}
+    data = canonical_json(leaf)
+    limit = LEAF_MAX_BYTES - CLOSING_RESERVE_BYTES if intent else LEAF_MAX_BYTES
+    if len(data) >= limit:
+        raise LeafTooLarge(len(data), limit)
+    return data
+
+
+def commitment(salt: bytes, payload: bytes) -> bytes:
+    """HMAC-SHA256(salt, payload).
+
+    Binds to the payload and hides it from everyone without the salt. Raises ValueError for a salt of another length.
+    """
+    if len(salt) != SALT_BYTES:
+        raise ValueError(f"a salt has {SALT_BYTES} bytes")
+    return hmac.digest(salt, payload, "sha256")
+
+
+def rfc3339(at_us: int) -> str:
+    """Write microseconds since 1970 as RFC 3339 in UTC with all six decimals."""
+    return (_EPOCH + timedelta(microseconds=at_us)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _present(record: Context | Intent | Outcome | Sampling | Verdict | Model | Plan | Usage) -> dict[str, JsonValue]:
+    """Fields of a record that have a value; zero and an empty set of findings are values, None and the empty string are not."""
+    present: dict[str, JsonValue] = {}
+    for field in fields(record):
+        value = getattr(record, field.name)
+        if value is None or value == "" or value == ():
+            continue
+        present[field.name] = _present(value) if isinstance(value, Sampling | Verdict | Model | Plan | Usage) else value
+    return present

@@ -1,0 +1,95 @@
+"""The second durable place of what was signed: a file beside the keys, away from the store.
+
+Knows: the last signed checkpoint of each log, as one JSON object a line, appended and fsynced. Does not know: whether they are right.
+The store commits first, this file follows, and only then does anyone hear of the checkpoint. So after any crash the file names a
+tree that the store contains; when it does not, the store was rolled back or damaged, and signing on would fork the log (opening.py).
+A line that was torn by a crash was never answered to anybody and is dropped. Rolling back both places at once stays invisible here;
+that takes a witness.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from lionrock.audit.failures import StoreFailed
+from lionrock.audit.keys import sync_directory, write_through
+
+_COMPACT_BYTES = 4 * 2**20
+
+
+class SignedCheckpoints:
+    """The file. One writer; `record` belongs to the sequencer's thread once it runs."""
+
+    def __init__(self, path: Path) -> None:
+        """Read `path`, or begin with nothing. Raises StoreFailed for a file that is damaged elsewhere than in its last line."""
+        self._path = path
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._last: dict[str, str] = {}
+        try:
+            lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
+        except OSError as error:
+            raise StoreFailed(f"reading {path}: {error.strerror}") from error
+        torn = lines.pop()  # empty unless the last write was cut off
+        for number, line in enumerate(lines, start=1):
+            entry = _parse(line)
+            if entry is None:
+                raise StoreFailed(f"{path} is damaged in line {number}: restore it from a backup of this file")
+            self._last[entry[0]] = entry[1]
+        del torn
+        self._file = -1
+        self._compact()
+
+    def last(self) -> Mapping[str, str]:
+        """Last signed checkpoint by origin."""
+        return dict(self._last)
+
+    def record(self, checkpoints: Mapping[str, str]) -> None:
+        """Write checkpoints (by origin) through to the disk. Raises StoreFailed; nothing may be signed after that until restart."""
+        self._last.update(checkpoints)
+        content = _lines(checkpoints)
+        try:
+            written = os.write(self._file, content)
+            if written != len(content):
+                raise StoreFailed(f"writing {self._path}: only {written} of {len(content)} bytes fit")
+            os.fdatasync(self._file)
+        except OSError as error:
+            raise StoreFailed(f"writing {self._path}: {error.strerror}") from error
+        self._bytes += written
+        if self._bytes > _COMPACT_BYTES:
+            self._compact()
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)
+
+    def _compact(self) -> None:
+        """Replace the file by its newest lines, atomically, and open it for appending."""
+        draft = self._path.with_name(f".{self._path.name}.new")
+        content = _lines(self._last)
+        try:
+            write_through(draft, content)
+            draft.rename(self._path)
+            sync_directory(self._path.parent)
+            if self._file >= 0:
+                os.close(self._file)
+            self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        except OSError as error:
+            raise StoreFailed(f"writing {self._path}: {error.strerror}") from error
+        self._bytes = len(content)
+
+
+def _lines(checkpoints: Mapping[str, str]) -> bytes:
+    return b"".join(
+        json.dumps({"origin": origin, "checkpoint": checkpoint}, ensure_ascii=False).encode() + b"\n"
+        for origin, checkpoint in checkpoints.items()
+    )
+
+
+def _parse(line: bytes) -> tuple[str, str] | None:
+    try:
+        entry = json.loads(line)
+        origin, checkpoint = entry["origin"], entry["checkpoint"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return (origin, checkpoint) if isinstance(origin, str) and isinstance(checkpoint, str) else None

@@ -1,0 +1,302 @@
+"""Logs in one SQLite file: write-ahead log, synchronous=FULL (an fsync a commit), one writer connection, one reader connection.
+
+Knows: SQL, the lock file, the schema and its migrations. Does not know: what leaves mean, when to commit.
+Source of the durability settings: sqlite.org/pragma.html (synchronous, journal_mode), sqlite.org/wal.html.
+"""
+
+import fcntl
+import json
+import os
+import socket
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from lionrock.audit.failures import StoreConflict, StoreFailed, StoreHeld
+from lionrock.audit.merkle import HASH_BYTES, Subtree, where_stored
+from lionrock.audit.store import LogId, OpenIntent, StoredLeaf, StoredLog, Transaction
+
+_MIGRATIONS: Final[tuple[str, ...]] = (
+    # 1: the first schema. `subtree_hashes` stands before `data`, so that proofs read no overflow page.
+    """
+    CREATE TABLE sequencer (only INTEGER PRIMARY KEY CHECK (only = 1), epoch INTEGER NOT NULL, holder TEXT NOT NULL);
+    INSERT INTO sequencer VALUES (1, 0, '');
+    CREATE TABLE logs (
+        log_id INTEGER PRIMARY KEY, origin TEXT NOT NULL UNIQUE, verifier_key TEXT NOT NULL,
+        size INTEGER NOT NULL, root BLOB NOT NULL, checkpoint TEXT NOT NULL);
+    CREATE TABLE leaves (
+        sequence INTEGER PRIMARY KEY, log_id INTEGER NOT NULL REFERENCES logs, leaf_index INTEGER NOT NULL, event_id TEXT NOT NULL,
+        recorded_at_us INTEGER NOT NULL, subtree_hashes BLOB NOT NULL, data BLOB NOT NULL,
+        UNIQUE (log_id, leaf_index), UNIQUE (log_id, event_id));
+    CREATE TABLE open_intents (
+        log_id INTEGER NOT NULL REFERENCES logs, leaf_index INTEGER NOT NULL, request_id TEXT NOT NULL,
+        PRIMARY KEY (log_id, leaf_index)) WITHOUT ROWID;
+    CREATE TABLE retry_salts (
+        log_id INTEGER NOT NULL REFERENCES logs, leaf_index INTEGER NOT NULL, recorded_at_us INTEGER NOT NULL, salt BLOB NOT NULL,
+        PRIMARY KEY (log_id, leaf_index)) WITHOUT ROWID;
+    CREATE INDEX retry_salts_by_time ON retry_salts (recorded_at_us);
+    """,
+)
+_LEAF_COLUMNS: Final = "leaf_index, event_id, recorded_at_us, subtree_hashes, data"
+_BUSY_TIMEOUT_S: Final = 5.0
+_WAL_LIMIT_BYTES: Final = 64 * 2**20
+
+
+class SqliteLogStore:
+    """A LogStore in one file. The writer side belongs to one thread at a time, the reader side to any (it locks)."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create. Raises StoreHeld, StoreFailed (also for a schema newer than this program)."""
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = _take_lock(path)
+        self._reader_lock = threading.Lock()
+        try:
+            self._writer = _connect(path)
+            _migrate(self._writer)
+            with _failures("taking the store over"):
+                self._epoch = _take_over(self._writer)
+            self._reader = _connect(path)
+            self._reader.execute("PRAGMA query_only=ON")
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    @contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        """Commit at the end of the block, or roll back if it raises."""
+        with _failures("beginning a transaction"):
+            self._writer.execute("BEGIN IMMEDIATE")
+            (epoch,) = self._writer.execute("SELECT epoch FROM sequencer").fetchone()
+        try:
+            if epoch != self._epoch:
+                raise StoreConflict(f"the store was taken over: its epoch is {epoch}, this writer's is {self._epoch}")
+            with _failures("writing"):
+                yield _SqliteTransaction(self._writer)
+        except BaseException:
+            with _failures("rolling back"):
+                if self._writer.in_transaction:
+                    self._writer.execute("ROLLBACK")
+            raise
+        with _failures("committing"):
+            self._writer.execute("COMMIT")
+
+    def create_log(self, origin: str, verifier_key: str, root: bytes, checkpoint: str) -> StoredLog:
+        """Create an empty log, durably."""
+        with self.transaction(), _failures("creating a log"):
+            cursor = self._writer.execute(
+                "INSERT INTO logs (origin, verifier_key, size, root, checkpoint) VALUES (?, ?, 0, ?, ?)",
+                (origin, verifier_key, root, checkpoint),
+            )
+        assert cursor.lastrowid is not None
+        return StoredLog(LogId(cursor.lastrowid), origin, verifier_key, 0, root, checkpoint)
+
+    def find_log(self, origin: str) -> StoredLog | None:
+        """Head of a log."""
+        rows = self._read("SELECT log_id, origin, verifier_key, size, root, checkpoint FROM logs WHERE origin = ?", (origin,))
+        return StoredLog(*rows[0]) if rows else None
+
+    def leaf(self, log_id: LogId, index: int) -> StoredLeaf | None:
+        """Leaf at an index."""
+        rows = self._read(f"SELECT {_LEAF_COLUMNS} FROM leaves WHERE log_id = ? AND leaf_index = ?", (log_id, index))  # noqa: S608 (a constant)
+        return _leaf(rows[0]) if rows else None
+
+    def leaf_of_event(self, log_id: LogId, event_id: str) -> StoredLeaf | None:
+        """Leaf of an event."""
+        rows = self._read(f"SELECT {_LEAF_COLUMNS} FROM leaves WHERE log_id = ? AND event_id = ?", (log_id, event_id))  # noqa: S608 (a constant)
+        return _leaf(rows[0]) if rows else None
+
+    def leaves(self, log_id: LogId, start: int, stop: int, max_bytes: int) -> list[StoredLeaf]:
+        """Leaves [start, stop) as far as `max_bytes` of data go, at least one if there is one."""
+        page: list[StoredLeaf] = []
+        with self._reader_lock, _failures("reading leaves"):
+            rows = self._reader.execute(
+                f"SELECT {_LEAF_COLUMNS} FROM leaves WHERE log_id = ? AND leaf_index >= ? AND leaf_index < ? ORDER BY leaf_index",  # noqa: S608 (a constant)
+                (log_id, start, stop),
+            )
+            for row in rows:
+                page.append(_leaf(row))
+                max_bytes -= len(page[-1].data)
+                if max_bytes <= 0:
+                    break
+            rows.close()  # a statement left open would pin the write-ahead log
+        return page
+
+    def next_index(self, log_id: LogId) -> int:
+        """One more than the highest index present."""
+        ((highest,),) = self._read("SELECT max(leaf_index) FROM leaves WHERE log_id = ?", (log_id,))
+        return 0 if highest is None else int(highest) + 1
+
+    def subtree_hashes(self, log_id: LogId, subtrees: Sequence[Subtree]) -> list[bytes]:
+        """Hashes in the order asked. Raises StoreFailed when one is absent."""
+        hashes = []
+        with self._reader_lock, _failures("reading hashes"):
+            for subtree in subtrees:
+                row = self._reader.execute(
+                    "SELECT substr(subtree_hashes, ?, ?) FROM leaves WHERE log_id = ? AND leaf_index = ?",
+                    (subtree.level * HASH_BYTES + 1, HASH_BYTES, log_id, where_stored(subtree)),
+                ).fetchone()
+                if row is None or len(row[0]) != HASH_BYTES:
+                    raise StoreFailed(f"the store has no hash for the subtree of level {subtree.level}, index {subtree.index}")
+                hashes.append(row[0])
+        return hashes
+
+    def open_intents(self, log_id: LogId, below: int, limit: int) -> list[OpenIntent]:
+        """Return open intents with an index below `below`, oldest first."""
+        rows = self._read(
+            "SELECT leaf_index, request_id FROM open_intents WHERE log_id = ? AND leaf_index < ? ORDER BY leaf_index LIMIT ?",
+            (log_id, below, limit),
+        )
+        return [OpenIntent(*row) for row in rows]
+
+    def close(self) -> None:
+        """Release the store; the last connection to close folds the write-ahead log into the file."""
+        with self._reader_lock:
+            self._reader.close()
+        try:
+            with _failures("closing"):
+                self._writer.close()
+        finally:
+            os.close(self._lock)
+
+    def _read(self, sql: str, parameters: tuple[object, ...]) -> list[tuple[object, ...] | list[object]]:
+        with self._reader_lock, _failures("reading"):
+            return self._reader.execute(sql, parameters).fetchall()
+
+
+class _SqliteTransaction:
+    """A Transaction on the writer's connection."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def leaf_of_event(self, log_id: LogId, event_id: str) -> StoredLeaf | None:
+        row = self._connection.execute(
+            f"SELECT {_LEAF_COLUMNS} FROM leaves WHERE log_id = ? AND event_id = ?", (log_id, event_id)
+        ).fetchone()
+        return None if row is None else _leaf(row)
+
+    def retry_salt(self, log_id: LogId, index: int) -> bytes | None:
+        row = self._connection.execute(
+            "SELECT salt FROM retry_salts WHERE log_id = ? AND leaf_index = ?", (log_id, index)
+        ).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def open_intent(self, log_id: LogId, index: int) -> OpenIntent | None:
+        row = self._connection.execute(
+            "SELECT leaf_index, request_id FROM open_intents WHERE log_id = ? AND leaf_index = ?", (log_id, index)
+        ).fetchone()
+        return None if row is None else OpenIntent(*row)
+
+    def add_leaves(self, log_id: LogId, leaves: Sequence[StoredLeaf]) -> None:
+        self._connection.executemany(
+            f"INSERT INTO leaves (log_id, {_LEAF_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)",  # noqa: S608 (a constant)
+            [(log_id, leaf.index, leaf.event_id, leaf.recorded_at_us, b"".join(leaf.completed), leaf.data) for leaf in leaves],
+        )
+
+    def add_open_intents(self, log_id: LogId, intents: Sequence[OpenIntent]) -> None:
+        self._connection.executemany(
+            "INSERT INTO open_intents VALUES (?, ?, ?)", [(log_id, intent.index, intent.request_id) for intent in intents]
+        )
+
+    def close_intents(self, log_id: LogId, indexes: Sequence[int]) -> None:
+        self._connection.executemany(
+            "DELETE FROM open_intents WHERE log_id = ? AND leaf_index = ?", [(log_id, index) for index in indexes]
+        )
+
+    def keep_retry_salts(self, log_id: LogId, salts: Sequence[tuple[int, int, bytes]]) -> None:
+        self._connection.executemany("INSERT INTO retry_salts VALUES (?, ?, ?, ?)", [(log_id, *salt) for salt in salts])
+
+    def forget_retry_salts(self, before_us: int, limit: int) -> int:
+        return self._connection.execute(
+            "DELETE FROM retry_salts WHERE (log_id, leaf_index) IN"
+            " (SELECT log_id, leaf_index FROM retry_salts WHERE recorded_at_us < ? LIMIT ?)",
+            (before_us, limit),
+        ).rowcount
+
+    def advance(self, log_id: LogId, old_size: int, old_root: bytes, size: int, root: bytes, checkpoint: str) -> None:
+        moved = self._connection.execute(
+            "UPDATE logs SET size = ?, root = ?, checkpoint = ? WHERE log_id = ? AND size = ? AND root = ?",
+            (size, root, checkpoint, log_id, old_size, old_root),
+        ).rowcount
+        if moved != 1:
+            raise StoreConflict(f"the log no longer ends at {old_size} leaves under the root that this writer signed")
+
+
+@contextmanager
+def _failures(doing: str) -> Iterator[None]:
+    """Turn what SQLite raises into StoreFailed. Its messages name tables and files, never values."""
+    try:
+        yield
+    except (sqlite3.Error, sqlite3.Warning) as error:
+        raise StoreFailed(f"{doing}: {getattr(error, 'sqlite_errorname', type(error).__name__)}: {error}") from error
+
+
+def _leaf(row: Sequence[object]) -> StoredLeaf:
+    index, event_id, recorded_at_us, hashes, data = row
+    assert isinstance(index, int)
+    assert isinstance(event_id, str)
+    assert isinstance(recorded_at_us, int)
+    assert isinstance(hashes, bytes)
+    assert isinstance(data, bytes)
+    completed = [hashes[start : start + HASH_BYTES] for start in range(0, len(hashes), HASH_BYTES)]
+    return StoredLeaf(index, event_id, recorded_at_us, completed, data)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    with _failures("opening the store"):
+        connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+        (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA foreign_keys=ON")
+        connection.execute("PRAGMA secure_delete=ON")  # a salt that was forgotten is overwritten
+        connection.execute(f"PRAGMA journal_size_limit={_WAL_LIMIT_BYTES}")
+    if mode != "wal":
+        connection.close()
+        raise StoreFailed(f"the file system under the store has no write-ahead log (journal mode {mode})")
+    path.chmod(0o600)
+    return connection
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    """Bring the schema forward, one transaction a step, never back."""
+    with _failures("migrating the schema"):
+        connection.execute("CREATE TABLE IF NOT EXISTS schema_versions (version INTEGER PRIMARY KEY, applied_at TEXT NOT NULL)")
+        ((version,),) = connection.execute("SELECT coalesce(max(version), 0) FROM schema_versions").fetchall()
+        if version > len(_MIGRATIONS):
+            raise StoreFailed(f"the store has schema {version}, this program knows {len(_MIGRATIONS)}: run the newer program")
+        for number, script in enumerate(_MIGRATIONS[version:], start=version + 1):
+            applied_at = datetime.now(UTC).isoformat(timespec="seconds")
+            connection.executescript(
+                f"BEGIN IMMEDIATE; {script}; INSERT INTO schema_versions VALUES ({number}, '{applied_at}'); COMMIT"
+            )
+
+
+def _take_over(connection: sqlite3.Connection) -> int:
+    holder = json.dumps(_describe_holder())
+    row = connection.execute("UPDATE sequencer SET epoch = epoch + 1, holder = ? RETURNING epoch", (holder,)).fetchone()
+    return int(row[0])
+
+
+def _describe_holder() -> dict[str, str | int]:
+    return {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
+
+
+def _take_lock(path: Path) -> int:
+    """Take the lock file beside the store; the kernel drops it with the process. Raises StoreHeld."""
+    lock_path = path.with_name(path.name + ".lock")
+    descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        held_by = os.pread(descriptor, 4096, 0).decode("utf-8", "replace").strip() or "a process that has not said its name yet"
+        os.close(descriptor)
+        raise StoreHeld(f"the audit store {path} is held by {held_by}; one store has one audit service") from None
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, json.dumps(_describe_holder()).encode(), 0)
+    return descriptor
