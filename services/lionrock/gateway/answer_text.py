@@ -1,0 +1,98 @@
+"""Token ids in, text that may be shown out: decode, cut at stop strings, guard.
+
+Knows the order of the three and how to end them; does not know where ids come from or where text goes. Nothing leaves `push` or `end`
+that the guardrails have not released. Both inner streams are opened when this is made, so that they are ready before the first token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from lionrock.gateway.paired_stream import PairedStream
+from lionrock.gateway.stop_strings import StopStringCutter
+from lionrock.gateway.verdict import Verdict
+from lionrock.guardrails.v1 import guardrails_pb2 as guard
+from lionrock.tokenization.v1 import tokenization_pb2 as tok
+
+Decoding = PairedStream[tok.DecodeRequest, tok.DecodeResponse]
+Guarding = PairedStream[guard.InspectStreamRequest, guard.InspectStreamResponse]
+
+# A rule of ACTION_REVIEW wants a person to decide, and no review queue is served: the answer ends there.
+_ENDING = frozenset({guard.ACTION_REVIEW, guard.ACTION_BLOCK})
+_NEEDS_REVIEW = "This answer needs a reviewer's decision. / 此回答需由審核人員決定。 / 此回答需由审核人员决定。"
+_CHUNK = 65_536  # code points a message to the guardrails
+
+
+class AnswerText:
+    """One answer on its way from ids to text."""
+
+    def __init__(self, decoding: Decoding, guarding: Guarding, stops: Sequence[str], verdict: Verdict) -> None:
+        """`stops`: stop strings. `verdict` collects what the guardrails say."""
+        self._decoding = decoding
+        self._guarding = guarding
+        self._cutter = StopStringCutter(stops)
+        self._verdict = verdict
+        self._blocked: guard.Blocked | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """A stop string came: no further id can add text."""
+        return self._cutter.stopped
+
+    @property
+    def blocked(self) -> guard.Blocked | None:
+        """Set once the guardrails ended the answer."""
+        return self._blocked
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._decoding.close()
+        self._guarding.close()
+
+    async def push(self, token_ids: Sequence[int]) -> str:
+        """Return the text that these ids make certain and the guardrails release; may be empty.
+
+        Raises TokenizationUnavailable or GuardrailsUnavailable, and what the two pass on (peer_errors.py).
+        """
+        decoded = await self._decoding.exchange(tok.DecodeRequest(chunk=tok.DecodeChunk(token_ids=token_ids)))
+        return await self._guard(self._cutter.push(decoded.text))
+
+    async def end(self) -> str:
+        """Release what is still held back. Raises like push. After a block nothing is left."""
+        rest = ""
+        if not self._cutter.stopped:
+            decoded = await self._decoding.exchange(tok.DecodeRequest(end=tok.DecodeEnd()))
+            rest = self._cutter.push(decoded.text) + self._cutter.end()
+        released = await self._guard(rest)
+        if self._blocked is not None:
+            return released
+        return released + self._accept(await self._guarding.exchange(guard.InspectStreamRequest(end=guard.StreamEnd())))
+
+    async def opened(self) -> None:
+        """Wait until both streams are open. Raises like push."""
+        self._verdict.policy = (await self._guarding.opened()).policy
+        await self._decoding.opened()
+
+    async def _guard(self, text: str) -> str:
+        released = []
+        for start in range(0, len(text), _CHUNK):
+            if self._blocked is not None:
+                break
+            chunk = guard.StreamChunk(text=text[start : start + _CHUNK])
+            released.append(self._accept(await self._guarding.exchange(guard.InspectStreamRequest(chunk=chunk))))
+        return "".join(released)
+
+    def _accept(self, response: guard.InspectStreamResponse) -> str:
+        self._verdict.add(response.findings)
+        if response.HasField("blocked"):
+            self._blocked = response.blocked
+        elif undecided := next((finding for finding in response.findings if finding.action in _ENDING), None):
+            self._blocked = guard.Blocked(rule=undecided.rule, safe_message=_NEEDS_REVIEW)
+            return ""
+        if self._blocked is not None:
+            self._verdict.block(self._blocked.rule)
+        return response.released

@@ -1,0 +1,88 @@
+"""May this principal do this, for this purpose, with this class of data, on this model? Default deny.
+
+`decide` is a pure function of its arguments: no clock, no state, no I/O, so that it can be tabulated exhaustively and exchanged for a
+policy language behind the same signature. It does not know whether the model exists: a model that a principal may not use and one that
+nobody serves must look the same to them.
+
+Sources: role and purpose as conditions of access, PDPO Data Protection Principles 3 and 4; separation of operators from payloads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from lionrock.gateway.tenants import Principal
+
+
+class Action(StrEnum):
+    """What can be asked of the gateway."""
+
+    CHAT = "chat"
+    COUNT_TOKENS = "count_tokens"
+    LIST_MODELS = "list_models"
+    GET_RECEIPT = "get_receipt"
+    LIST_AUDIT_KEYS = "list_audit_keys"
+
+
+_ASK = frozenset(Action)
+_VERIFY = frozenset({Action.GET_RECEIPT, Action.LIST_AUDIT_KEYS})
+
+# A role that is missing here permits nothing. platform_operator sees what is served and never a payload or its proof.
+ROLE_ACTIONS: dict[str, frozenset[Action]] = {
+    "user": _ASK,
+    "tenant_admin": _VERIFY | {Action.LIST_MODELS},
+    "reviewer": _ASK,
+    "mlro": _ASK,
+    "privacy_officer": _VERIFY,
+    "auditor": _VERIFY,
+    "regulator": _VERIFY,
+    "platform_operator": frozenset({Action.LIST_MODELS}),
+    "model_risk": _ASK,
+    "security": _VERIFY | {Action.LIST_MODELS},
+}
+
+
+class Denial(StrEnum):
+    """Why not: the reasons that a caller may learn."""
+
+    ROLE = "ROLE_NOT_PERMITTED"
+    PURPOSE = "PURPOSE_NOT_PERMITTED"
+    DATA_CLASS = "DATA_CLASS_NOT_PERMITTED"
+    MODEL = "MODEL_NOT_PERMITTED"
+
+
+@dataclass(frozen=True, slots=True)
+class AccessRequest:
+    """What is asked for. None where the action has no such dimension."""
+
+    action: Action
+    purpose: str | None = None
+    data_class: str | None = None
+    model: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Allowed exactly when `denial` is None."""
+
+    denial: Denial | None
+
+    @property
+    def allowed(self) -> bool:
+        """Whether the request may go on."""
+        return self.denial is None
+
+
+def decide(principal: Principal, request: AccessRequest) -> Decision:
+    """Decide. Every dimension must permit; the first that does not, in the order role, purpose, data class, model, is named."""
+    grant = principal.grant
+    if not any(request.action in ROLE_ACTIONS.get(role, frozenset()) for role in grant.roles):
+        return Decision(Denial.ROLE)
+    if request.purpose is not None and request.purpose not in grant.purposes:
+        return Decision(Denial.PURPOSE)
+    if request.data_class is not None and request.data_class not in grant.data_classes:
+        return Decision(Denial.DATA_CLASS)
+    if request.model is not None and not principal.may_use(request.model):
+        return Decision(Denial.MODEL)
+    return Decision(None)

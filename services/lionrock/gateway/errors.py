@@ -1,0 +1,153 @@
+"""What can go wrong at the door, as callers see it.
+
+    MeshError
+    ├── UnknownPrincipal            UNAUTHENTICATED       UNKNOWN_PRINCIPAL
+    ├── AccessDenied                PERMISSION_DENIED
+    │   ├── RoleNotPermitted                              ROLE_NOT_PERMITTED
+    │   ├── PurposeNotPermitted                           PURPOSE_NOT_PERMITTED
+    │   ├── DataClassNotPermitted                         DATA_CLASS_NOT_PERMITTED
+    │   └── ModelNotPermitted                             MODEL_NOT_PERMITTED
+    ├── PromptBlocked               PERMISSION_DENIED     PROMPT_BLOCKED
+    ├── ReviewRequired              PERMISSION_DENIED     REVIEW_REQUIRED
+    ├── PromptTooLong               INVALID_ARGUMENT      PROMPT_TOO_LONG
+    ├── ChatTemplateRefused         INVALID_ARGUMENT      CHAT_TEMPLATE_REFUSED
+    ├── UnsupportedSamplingOption   UNIMPLEMENTED         UNSUPPORTED_SAMPLING_OPTION
+    ├── UnsupportedOutputConstraint UNIMPLEMENTED         UNSUPPORTED_OUTPUT_CONSTRAINT
+    ├── ModelNotFound               NOT_FOUND             MODEL_NOT_FOUND
+    ├── ReceiptNotFound             NOT_FOUND             RECEIPT_NOT_FOUND
+    ├── TenantQuota                 RESOURCE_EXHAUSTED    TENANT_QUOTA
+    └── PeerUnavailable             UNAVAILABLE
+        ├── AuditUnavailable                              AUDIT_UNAVAILABLE
+        ├── GuardrailsUnavailable                         GUARDRAILS_UNAVAILABLE
+        ├── TokenizationUnavailable                       TOKENIZATION_UNAVAILABLE
+        └── InferenceUnavailable                          INFERENCE_UNAVAILABLE
+
+and from the chassis InvalidField, Overloaded, DeadlineTooShort, DeadlineExceeded, ShuttingDown, Internal. No message carries text of a
+prompt or an answer; `request_id` in the metadata finds the request in the audit log.
+"""
+
+from __future__ import annotations
+
+from grpc import StatusCode
+
+from lionrock.chassis.errors import MeshError
+
+
+class UnknownPrincipal(MeshError):
+    """The certificate is valid, but no tenant lists its SPIFFE id."""
+
+    status, reason = StatusCode.UNAUTHENTICATED, "UNKNOWN_PRINCIPAL"
+
+
+class AccessDenied(MeshError):
+    """The tenant's grants do not permit the request."""
+
+    status = StatusCode.PERMISSION_DENIED
+
+
+class RoleNotPermitted(AccessDenied):
+    """None of the caller's roles permits this call."""
+
+    reason = "ROLE_NOT_PERMITTED"
+
+
+class PurposeNotPermitted(AccessDenied):
+    """The credential does not permit the stated purpose."""
+
+    reason = "PURPOSE_NOT_PERMITTED"
+
+
+class DataClassNotPermitted(AccessDenied):
+    """The credential does not permit data of the declared class."""
+
+    reason = "DATA_CLASS_NOT_PERMITTED"
+
+
+class ModelNotPermitted(AccessDenied):
+    """The credential does not permit this model, whether or not it is served."""
+
+    reason = "MODEL_NOT_PERMITTED"
+
+
+class PromptBlocked(MeshError):
+    """A guardrail refused the prompt: the message may be shown to the user, and metadata `rules` names the rules."""
+
+    status, reason = StatusCode.PERMISSION_DENIED, "PROMPT_BLOCKED"
+
+
+class ReviewRequired(MeshError):
+    """The policy wants a person to decide on the prompt, and no review queue is served."""
+
+    status, reason = StatusCode.PERMISSION_DENIED, "REVIEW_REQUIRED"
+
+
+class PromptTooLong(MeshError):
+    """The prompt has more tokens than the model's context window leaves room for."""
+
+    status, reason = StatusCode.INVALID_ARGUMENT, "PROMPT_TOO_LONG"
+
+
+class ChatTemplateRefused(MeshError):
+    """The model's chat template does not accept this sequence of turns."""
+
+    status, reason = StatusCode.INVALID_ARGUMENT, "CHAT_TEMPLATE_REFUSED"
+
+
+class UnsupportedSamplingOption(MeshError):
+    """The model's engine does not offer a sampling option that was asked for."""
+
+    status, reason = StatusCode.UNIMPLEMENTED, "UNSUPPORTED_SAMPLING_OPTION"
+
+
+class UnsupportedOutputConstraint(MeshError):
+    """The model's engine cannot enforce the output constraint."""
+
+    status, reason = StatusCode.UNIMPLEMENTED, "UNSUPPORTED_OUTPUT_CONSTRAINT"
+
+
+class ModelNotFound(MeshError):
+    """No such model is served."""
+
+    status, reason = StatusCode.NOT_FOUND, "MODEL_NOT_FOUND"
+
+
+class ReceiptNotFound(MeshError):
+    """The caller's tenant has no answer with this request id."""
+
+    status, reason = StatusCode.NOT_FOUND, "RECEIPT_NOT_FOUND"
+
+
+class TenantQuota(MeshError):
+    """The tenant, or the caller within it, has as many open answers as it may; RetryInfo says when to come back."""
+
+    status, reason = StatusCode.RESOURCE_EXHAUSTED, "TENANT_QUOTA"
+
+
+class PeerUnavailable(MeshError):
+    """An inner service failed; metadata `peer_status` and `peer_reason` say how."""
+
+    status = StatusCode.UNAVAILABLE
+
+
+class AuditUnavailable(PeerUnavailable):
+    """The audit log cannot record the request, and nothing is answered without a record."""
+
+    reason = "AUDIT_UNAVAILABLE"
+
+
+class GuardrailsUnavailable(PeerUnavailable):
+    """The guardrails cannot judge, and nothing is answered unjudged."""
+
+    reason = "GUARDRAILS_UNAVAILABLE"
+
+
+class TokenizationUnavailable(PeerUnavailable):
+    """The tokenizer failed."""
+
+    reason = "TOKENIZATION_UNAVAILABLE"
+
+
+class InferenceUnavailable(PeerUnavailable):
+    """No engine takes the request, or it was lost and could not be resumed in time."""
+
+    reason = "INFERENCE_UNAVAILABLE"

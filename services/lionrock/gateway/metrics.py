@@ -1,0 +1,76 @@
+"""The gateway's metrics, under the names of OpenTelemetry's GenAI semantic conventions, which still change: here and nowhere else.
+
+Attributes are bounded: models that were really served, tenants of the settings, reasons of errors.py; never an id, never text.
+Source: open-telemetry/semantic-conventions-genai (Development), 2026-11.
+"""
+
+from __future__ import annotations
+
+from opentelemetry.metrics import Meter
+
+_SECONDS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
+
+
+class GatewayMetrics:
+    """One instance a process."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._duration = meter.create_histogram(
+            "gen_ai.server.request.duration",
+            unit="s",
+            description="From arrival to the last message.",
+            explicit_bucket_boundaries_advisory=_SECONDS,
+        )
+        self._first_token = meter.create_histogram(
+            "gen_ai.server.time_to_first_token",
+            unit="s",
+            description="From arrival to the first released text.",
+            explicit_bucket_boundaries_advisory=_SECONDS,
+        )
+        self._per_token = meter.create_histogram(
+            "gen_ai.server.time_per_output_token",
+            unit="s",
+            description="Time per token after the first.",
+            explicit_bucket_boundaries_advisory=_SECONDS,
+        )
+        self._open = meter.create_up_down_counter("lionrock.gateway.open_streams", description="Answers being written.")
+        self._resumptions = meter.create_counter(
+            "lionrock.gateway.resumptions", description="Answers continued on another shard group."
+        )
+        self._unrecorded = meter.create_counter("lionrock.gateway.outcomes_unrecorded", description="Outcome leaves that failed.")
+
+    def opened(self, tenant: str) -> None:
+        """An answer was admitted."""
+        self._open.add(1, {"lionrock.tenant": tenant})
+
+    def closed(
+        self,
+        tenant: str,
+        *,
+        model: str,
+        outcome: str,
+        reason: str,
+        total_s: float,
+        first_token_s: float | None,
+        tokens: int,
+        resumptions: int,
+    ) -> None:
+        """An answer ended. `model` is empty when none took the request; `reason` is empty when it was answered."""
+        self._open.add(-1, {"lionrock.tenant": tenant})
+        attributes = {"gen_ai.operation.name": "chat", "gen_ai.provider.name": "lionrock", "lionrock.tenant": tenant}
+        if model:
+            attributes["gen_ai.request.model"] = model
+        if resumptions:
+            self._resumptions.add(resumptions, attributes)
+        if first_token_s is not None:
+            self._first_token.record(first_token_s, attributes)
+            if tokens > 1:
+                self._per_token.record((total_s - first_token_s) / (tokens - 1), attributes)
+        attributes["lionrock.outcome"] = outcome
+        if reason:
+            attributes["error.type"] = reason
+        self._duration.record(total_s, attributes)
+
+    def outcome_unrecorded(self, tenant: str) -> None:
+        """An outcome leaf could not be written."""
+        self._unrecorded.add(1, {"lionrock.tenant": tenant})

@@ -1,0 +1,170 @@
+"""The four inner services as the pipeline calls them: stubs, time limits, and errors in the gateway's own words.
+
+Knows which RPC does what and how long it may take; does not know in which order they are called. Every call carries the gateway's
+RequestContext and ends by the request's deadline or the peer's own limit, whichever is earlier.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import grpc
+
+from lionrock.audit.v1 import audit_pb2 as audit
+from lionrock.audit.v1.audit_pb2_grpc import AuditServiceStub
+from lionrock.common.v1 import chat_pb2 as chat
+from lionrock.common.v1 import context_pb2 as ctx
+from lionrock.gateway.answer_text import Decoding, Guarding
+from lionrock.gateway.generation import GenerateCall
+from lionrock.gateway.paired_stream import PairedStream
+from lionrock.gateway.peer_errors import (
+    from_audit,
+    from_audit_query,
+    from_guardrails,
+    from_inference,
+    from_tokenization,
+    translated,
+)
+from lionrock.guardrails.v1 import guardrails_pb2 as guard
+from lionrock.guardrails.v1.guardrails_pb2_grpc import GuardrailsServiceStub
+from lionrock.inference.v1 import inference_pb2 as inf
+from lionrock.inference.v1.inference_pb2_grpc import InferenceServiceStub
+from lionrock.tokenization.v1 import tokenization_pb2 as tok
+from lionrock.tokenization.v1.tokenization_pb2_grpc import TokenizationServiceStub
+
+_SOURCES = {
+    chat.CHAT_ROLE_SYSTEM: guard.TEXT_SOURCE_SYSTEM,
+    chat.CHAT_ROLE_USER: guard.TEXT_SOURCE_USER,
+    chat.CHAT_ROLE_ASSISTANT: guard.TEXT_SOURCE_MODEL,
+    chat.CHAT_ROLE_TOOL: guard.TEXT_SOURCE_DOCUMENT,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """When the caller stops waiting, in the event loop's time."""
+
+    at: float
+
+    @classmethod
+    def after(cls, seconds: float) -> Deadline:
+        """The deadline `seconds` from now."""
+        return cls(asyncio.get_running_loop().time() + seconds)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the caller has stopped waiting."""
+        return self.left_s() <= 0
+
+    def left_s(self, at_most: float = float("inf")) -> float:
+        """Seconds left, at most `at_most`, never negative."""
+        return max(0.0, min(at_most, self.at - asyncio.get_running_loop().time()))
+
+
+class Guardrails:
+    """Judges prompts and answers. Raises GuardrailsUnavailable, Overloaded, InvalidField."""
+
+    def __init__(self, channel: grpc.aio.Channel, timeout_s: float) -> None:
+        self._stub = GuardrailsServiceStub(channel)
+        self._timeout_s = timeout_s
+
+    async def inspect_prompt(
+        self, context: ctx.RequestContext, messages: Sequence[chat.ChatMessage], deadline: Deadline
+    ) -> guard.InspectResponse:
+        """The verdict on a conversation, one part a turn."""
+        parts = [guard.TextPart(text=message.content, source=_SOURCES[message.role]) for message in messages]
+        request = guard.InspectRequest(context=context, direction=guard.DIRECTION_PROMPT, parts=parts)
+        with translated(from_guardrails):
+            return await self._stub.Inspect(request, timeout=deadline.left_s(self._timeout_s))
+
+    def guard_answer(self, context: ctx.RequestContext, deadline: Deadline) -> Guarding:
+        """Open the stream that judges an answer while it is written."""
+        opening = guard.InspectStreamRequest(open=guard.StreamOpen(context=context, direction=guard.DIRECTION_ANSWER))
+        call = self._stub.InspectStream(timeout=deadline.left_s())
+        return PairedStream(call, opening, timeout_s=self._timeout_s, translate=from_guardrails)
+
+
+class Tokenization:
+    """Text to ids and back. Raises TokenizationUnavailable, Overloaded, ModelNotFound, ChatTemplateRefused, InvalidField."""
+
+    def __init__(self, channel: grpc.aio.Channel, timeout_s: float) -> None:
+        self._stub = TokenizationServiceStub(channel)
+        self._timeout_s = timeout_s
+
+    async def encode(
+        self, context: ctx.RequestContext, model: str, messages: Sequence[chat.ChatMessage], deadline: Deadline
+    ) -> tok.EncodeResponse:
+        """The ids of a conversation."""
+        request = tok.EncodeRequest(context=context, model=model, conversation=tok.Conversation(messages=messages))
+        with translated(from_tokenization):
+            return await self._stub.Encode(request, timeout=deadline.left_s(self._timeout_s))
+
+    async def count(self, context: ctx.RequestContext, model: str, messages: Sequence[chat.ChatMessage], deadline: Deadline) -> int:
+        """How many ids a conversation has."""
+        request = tok.EncodeRequest(context=context, model=model, conversation=tok.Conversation(messages=messages))
+        with translated(from_tokenization):
+            response = await self._stub.CountTokens(
+                tok.CountTokensRequest(request=request), timeout=deadline.left_s(self._timeout_s)
+            )
+        return response.tokens
+
+    def decode_answer(self, context: ctx.RequestContext, model: str, tokenizer_digest: str, deadline: Deadline) -> Decoding:
+        """Open the stream that turns ids into text, with the tokenizer that encoded the prompt and no other."""
+        opening = tok.DecodeRequest(open=tok.DecodeOpen(context=context, model=model, tokenizer_digest=tokenizer_digest))
+        call = self._stub.Decode(timeout=deadline.left_s())
+        return PairedStream(call, opening, timeout_s=self._timeout_s, translate=from_tokenization)
+
+
+class Inference:
+    """The engine. Raises InferenceUnavailable, Overloaded and what the caller can mend (peer_errors.from_inference)."""
+
+    def __init__(self, channel: grpc.aio.Channel, timeout_s: float) -> None:
+        self._stub = InferenceServiceStub(channel)
+        self._timeout_s = timeout_s
+
+    def generate(self, request: inf.GenerateRequest, deadline: Deadline) -> GenerateCall:
+        """Start one Generate call. Its failures are not translated: generation.py decides what to do about them."""
+        return self._stub.Generate(request, timeout=deadline.left_s())
+
+    async def list_models(self, deadline: Deadline) -> Sequence[inf.ServedModel]:
+        """What is served now."""
+        with translated(from_inference):
+            response = await self._stub.ListModels(inf.ListModelsRequest(), timeout=deadline.left_s(self._timeout_s))
+        return response.models
+
+
+class AuditLog:
+    """The tenant's log. Raises AuditUnavailable, Overloaded; readers ReceiptNotFound."""
+
+    def __init__(self, channel: grpc.aio.Channel, timeout_s: float) -> None:
+        self._stub = AuditServiceStub(channel)
+        self._timeout_s = timeout_s
+
+    async def append(self, request: audit.AppendRequest, deadline: Deadline) -> audit.AppendResponse:
+        """Record an event. Returns when it is durable."""
+        with translated(from_audit):
+            return await self._stub.Append(request, timeout=deadline.left_s(self._timeout_s))
+
+    async def receipt(self, context: ctx.RequestContext, event_id: str, deadline: Deadline) -> audit.Receipt:
+        """The proof of an event of the tenant."""
+        request = audit.GetReceiptRequest(context=context, event_id=event_id)
+        with translated(from_audit_query):
+            return (await self._stub.GetReceipt(request, timeout=deadline.left_s(self._timeout_s))).receipt
+
+    async def verifier_keys(self, context: ctx.RequestContext, deadline: Deadline) -> Sequence[str]:
+        """The verifier keys of the tenant's log, newest first."""
+        with translated(from_audit):
+            response = await self._stub.ListKeys(audit.ListKeysRequest(context=context), timeout=deadline.left_s(self._timeout_s))
+        return response.verifier_keys
+
+
+@dataclass(frozen=True, slots=True)
+class Peers:
+    """The inner services of one gateway."""
+
+    guardrails: Guardrails
+    tokenization: Tokenization
+    inference: Inference
+    audit: AuditLog

@@ -1,0 +1,325 @@
+"""The way of one question through the mesh. Read `_answer` from top to bottom.
+
+    admission → authorization → guardrails Inspect ∥ tokenization Encode → audit INTENT ∥ engine prefill
+    → (ids → text → guardrails → client)* → audit OUTCOME → `finished` with its receipt
+
+Knows the order and what may overlap. Does not know wires (servicer.py), retries of the engine (generation.py), how text is released
+(answer_text.py), or what a leaf looks like (record.py).
+
+Duties kept here: nothing reaches the client before the INTENT leaf is durable; `finished` is sent only after the OUTCOME leaf is;
+every admitted request gets an OUTCOME, however it ends; when anything fails or the client goes away, the engine is cancelled at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from opentelemetry import trace
+
+from lionrock.audit.v1 import audit_pb2 as audit
+from lionrock.chassis.calls import current_call, enter_call
+from lionrock.chassis.errors import DeadlineExceeded, DeadlineTooShort, MeshError, Overloaded
+from lionrock.chassis.ids import uuid7
+from lionrock.chassis.telemetry import set_request_id, tracer
+from lionrock.common.v1 import chat_pb2 as chat
+from lionrock.common.v1 import sampling_pb2 as sampling
+from lionrock.gateway import errors
+from lionrock.gateway.admission import Admission, GatewayFullError, TenantFullError, Ticket
+from lionrock.gateway.answer_text import AnswerText
+from lionrock.gateway.authorization import AccessRequest, Action
+from lionrock.gateway.context import (
+    CacheSalts,
+    committed_prompt,
+    data_class_name,
+    effective_sampling,
+    engine_sampling,
+    request_context,
+)
+from lionrock.gateway.generation import Generation, ResumePolicy
+from lionrock.gateway.metrics import GatewayMetrics
+from lionrock.gateway.peers import Deadline, Peers
+from lionrock.gateway.record import RequestRecord, intent_leaf
+from lionrock.gateway.refusals import engine_reason, masked, permit, refuse_what_is_not_offered, refuse_what_the_policy_refuses
+from lionrock.gateway.responses import delta, finished, started
+from lionrock.gateway.served_models import ServedModels
+from lionrock.gateway.settings import LimitSettings
+from lionrock.gateway.tenants import Principal
+from lionrock.gateway.v1 import gateway_pb2 as gw
+from lionrock.gateway.verdict import Verdict, prompt_verdict
+from lionrock.guardrails.v1 import guardrails_pb2 as guard
+from lionrock.inference.v1 import inference_pb2 as inf
+
+log = logging.getLogger("lionrock.gateway")
+
+Send = Callable[[gw.ChatResponse], Awaitable[None]]
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A conversation that may go to the model: as judged, as masked, as encoded."""
+
+    messages: Sequence[chat.ChatMessage]
+    verdict: Verdict
+    token_ids: Sequence[int]
+    tokenizer_digest: str
+
+
+@dataclass(slots=True)
+class Turn:
+    """One admitted request."""
+
+    principal: Principal
+    request: gw.ChatRequest
+    params: sampling.SamplingParams
+    deadline: Deadline
+    send: Send
+    record: RequestRecord
+    ticket: Ticket
+    closing: asyncio.Task[audit.AppendResponse] | None = None
+
+
+class ChatPipeline:
+    """Answers questions. One instance a gateway; safe for any number of concurrent `answer` calls of one event loop."""
+
+    def __init__(
+        self,
+        peers: Peers,
+        models: ServedModels,
+        admission: Admission,
+        salts: CacheSalts,
+        limits: LimitSettings,
+        metrics: GatewayMetrics,
+    ) -> None:
+        self._peers = peers
+        self._models = models
+        self._admission = admission
+        self._salts = salts
+        self._limits = limits
+        self._metrics = metrics
+        self._closing: set[asyncio.Task[audit.AppendResponse]] = set()
+
+    async def answer(self, principal: Principal, request: gw.ChatRequest, deadline: Deadline, send: Send) -> None:
+        """Answer one question through `send`. Raises the errors of gateway.proto; cancel the task when the client goes away."""
+        turn = self._admit(principal, request, deadline, send)
+        try:
+            await self._answer(turn)
+        except asyncio.CancelledError:
+            turn.record.aborted(deadline_passed=deadline.passed)
+            raise
+        except MeshError as error:
+            late = isinstance(error, errors.PeerUnavailable) and deadline.passed
+            told = DeadlineExceeded("the deadline passed before the answer was complete") if late else error
+            told.metadata["request_id"] = turn.record.context.request_id
+            turn.record.refused(told)
+            if not isinstance(error, errors.AuditUnavailable):
+                await asyncio.wait({self._close(turn)}, timeout=self._limits.outcome_timeout_s)
+            raise told from error
+        except Exception:
+            turn.record.failed("INTERNAL_ERROR")
+            raise
+        finally:
+            self._close(turn)
+
+    async def settle(self) -> None:
+        """Wait until every outcome that is being written is written, or has failed."""
+        while self._closing:
+            await asyncio.wait(self._closing)
+
+    async def _answer(self, turn: Turn) -> None:
+        record = turn.record
+        model = await self._authorize(turn)
+        prompt = await self._prepare(turn, model)
+        record.answer_verdict = Verdict()
+        generation = self._generation(turn, model, prompt)
+        async with generation, self._text(turn, model, prompt) as text:
+            try:
+                # The engine prefills already. Nothing it says goes further before the intent is durable.
+                record.intent = asyncio.create_task(self._append_intent(turn, model, prompt))
+                intent = await asyncio.shield(record.intent)
+                with tracer().start_as_current_span("gateway.await_engine"):
+                    record.engine = await generation.started()
+                    await text.opened()
+                await turn.send(started(record, record.engine, turn.params.seed, prompt.verdict))
+                with tracer().start_as_current_span("gateway.stream"):
+                    reason = await self._stream(turn, generation, text)
+            finally:
+                record.usage, record.resumptions = generation.usage, generation.resumptions
+        record.answered(reason)
+        outcome = await asyncio.shield(self._close(turn))
+        await turn.send(finished(record, intent, outcome, text.blocked))
+
+    def _admit(self, principal: Principal, request: gw.ChatRequest, deadline: Deadline, send: Send) -> Turn:
+        arrived_at = asyncio.get_running_loop().time()
+        refuse_what_is_not_offered(request, self._limits.max_prompt_code_points)
+        if deadline.left_s() < self._limits.min_deadline_s:
+            raise DeadlineTooShort("the deadline leaves no time for an answer")
+        try:
+            ticket = self._admission.admit(principal)
+        except TenantFullError as full:
+            violation = [(full.subject, f"{full.limit} open answers at most")]
+            raise errors.TenantQuota(
+                "too many open answers", retry_after_s=full.retry_after_s, quota_violations=violation
+            ) from full
+        except GatewayFullError as full:
+            raise Overloaded("the gateway has no room", retry_after_s=full.retry_after_s) from full
+        context = request_context(
+            principal,
+            uuid7(),
+            purpose=request.purpose,
+            case_id=request.case_id,
+            conversation_id=request.conversation_id,
+            data_class=request.data_class,
+        )
+        set_request_id(context.request_id)
+        self._metrics.opened(principal.tenant.name)
+        record = RequestRecord(context, _trace_id(), arrived_at)
+        return Turn(principal, request, effective_sampling(request.sampling), deadline, send, record, ticket)
+
+    async def _authorize(self, turn: Turn) -> str:
+        """The model that the caller means and may use."""
+        asked = AccessRequest(
+            Action.CHAT, turn.record.context.purpose, data_class_name(turn.record.context.data_class), turn.request.model or None
+        )
+        permit(turn.principal, asked)
+        return await self._models.resolve(turn.principal, turn.request.model, turn.deadline)
+
+    async def _prepare(self, turn: Turn, model: str) -> Prompt:
+        """Judge and encode side by side. The encoding of a text that gets masked is thrown away: most texts are not."""
+        context, deadline = turn.record.context, turn.deadline
+        messages: Sequence[chat.ChatMessage] = turn.request.messages
+        with tracer().start_as_current_span("gateway.prepare"):
+            async with _beside(self._peers.tokenization.encode(context, model, messages, deadline)) as encoding:
+                judged = await self._peers.guardrails.inspect_prompt(context, messages, deadline)
+                refuse_what_the_policy_refuses(judged)
+                if judged.action != guard.ACTION_MASK:
+                    encoded = await encoding
+                else:
+                    messages = masked(messages, judged)
+                    encoding.cancel()
+                    encoded = await self._peers.tokenization.encode(context, model, messages, deadline)
+        return Prompt(messages, prompt_verdict(judged), encoded.token_ids, encoded.tokenizer_digest)
+
+    def _generation(self, turn: Turn, model: str, prompt: Prompt) -> Generation:
+        request = inf.GenerateRequest(
+            context=turn.record.context,
+            model=model,
+            token_ids=prompt.token_ids,
+            sampling=engine_sampling(turn.params),
+            cache_salt=self._salts.of(turn.principal.tenant.name),
+        )
+        if turn.request.HasField("constraint"):
+            request.constraint.CopyFrom(turn.request.constraint)
+        policy = ResumePolicy(self._limits.max_resumptions, self._limits.resume_window_s)
+        return Generation(
+            lambda part: self._peers.inference.generate(part, turn.deadline), request, policy, self._limits.max_pending_tokens
+        )
+
+    def _text(self, turn: Turn, model: str, prompt: Prompt) -> AnswerText:
+        context, deadline = turn.record.context, turn.deadline
+        decoding = self._peers.tokenization.decode_answer(context, model, prompt.tokenizer_digest, deadline)
+        guarding = self._peers.guardrails.guard_answer(context, deadline)
+        assert turn.record.answer_verdict is not None
+        return AnswerText(decoding, guarding, turn.params.stop, turn.record.answer_verdict)
+
+    async def _append_intent(self, turn: Turn, model: str, prompt: Prompt) -> audit.AppendResponse:
+        constraint = turn.request.constraint if turn.request.HasField("constraint") else None
+        leaf = intent_leaf(
+            turn.record,
+            model=model,
+            tokenizer_digest=prompt.tokenizer_digest,
+            params=turn.params,
+            verdict=prompt.verdict,
+            prompt_tokens=len(prompt.token_ids),
+            prompt=committed_prompt(prompt.messages, constraint),
+        )
+        with tracer().start_as_current_span("gateway.intent"):
+            return await self._peers.audit.append(leaf, turn.deadline)
+
+    async def _stream(self, turn: Turn, generation: Generation, text: AnswerText) -> sampling.FinishReason.ValueType:
+        """Send deltas until the answer ends; return why it did. The first token goes at once, later ones gather under load."""
+        not_before, tokens = 0.0, 0
+        while True:
+            ids = await generation.take(self._limits.max_delta_tokens, not_before)
+            released = await text.push(ids) if ids else await text.end()
+            if ids and text.stopped and text.blocked is None:
+                released += await text.end()
+            tokens += len(ids)
+            if released:
+                turn.record.released(released)
+                await turn.send(delta(released, tokens))
+                tokens = 0
+            if text.blocked is not None:
+                return sampling.FINISH_REASON_BLOCKED
+            if text.stopped:
+                return sampling.FINISH_REASON_STOP
+            if not ids:
+                return engine_reason(generation)
+            if turn.record.answer_bytes >= self._limits.max_answer_bytes:
+                return sampling.FINISH_REASON_LENGTH
+            not_before = asyncio.get_running_loop().time() + self._gathering_s()
+
+    def _gathering_s(self) -> float:
+        """How long tokens gather before the next delta: nothing for a lone stream, longer with each stream beside it."""
+        return min(self._limits.max_gathering_s, (self._admission.open_streams - 1) * self._limits.gathering_s_per_stream)
+
+    def _close(self, turn: Turn) -> asyncio.Task[audit.AppendResponse]:
+        """Start writing the outcome, once. It outlives its request's task, and holds the request's place until it is done."""
+        if turn.closing is None:
+            turn.closing = asyncio.create_task(self._append_outcome(turn.record))
+            self._closing.add(turn.closing)
+            turn.closing.add_done_callback(lambda closing: self._closed(turn, closing))
+        return turn.closing
+
+    async def _append_outcome(self, record: RequestRecord) -> audit.AppendResponse:
+        deadline = Deadline.after(self._limits.outcome_timeout_s)
+        call = current_call()
+        if call is not None:
+            enter_call(replace(call, deadline=deadline.at))  # of this task alone: the caller's time may be up
+        if record.intent is not None:
+            # The leaf names its intent, and an intent under way may still become durable.
+            await asyncio.wait({record.intent}, timeout=deadline.left_s())
+        with tracer().start_as_current_span("gateway.outcome"):
+            return await self._peers.audit.append(record.outcome(), deadline)
+
+    def _closed(self, turn: Turn, closing: asyncio.Task[audit.AppendResponse]) -> None:
+        self._closing.discard(closing)
+        turn.ticket.release()
+        record = turn.record
+        tenant = turn.principal.tenant.name
+        if closing.cancelled() or closing.exception() is not None:
+            self._metrics.outcome_unrecorded(tenant)
+            log.error("outcome not recorded", extra={"tenant": tenant, "outcome": audit.OutcomeStatus.Name(record.status)})
+        self._metrics.closed(
+            tenant,
+            model=record.model,
+            outcome=audit.OutcomeStatus.Name(record.status).removeprefix("OUTCOME_STATUS_").lower(),
+            reason=record.reason,
+            total_s=record.total_s,
+            first_token_s=record.first_text_s,
+            tokens=record.usage.completion_tokens if record.usage is not None else 0,
+            resumptions=record.resumptions,
+        )
+
+
+@asynccontextmanager
+async def _beside(work: Coroutine[Any, Any, Result]) -> AsyncIterator[asyncio.Task[Result]]:
+    """Run a coroutine beside the block; it does not outlive it."""
+    task = asyncio.create_task(work)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()  # seen: an error of work that nobody waits for any more is not news
+
+
+def _trace_id() -> str:
+    span = trace.get_current_span().get_span_context()
+    return f"{span.trace_id:032x}" if span.is_valid else ""

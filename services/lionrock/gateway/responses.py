@@ -1,0 +1,47 @@
+"""The three messages of a Chat stream, from what is known of the request."""
+
+from __future__ import annotations
+
+from lionrock.audit.v1 import audit_pb2 as audit
+from lionrock.gateway.record import RequestRecord, duration
+from lionrock.gateway.v1 import gateway_pb2 as gw
+from lionrock.gateway.verdict import Verdict
+from lionrock.guardrails.v1 import guardrails_pb2 as guard
+from lionrock.inference.v1 import inference_pb2 as inf
+
+
+def started(record: RequestRecord, engine: inf.GenerateResponse.Started, seed: int, prompt: Verdict) -> gw.ChatResponse:
+    """The first message."""
+    return gw.ChatResponse(
+        started=gw.ChatResponse.Started(
+            request_id=record.context.request_id,
+            trace_id=record.trace_id,
+            model=engine.model,
+            seed=seed,
+            prompt_findings=prompt.masked,
+        )
+    )
+
+
+def finished(
+    record: RequestRecord, intent: audit.AppendResponse, outcome: audit.AppendResponse, blocked: guard.Blocked | None
+) -> gw.ChatResponse:
+    """The last message."""
+    last = gw.ChatResponse.Finished(
+        reason=record.finish_reason,
+        usage=record.usage,
+        receipt=outcome.receipt,
+        answer_salt=outcome.salt,
+        prompt_salt=intent.salt,
+        answer_findings=record.answer_verdict.masked if record.answer_verdict is not None else (),
+    )
+    if blocked is not None:
+        last.blocked.CopyFrom(blocked)
+    if record.first_text_s is not None:
+        last.time_to_first_token.CopyFrom(duration(record.first_text_s))
+    return gw.ChatResponse(finished=last)
+
+
+def delta(text: str, tokens: int) -> gw.ChatResponse:
+    """Released text, and the tokens generated since the last."""
+    return gw.ChatResponse(delta=gw.ChatResponse.Delta(text=text, tokens=tokens))
