@@ -63,5 +63,5 @@ class Admission:
 
 
 def shutting_down() -> ShuttingDown:
-    """What a draining server answers to new RPCs."""
+    """Return what a draining server answers to new RPCs."""
     return ShuttingDown("the server is shutting down", retry_after_s=RETRY_AFTER_S)

@@ -1,7 +1,7 @@
 """What is known about the RPC that the current task serves: caller, deadline, request id.
 
-Held in context variables, so that tasks started by a handler, outgoing calls and log lines see it without being handed it. Not known
-here: how it is established (interceptors.py) and what is done with it (channel.py, logs.py).
+Held in context variables, so that tasks started by a handler, outgoing calls and log lines see it without being handed it. Not
+known here: how it is established (interceptors.py) and what is done with it (channel.py, logs.py).
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Calls to another service of the mesh: mutual TLS, trace context, spans, deadlines.
 
-A `MeshChannel` is a `grpc.aio.Channel` for the generated stubs. It prepares the metadata and the deadline of each call synchronously and
-returns gRPC's own call object. It is not built on grpc.aio's client interceptors, because these put a task and, for streams, a queue
-between the caller and the call, so that cancellation arrives late or, with the published OpenTelemetry interceptor, never.
+A `MeshChannel` is a `grpc.aio.Channel` for the generated stubs. It prepares metadata and deadline of each call synchronously and
+returns gRPC's own call object. It is not built on grpc.aio's client interceptors, because these put a task and, for streams, a
+queue between the caller and the call, so that cancellation arrives late or, with the published OpenTelemetry interceptor, never.
 
-gRPC clients cannot reload certificates (grpc/grpc#41779): when the files change, the next call goes through a new channel, and the old
-one is closed once its calls have ended.
+gRPC clients cannot reload certificates (grpc/grpc#41779): when the files change, the next call goes through a new channel, and the
+old one is closed once its calls have ended.
 """
 
 from __future__ import annotations

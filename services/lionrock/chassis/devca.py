@@ -147,7 +147,10 @@ class DevelopmentCa:
         lifetime: dt.timedelta = LEAF_LIFETIME,
         not_before: dt.datetime | None = None,
     ) -> IssuedCertificate:
-        """Sign a certificate for a new key. `ip_addresses` may hold a node's addresses, as Ray's TLS needs. Raises ValueError for a bad id."""
+        """Sign a certificate for a new key. Raises ValueError for a bad SPIFFE id or address.
+
+        `ip_addresses` may hold the addresses of a node: Ray's TLS checks those instead of names.
+        """
         identity = SpiffeId.parse(spiffe_id)
         key = ec.generate_private_key(ec.SECP256R1())
         begin = not_before or dt.datetime.now(dt.UTC) - CLOCK_SKEW

@@ -15,8 +15,8 @@
      └─ Internal                    INTERNAL             INTERNAL_ERROR
     RemoteError                     what `remote_error` makes of a failed call
 
-A `MeshError` travels as `google.rpc.Status` in `grpc-status-details-bin` with ErrorInfo (always), BadRequest, RetryInfo and QuotaFailure
-(where they apply), as https://google.aip.dev/193 asks. Its text is written for the caller and never quotes the request.
+A `MeshError` travels as `google.rpc.Status` in `grpc-status-details-bin` with ErrorInfo (always), BadRequest, RetryInfo and
+QuotaFailure (where they apply), as https://google.aip.dev/193 asks. Its text is for the caller and never quotes the request.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import ClassVar
 import grpc
 from google.protobuf import duration_pb2
 from google.protobuf.message import DecodeError
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
 ERROR_DOMAIN = "lionrock.io"
 DETAILS_KEY = "grpc-status-details-bin"
@@ -186,14 +186,15 @@ def _details(
 
 
 def encode_status(error: MeshError) -> bytes:
-    """Serialize `google.rpc.Status` of an error, at most MAX_DETAILS_BYTES: details that do not fit are left out, ErrorInfo never."""
+    """Serialize `google.rpc.Status` of an error in MAX_DETAILS_BYTES: details that do not fit are left out, ErrorInfo never."""
     status = status_pb2.Status(code=error.status.value[0], message=error.message[:MAX_MESSAGE_CHARS])
     status.details.add().Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN, metadata=error.metadata))
     for detail in _details(error):
         status.details.add().Pack(detail)
         if status.ByteSize() > MAX_DETAILS_BYTES:
             del status.details[-1]
-    return status.SerializeToString()
+    encoded: bytes = status.SerializeToString()
+    return encoded
 
 
 def remote_error(error: grpc.aio.AioRpcError | grpc.RpcError) -> RemoteError:

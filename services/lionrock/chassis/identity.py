@@ -1,7 +1,8 @@
 """Who calls: SPIFFE ids from verified certificates, and who may call what.
 
 Knows ids and rules, not servers. An id is believed only when TLS verified the certificate that carries it; gRPC hands it over as
-`peer_spiffe_id` when the certificate has exactly one URI name and that is a SPIFFE id. Source: the SPIFFE-ID and X509-SVID standards.
+`peer_spiffe_id` when the certificate has exactly one URI name and that is a SPIFFE id. Source: the SPIFFE-ID and X509-SVID
+standards.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""What happens to every RPC before and after its handler, in one place and in this order:
+"""What happens to every RPC before and after its handler, in one place.
 
-  identity → allow-list → draining? → concurrency bound → deadline cap → server span → decode and validate → handler → error mapping
+  identity → allow-list → draining? → concurrency bound → server span → deadline cap → decode and validate → handler → error mapping
 
-One interceptor instead of a chain: each further one costs an RPC a coroutine and a wrapped context, and the order is a security matter
-that should be readable. Unary requests are received as streams of one message, so that all of this runs when the call arrives and not
-when its message does: a caller that sends headers only is bounded like any other. The published OpenTelemetry server interceptor is not
-used because it continues the trace of whoever sends a header, before the caller is verified, and copies exception texts into spans.
+One interceptor instead of a chain: each further one costs an RPC a coroutine and a wrapped context, and the order is a security
+matter that should be readable. Unary requests are received as streams of one message, so that all of this runs when the call
+arrives and not when its message does: a caller that sends headers only is bounded like any other. The published OpenTelemetry
+server interceptor is not used, because it continues the trace of whoever sends a header, before the caller is verified, and copies
+exception texts into spans.
 """
 
 from __future__ import annotations
@@ -157,7 +158,7 @@ class Guard(grpc.aio.ServerInterceptor):
         self._service_limit = settings.max_concurrent_rpcs_per_caller or settings.max_concurrent_rpcs
         self.draining = False
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
-        self._unknown = grpc.stream_stream_rpc_method_handler(self._refuse_unknown)
+        self._unknown: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(self._refuse_unknown)
         self._validator = protovalidate.Validator()
         self._tracer = tracer()
         self._duration = meter().create_histogram("rpc.server.duration", "ms", "Time from the arrival of a call to its status")
@@ -189,34 +190,35 @@ class Guard(grpc.aio.ServerInterceptor):
     def _guarded(self, method: Method) -> grpc.RpcMethodHandler[Any, Any]:
         handler = method.handler
         if handler.response_streaming:
-            behaviour = handler.stream_stream if handler.request_streaming else handler.unary_stream
+            behaviour: Any = handler.stream_stream if handler.request_streaming else handler.unary_stream
             generator = inspect.isasyncgenfunction(behaviour)
 
             async def write_responses(request: Any, context: Context[Any, Any]) -> None:
                 if not generator:
-                    await behaviour(request, context)  # type: ignore[misc]
+                    await behaviour(request, context)
                     return
-                async with aclosing(behaviour(request, context)) as responses:  # type: ignore[type-var,misc]
-                    async for response in responses:  # type: ignore[attr-defined]
+                async with aclosing(behaviour(request, context)) as responses:
+                    async for response in responses:
                         await context.write(response)
 
             async def serve_stream(requests: object, context: Context[Any, Any]) -> None:
                 del requests
                 await self._serve(method, context, write_responses)
 
-            return grpc.stream_stream_rpc_method_handler(serve_stream, None, handler.response_serializer)  # type: ignore[arg-type]
-        answer = handler.stream_unary if handler.request_streaming else handler.unary_unary
-        serialize = handler.response_serializer
+            return grpc.stream_stream_rpc_method_handler(serve_stream, None, handler.response_serializer)
+        answer: Any = handler.stream_unary if handler.request_streaming else handler.unary_unary
+        serialize: Any = handler.response_serializer
 
         async def write_response(request: Any, context: Context[Any, Any]) -> bytes:
-            return serialize(await answer(request, context))  # type: ignore[misc]
+            encoded: bytes = serialize(await answer(request, context))
+            return encoded
 
         async def serve_unary(requests: object, context: Context[Any, Any]) -> bytes:
             del requests
             answered: bytes = await self._serve(method, context, write_response)
             return answered
 
-        return grpc.stream_unary_rpc_method_handler(serve_unary)  # type: ignore[arg-type]
+        return grpc.stream_unary_rpc_method_handler(serve_unary)
 
     async def _refuse_unknown(self, requests: object, context: Context[Any, Any]) -> None:
         del requests
@@ -280,7 +282,7 @@ class Guard(grpc.aio.ServerInterceptor):
         try:
             return await self._run(method, context, identity, body)
         except grpc.aio.AbortError:
-            status = context.code()  # type: ignore[assignment]
+            status = context.code()
             raise
         except asyncio.CancelledError:
             status = grpc.StatusCode.CANCELLED
@@ -325,7 +327,7 @@ class Guard(grpc.aio.ServerInterceptor):
 
     def _finish(self, method: Method, span: trace.Span, status: grpc.StatusCode, reason: str | None, began: float) -> None:
         number = status.value[0]
-        measured = {**method.attributes, "rpc.grpc.status_code": number}
+        measured: dict[str, str | int] = {**method.attributes, "rpc.grpc.status_code": number}
         self._active.add(-1, method.attributes)
         self._duration.record((time.perf_counter() - began) * 1000, measured)
         if span.is_recording():

@@ -188,8 +188,8 @@ async def serve(
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal ends at once.
 
-    `on_ready` gets the port; then the ready file is written. `on_drain` runs after the server refuses new RPCs and before it waits for
-    those that run. Raises SystemExit(1) after saying why if the server cannot start.
+    `on_ready` gets the port; then the ready file is written. `on_drain` runs after the server refuses new RPCs and before it waits
+    for those that run. Raises SystemExit(1) after saying why if the server cannot start.
     """
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_log_loop_error)

@@ -38,26 +38,28 @@ class ServerSettings(BaseModel):
 
     model_config = _FROZEN
 
-    listen: str = Field("127.0.0.1:0", pattern=r"^.+:\d{1,5}$", description="host:port to listen on; port 0 takes a free one")
+    listen: str = Field(
+        default="127.0.0.1:0", pattern=r"^.+:\d{1,5}$", description="host:port to listen on; port 0 takes a free one"
+    )
     tls: TlsSettings
     trust_domain: str = Field(
         pattern=r"^[a-z0-9._-]{1,255}$", description="SPIFFE trust domain of this mesh; callers of others are refused"
     )
-    max_message_bytes: int = Field(8 * MIB, ge=1024, le=256 * MIB, description="largest request or response message")
-    max_concurrent_rpcs: int = Field(256, ge=1, description="RPCs served at once; more are refused with OVERLOADED")
+    max_message_bytes: int = Field(default=8 * MIB, ge=1024, le=256 * MIB, description="largest request or response message")
+    max_concurrent_rpcs: int = Field(default=256, ge=1, description="RPCs served at once; more are refused with OVERLOADED")
     max_concurrent_rpcs_per_caller: int | None = Field(
-        None, ge=1, description="the same for one identity; unset: a quarter for a tenant's callers, all for a service"
+        default=None, ge=1, description="the same for one identity; unset: a quarter for a tenant's callers, all for a service"
     )
-    max_connections: int = Field(1024, ge=1, description="connections open at once; more are refused")
-    default_deadline_s: float = Field(30, gt=0, description="deadline of an RPC whose caller gave none, in seconds")
-    max_deadline_s: float = Field(600, gt=0, description="longest deadline; a longer one is cut to it, in seconds")
-    stream_idle_timeout_s: float = Field(120, gt=0, description="longest silence on a request stream, in seconds")
-    drain_grace_s: float = Field(20, ge=0, description="time that running RPCs get to finish after SIGTERM, in seconds")
+    max_connections: int = Field(default=1024, ge=1, description="connections open at once; more are refused")
+    default_deadline_s: float = Field(default=30, gt=0, description="deadline of an RPC whose caller gave none, in seconds")
+    max_deadline_s: float = Field(default=600, gt=0, description="longest deadline; a longer one is cut to it, in seconds")
+    stream_idle_timeout_s: float = Field(default=120, gt=0, description="longest silence on a request stream, in seconds")
+    drain_grace_s: float = Field(default=20, ge=0, description="time that running RPCs get to finish after SIGTERM, in seconds")
     max_connection_age_s: float = Field(
-        3600, gt=0, description="connections are renewed after this time, and the caller's certificate with them"
+        default=3600, gt=0, description="connections are renewed after this time, and the caller's certificate with them"
     )
-    reflection: bool = Field(False, description="serve gRPC reflection to callers of the trust domain")
-    ready_file: Path | None = Field(None, description="file that gets the port number as text once the server listens")
+    reflection: bool = Field(default=False, description="serve gRPC reflection to callers of the trust domain")
+    ready_file: Path | None = Field(default=None, description="file that gets the port number as text once the server listens")
 
 
 class TelemetrySettings(BaseModel):
@@ -65,15 +67,21 @@ class TelemetrySettings(BaseModel):
 
     model_config = _FROZEN
 
-    otlp_endpoint: str | None = Field(None, description="OTLP/gRPC collector, e.g. https://collector:4317; unset: nothing is sent")
-    otlp_ca_file: Path | None = Field(None, description="authorities trusted for the collector, PEM; unset: those of the system")
-    span_dir: Path | None = Field(None, description="directory for <service>-<pid>.jsonl with spans in OTLP/JSON; unset: none")
-    span_file_max_bytes: int = Field(
-        16 * MIB, ge=64 * 1024, description="a span file that reaches this size is renamed to .1 and begun anew"
+    otlp_endpoint: str | None = Field(
+        default=None, description="OTLP/gRPC collector, e.g. https://collector:4317; unset: nothing is sent"
     )
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least level that is logged")
-    sample_ratio: float = Field(1.0, ge=0, le=1, description="part of the traces that begin here and are recorded")
-    metrics_interval_s: float = Field(30, gt=0, description="time between two exports of metrics, in seconds")
+    otlp_ca_file: Path | None = Field(
+        default=None, description="authorities trusted for the collector, PEM; unset: those of the system"
+    )
+    span_dir: Path | None = Field(
+        default=None, description="directory for <service>-<pid>.jsonl with spans in OTLP/JSON; unset: none"
+    )
+    span_file_max_bytes: int = Field(
+        default=16 * MIB, ge=64 * 1024, description="a span file that reaches this size is renamed to .1 and begun anew"
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="least level that is logged")
+    sample_ratio: float = Field(default=1.0, ge=0, le=1, description="part of the traces that begin here and are recorded")
+    metrics_interval_s: float = Field(default=30, gt=0, description="time between two exports of metrics, in seconds")
 
 
 class PeerSettings(BaseModel):
@@ -85,7 +93,7 @@ class PeerSettings(BaseModel):
     service: str = Field(
         pattern=r"^[a-z][a-z0-9-]{0,62}$", description="name that its certificate must carry: <service>.lionrock.internal"
     )
-    timeout_s: float = Field(30, gt=0, description="deadline of a call that is given none, in seconds")
+    timeout_s: float = Field(default=30, gt=0, description="deadline of a call that is given none, in seconds")
 
 
 class ServiceSettings(BaseSettings):
@@ -94,7 +102,7 @@ class ServiceSettings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="forbid", env_nested_delimiter="__")
 
     server: ServerSettings
-    telemetry: TelemetrySettings = Field(default_factory=TelemetrySettings)
+    telemetry: TelemetrySettings = TelemetrySettings()
 
     @classmethod
     def settings_customise_sources(

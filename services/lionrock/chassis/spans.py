@@ -1,9 +1,9 @@
 """Spans as OTLP/JSON, one `ExportTraceServiceRequest` a line, in a file of bounded size.
 
-Knows the span model of the OpenTelemetry SDK and the JSON encoding of OTLP (ids in hex, 64-bit integers as strings, enums as numbers:
-opentelemetry.io/docs/specs/otlp, "JSON Protobuf Encoding"). The encoder writes JSON directly, because building the protobuf messages
-and converting them costs several times as much of a core that also serves; a test compares the two. Every exporter is wrapped in
-`PayloadFreeExporter`: OpenTelemetry copies exception texts into spans by default.
+Knows the span model of the OpenTelemetry SDK and the JSON encoding of OTLP (ids in hex, 64-bit integers as strings, enums as
+numbers: opentelemetry.io/docs/specs/otlp, "JSON Protobuf Encoding"). The encoder writes JSON directly, because building protobuf
+messages and converting them costs several times as much of a core that also serves; a test compares the two. Every exporter is
+wrapped in `PayloadFreeExporter`: OpenTelemetry copies exception texts into spans by default.
 """
 
 from __future__ import annotations

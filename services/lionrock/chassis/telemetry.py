@@ -1,14 +1,15 @@
 """Traces, metrics and logs of one process.
 
-A process has one tracer provider and one meter provider (OpenTelemetry's API is made so); `start_telemetry` sets them, adds exporters as
-configured, and `close` takes the exporters away again. Exporters that are not configured are not imported. Without a collector there
-are no metric readers, and an instrument costs a method call.
+A process has one tracer provider and one meter provider (OpenTelemetry's API is made so); `start_telemetry` sets them, adds
+exporters as configured, and `close` takes the exporters away again. Exporters that are not configured are not imported. Without a
+collector there are no metric readers, and an instrument costs a method call.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
@@ -66,7 +67,8 @@ class _Fan(SpanProcessor):
             processor.on_end(span)  # type: ignore[arg-type]
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
-        return all([processor.force_flush(timeout_millis) for processor in self.processors])
+        results = [processor.force_flush(timeout_millis) for processor in self.processors]
+        return all(results)
 
 
 @dataclass(slots=True)
@@ -80,7 +82,8 @@ class Telemetry:
 
     def flush(self, timeout_s: float = 5) -> bool:
         """Write what is held back; whether that was done in time."""
-        return all([processor.force_flush(int(timeout_s * 1000)) for processor in self._processors])
+        results = [processor.force_flush(int(timeout_s * 1000)) for processor in self._processors]
+        return all(results)
 
     def close(self) -> None:
         """Write what is held back and stop exporting."""
@@ -126,10 +129,8 @@ def _batched(exporter: SpanExporter, delay_ms: int) -> BatchSpanProcessor:
 
 def _resource(name: str) -> Resource:
     attributes = {"service.name": name, "service.namespace": "lionrock", "service.instance.id": f"{name}-{os.getpid()}"}
-    try:
+    with suppress(PackageNotFoundError):  # run from a source tree that is not installed
         attributes["service.version"] = version("lionrock")
-    except PackageNotFoundError:  # run from a source tree that is not installed
-        pass
     return Resource.create(attributes)
 
 

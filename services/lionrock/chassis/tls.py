@@ -1,7 +1,7 @@
 """Certificate files of one identity, read whole and consistent, and read again when they change.
 
-Knows files and PEM, not gRPC. A certificate and its key are two files, so a reader can meet a new certificate with an old key; such a
-pair is never handed on. k8s-style symlink swaps and renames are both seen, because the files' identities are compared, not only times.
+Knows files and PEM, not gRPC. A certificate and its key are two files, so a reader can meet a new certificate with an old key; such
+a pair is never handed on. Symlink swaps (Kubernetes) and renames are both seen, because inodes are compared and not only times.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def read_identity(tls: TlsSettings) -> PemIdentity:
 
 
 class WatchedIdentity:
-    """An identity that follows its files. `latest()` looks at most once an interval; while the files are unusable the last good one stays."""
+    """An identity that follows its files. While these are unusable, as in the middle of a rotation, the last good one stays."""
 
     def __init__(self, tls: TlsSettings, *, interval_s: float = 1.0, clock: Callable[[], float] = time.monotonic) -> None:
         """Read the files once. Raises TlsFilesUnusable: without a good identity nothing starts."""
@@ -68,7 +68,7 @@ class WatchedIdentity:
             return None
 
     def latest(self) -> PemIdentity:
-        """Return the identity that the files hold, or the last usable one."""
+        """Return the identity that the files hold, looked at no more often than once an interval."""
         now = self._clock()
         if now - self._checked_at < self._interval_s:
             return self._identity
