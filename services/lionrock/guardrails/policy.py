@@ -1,0 +1,260 @@
+"""Policies: one YAML file a profile, what it may say, and its digest.
+
+Knows: the file's schema, checked strictly (unknown keys, repeated keys, anchors and unbounded patterns are errors named by line), how
+rules become programs for each direction and source, and the canonical form that the digest covers: the validated policy as JSON with
+sorted keys, no spaces, UTF-8 (comments and layout of the file do not change it). Does not know: transport, texts.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Final, Literal, NewType
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from lionrock.guardrails.detectors import DETECTORS, Shape
+from lionrock.guardrails.detectors.phrases import normalise_phrase
+from lionrock.guardrails.languages import Language
+from lionrock.guardrails.patterns import MAX_LENGTH, PatternInvalid, parse
+from lionrock.guardrails.program import Action, ActiveRule, Program
+
+ProfileName = NewType("ProfileName", str)
+
+DEFAULT_PROFILE: Final = ProfileName("default")
+SHIPPED: Final = Path(__file__).parent / "policies"
+MAX_FILE_BYTES: Final = 4 << 20
+
+
+class Direction(StrEnum):
+    """Which way a text goes."""
+
+    PROMPT = "prompt"
+    ANSWER = "answer"
+
+
+class Source(StrEnum):
+    """Who wrote a text."""
+
+    SYSTEM = "system"
+    USER = "user"
+    MODEL = "model"
+    DOCUMENT = "document"
+
+
+class PolicyInvalid(ValueError):
+    """A policy file cannot be used. The message names the file, the line and the reason."""
+
+
+class ProfileUnknown(LookupError):
+    """No policy has this name."""
+
+
+_ActionName = Literal["allow", "mask", "review", "block"]
+_Identifier = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9_.-]{0,61}[a-z0-9])?$")]
+_Score = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class _Actions(_Strict):
+    """What to do, a direction: one action for every source, or one a source. Not looked for where nothing is said."""
+
+    prompt: _ActionName | dict[Literal["system", "user", "model", "document"], _ActionName] | None = None
+    answer: _ActionName | dict[Literal["system", "user", "model", "document"], _ActionName] | None = None
+
+
+class _Rule(_Strict):
+    id: _Identifier
+    type: Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]{0,62}$")]
+    detector: str | None = None
+    phrases: list[Annotated[str, Field(min_length=1, max_length=MAX_LENGTH)]] = []
+    patterns: list[str] = []
+    whole_words: bool = False
+    case_sensitive: bool = False
+    confidence: _Score = 0.9
+    min_confidence: _Score = 0.5
+    placeholder: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    actions: _Actions
+
+    @model_validator(mode="after")
+    def _finds_something(self) -> "_Rule":
+        if self.detector is None and not self.phrases and not self.patterns:
+            raise ValueError("needs a detector, phrases or patterns")
+        if self.detector is not None and self.detector not in DETECTORS:
+            raise ValueError(f"detector {self.detector!r} is not one of {', '.join(sorted(DETECTORS))}")
+        for number, phrase in enumerate(self.phrases):
+            if not normalise_phrase(phrase):
+                raise ValueError(f"phrases[{number}] has no visible character")
+            if len(normalise_phrase(phrase)) > MAX_LENGTH:
+                raise ValueError(f"phrases[{number}] is longer than {MAX_LENGTH} characters")
+        for number, pattern in enumerate(self.patterns):
+            try:
+                parse(pattern)
+            except PatternInvalid as error:
+                raise ValueError(f"patterns[{number}]: {error}") from error
+        return self
+
+    def activate(self, action: Action) -> ActiveRule:
+        """Return the rule for one direction and source."""
+        return ActiveRule(
+            self.id,
+            self.type,
+            action,
+            self.placeholder or f"[{self.type}]",
+            self.confidence,
+            self.min_confidence,
+            DETECTORS[self.detector] if self.detector else None,
+            tuple(dict.fromkeys(map(normalise_phrase, self.phrases))),
+            tuple(Shape(parse(p), self.whole_words, self.whole_words, not self.case_sensitive) for p in self.patterns),
+        )
+
+
+class _File(_Strict):
+    profile: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+    version: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$")]
+    description: Annotated[str, Field(max_length=1024)] = ""
+    safe_messages: dict[Literal["yue-Hant", "zh-Hant", "zh-Hans", "en"], Annotated[str, Field(min_length=1, max_length=1024)]]
+    rules: Annotated[list[_Rule], Field(max_length=1000)]
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> "_File":
+        missing = [language.value for language in Language if language.value not in self.safe_messages]
+        if missing:
+            raise ValueError(f"safe_messages lacks {', '.join(missing)}")
+        seen: set[str] = set()
+        for rule in self.rules:
+            if rule.id in seen:
+                raise ValueError(f"rule {rule.id!r} is there twice")
+            seen.add(rule.id)
+        return self
+
+
+class Policy:
+    """A profile, compiled. Immutable; threads may share it."""
+
+    def __init__(self, file: _File) -> None:
+        self.profile = ProfileName(file.profile)
+        self.version = file.version
+        self.digest = digest_of(file)
+        self.safe_messages: Mapping[Language, str] = MappingProxyType({Language(k): v for k, v in file.safe_messages.items()})
+        compiled: dict[tuple[ActiveRule, ...], Program] = {}
+        self._programs: dict[tuple[Direction, Source], Program] = {}
+        for direction in Direction:
+            for source in Source:
+                rules = tuple(_active(file.rules, direction, source))
+                if rules not in compiled:
+                    compiled[rules] = Program(rules)
+                self._programs[direction, source] = compiled[rules]
+
+    def program(self, direction: Direction, source: Source) -> Program:
+        """Return the rules for texts that go this way and come from there."""
+        return self._programs[direction, source]
+
+
+def _active(rules: list[_Rule], direction: Direction, source: Source) -> Iterator[ActiveRule]:
+    for rule in rules:
+        said = getattr(rule.actions, direction.value)
+        name = said.get(source.value) if isinstance(said, dict) else said
+        if name is not None:
+            yield rule.activate(Action[name.upper()])
+
+
+def digest_of(file: _File) -> str:
+    """Return "sha256:" and the hexadecimal SHA-256 of the canonical form."""
+    canonical = json.dumps(file.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def parse_policy(text: str, name: str) -> Policy:
+    """Compile the text of a policy file; `name` is what errors call it. Raises PolicyInvalid."""
+    try:
+        _refuse_aliases(text)
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if root is None:
+            raise PolicyInvalid(f"{name}:1: the file is empty")
+        _refuse_repeated_keys(root, name)
+        content = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise PolicyInvalid(f"{name}:{mark.line + 1 if mark else 1}: {error.problem or error.context}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        if isinstance(error, PolicyInvalid):
+            raise
+        raise PolicyInvalid(f"{name}:1: not YAML") from error
+    try:
+        file = _File.model_validate(content)
+        return Policy(file)
+    except ValidationError as error:
+        lines = [
+            f"{name}:{_line(root, e['loc'])}: {'.'.join(map(str, e['loc'])) or 'policy'}: {e['msg']}"
+            for e in error.errors(include_url=False, include_input=False)
+        ]
+        raise PolicyInvalid("\n".join(lines)) from error
+    except PatternInvalid as error:
+        raise PolicyInvalid(f"{name}: {error}") from error
+
+
+def load_policies(directory: Path | None) -> Mapping[ProfileName, Policy]:
+    """Return the shipped profiles and those of `directory/*.yaml`, which replace shipped ones of their name. Raises PolicyInvalid."""
+    policies: dict[ProfileName, Policy] = {}
+    for folder in (SHIPPED, directory):
+        if folder is None:
+            continue
+        if not folder.is_dir():
+            raise PolicyInvalid(f"{folder}: not a directory")
+        here: dict[ProfileName, str] = {}
+        for path in sorted(folder.glob("*.yaml")):
+            if path.stat().st_size > MAX_FILE_BYTES:
+                raise PolicyInvalid(f"{path.name}: larger than {MAX_FILE_BYTES} bytes")
+            try:
+                text = path.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise PolicyInvalid(f"{path.name}: cannot be read as UTF-8") from error
+            policy = parse_policy(text, path.name)
+            if policy.profile in here:
+                raise PolicyInvalid(f"{path.name}: profile {policy.profile!r} is also in {here[policy.profile]}")
+            here[policy.profile] = path.name
+            policies[policy.profile] = policy
+    return MappingProxyType(policies)
+
+
+def _refuse_aliases(text: str) -> None:
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
+            raise yaml.MarkedYAMLError(problem="anchors and aliases are not supported", problem_mark=event.start_mark)
+
+
+def _refuse_repeated_keys(node: yaml.Node, name: str) -> None:
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if key.value in seen:
+                raise PolicyInvalid(f"{name}:{key.start_mark.line + 1}: key {key.value!r} is there twice")
+            seen.add(key.value)
+            _refuse_repeated_keys(value, name)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _refuse_repeated_keys(item, name)
+
+
+def _line(node: yaml.Node, location: tuple[int | str, ...]) -> int:
+    """Return the line of the innermost node that `location` leads to, from 1."""
+    line: int = node.start_mark.line + 1
+    for step in location:
+        if isinstance(node, yaml.MappingNode):
+            found = next(((k, v) for k, v in node.value if k.value == str(step)), None)
+            if found is None:
+                break
+            line, node = found[0].start_mark.line + 1, found[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+            node = node.value[step]
+            line = node.start_mark.line + 1
+        else:
+            break
+    return line
