@@ -95,7 +95,7 @@ def open_source(name: str, path: Path) -> ModelSource:
 
 
 def verify_records(directory: Path, records: Sequence[FileRecord]) -> tuple[FileRecord, ...]:
-    """Return the records of a store entry, refreshed where size or time of change differ. Raises ModelFileMissing, DigestMismatch."""
+    """Return the records of a store entry, refreshed where size or time of change differ. Raises what `open_source` does."""
     verified = []
     for record in records:
         path = directory / record.path
