@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from lionrock.cli.spans import Node, Span, SpanFileError, parse_line, read_trace, tree
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -83,7 +84,12 @@ def test_every_span_appears_once_whatever_the_parents_claim(pairs: list[tuple[in
     assert sorted(found.span_id for found in walk(tree(spans))) == sorted(found.span_id for found in spans)
 
 
-@given(st.text() | st.recursive(st.none() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)).map(json.dumps))
+@given(
+    st.text()
+    | st.recursive(st.none() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)).map(
+        json.dumps
+    )
+)
 def test_hostile_lines_are_refused_by_name(text: str) -> None:
     try:
         list(parse_line(text))

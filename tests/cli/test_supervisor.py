@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from lionrock.cli.logs import BoundedLog, last_lines
 from lionrock.cli.supervisor import Backoff, ChildFailed, ChildSpec, Event, Health, State, Supervisor
 

@@ -48,7 +48,7 @@ def adopt_orphans() -> None:
 def kill_descendants(*, spare: Collection[int] = (), grace_s: float = _KILL_GRACE_S) -> int:
     """End every descendant of this process but the direct children in `spare` and theirs; return how many there were.
 
-    SIGTERM first, SIGKILL after `grace_s` seconds. Repeats, because a dying process may still have started another. Reaps what it ends.
+    SIGTERM first, SIGKILL after `grace_s` seconds. Repeats, because a dying process may have started another. Reaps what it ends.
     """
     found: set[int] = set()
     for attempt in range(5):

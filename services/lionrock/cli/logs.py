@@ -51,7 +51,7 @@ class BoundedLog:
 
 
 def last_lines(path: Path, count: int) -> list[str]:
-    """The last `count` lines of a log, oldest first; fewer when there are fewer, none when there is no log."""
+    """Return the last `count` lines of a log, oldest first; none when there is no log."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))

@@ -1,7 +1,7 @@
 """Reads the span files of a mesh and arranges one trace as a tree.
 
-A span file holds one OTLP/JSON `TracesData` a line (OpenTelemetry protocol 1.x, "JSON File Exporter"). Ids are hexadecimal, times are
-nanoseconds since the epoch as strings. A file may be in the middle of being written: its last line counts only when it ends.
+A span file holds one OTLP/JSON `TracesData` a line (OpenTelemetry protocol 1.x, "JSON File Exporter"). Ids are hexadecimal, times
+are nanoseconds since the epoch as strings. A file may be in the middle of being written: its last line counts only when it ends.
 Knows the format and trees. Does not print.
 """
 
@@ -61,7 +61,7 @@ def _attributes(entries: Iterable[Mapping[str, Any]]) -> dict[str, str | bool | 
 
 
 def parse_line(line: str) -> Iterator[Span]:
-    """The spans of one line. Raises SpanFileError."""
+    """Yield the spans of one line. Raises SpanFileError."""
     try:
         for resource_spans in json.loads(line)["resourceSpans"]:
             service = str(_attributes(resource_spans.get("resource", {}).get("attributes", ())).get("service.name", "?"))
@@ -94,7 +94,6 @@ def read_trace(directory: Path, wanted: str) -> list[Span]:
     # Lines that cannot belong are not parsed: a long run leaves many. A request id leads to its trace in a first pass.
     for line in _lines(files, trace_ids):
         trace_ids |= {span.trace_id for span in line if wanted in (span.trace_id, *map(str, span.attributes.values()))}
-    trace_ids.discard(wanted) if len(trace_ids) > 1 else None
     for line in _lines(files, trace_ids):
         spans |= {span.span_id: span for span in line if span.trace_id in trace_ids}
     return sorted(spans.values(), key=lambda span: (span.start_ns, span.span_id))
@@ -114,7 +113,7 @@ def _lines(files: Sequence[Path], needles: Iterable[str]) -> Iterator[list[Span]
 
 
 def tree(spans: Sequence[Span]) -> list[Node]:
-    """Roots of the trace, by start time. A span whose parent is unknown is a root. Every span appears once, whatever the ids claim."""
+    """Return the roots of a trace, by start. A span whose parent is unknown is a root. Every span appears once."""
     by_id = {span.span_id: span for span in spans}
     children: dict[str | None, list[Span]] = {}
     for span in sorted(by_id.values(), key=lambda span: (span.start_ns, span.span_id)):

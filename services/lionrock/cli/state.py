@@ -56,7 +56,7 @@ class MeshInfo:
 
     @classmethod
     def from_json(cls, text: str) -> MeshInfo:
-        """Raises ValueError, KeyError or TypeError when the text is not what `to_json` writes."""
+        """Read it back. Raises ValueError, KeyError or TypeError when the text is not what `to_json` writes."""
         fields = json.loads(text)
         fields["endpoints"] = {name: Endpoint(**endpoint) for name, endpoint in fields["endpoints"].items()}
         return cls(**fields)
@@ -67,6 +67,11 @@ class StateDir:
     """Paths below one state directory. Making a StateDir touches no disk."""
 
     root: Path
+
+    @classmethod
+    def at(cls, given: Path | None) -> StateDir:
+        """Open the directory that the user gave, or the default one."""
+        return cls((given or default_state_dir(os.environ)).expanduser().absolute())
 
     @property
     def lock_file(self) -> Path:
@@ -93,7 +98,7 @@ class StateDir:
         return self.root / "certs" / name
 
     def config(self, service: str) -> Path:
-        """Generated settings of one service."""
+        """YAML settings of one service."""
         return self.root / "config" / f"{service}.yaml"
 
     def log(self, service: str) -> Path:
@@ -179,7 +184,7 @@ class StateDir:
         write_atomically(self.mesh_file, info.to_json())
 
     def read_mesh(self) -> MeshInfo:
-        """What runs. Raises MeshNotRunning when nothing does, CommandError when mesh.json is not ours."""
+        """Say what runs. Raises MeshNotRunning when nothing does, CommandError when mesh.json is not ours."""
         fix = f"start one: lionrock up --state-dir {self.root}"
         if not self.is_locked():
             raise MeshNotRunning(f"no mesh runs on {self.root}", fix=fix)
@@ -188,7 +193,9 @@ class StateDir:
         except FileNotFoundError:
             raise MeshNotRunning(f"the mesh on {self.root} is still starting", fix="wait until `lionrock up` says ready") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CommandError(f"{self.mesh_file} is not readable as a mesh description", fix="stop the mesh and start it again") from error
+            raise CommandError(
+                f"{self.mesh_file} is not readable as a mesh description", fix="stop the mesh and start it again"
+            ) from error
 
 
 def write_atomically(path: Path, text: str, *, mode: int = 0o600) -> None:

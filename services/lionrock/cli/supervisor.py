@@ -5,7 +5,7 @@
         └── drain() from any state ──▶ STOPPED
 
 Knows processes, probes and time. Does not know gRPC, certificates, or what the children are; those come in with `ChildSpec`.
-Every child gets a session of its own, so that signals of the terminal reach only the supervisor and a child can end its own daemons.
+Every child gets a session of its own: signals of the terminal reach only the supervisor, and a child can end its own daemons.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class State(enum.Enum):
     STOPPED = "stopped"
 
 
-class ChildFailed(Exception):  # noqa: N818 - a state of affairs, as in the rest of the tree
+class ChildFailed(Exception):
     """A child ended, or was not ready in time, before the set was ready once."""
 
     def __init__(self, name: str, what: str) -> None:
@@ -52,7 +52,7 @@ class ChildFailed(Exception):  # noqa: N818 - a state of affairs, as in the rest
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Delay before the n-th restart in a row: `first_s` doubled n times, at most `max_s`; n falls to 0 after `reset_s` of service."""
+    """Delay before the n-th restart in a row: `first_s` doubled each time, at most `max_s`; forgotten `reset_s` after a start."""
 
     first_s: float = 0.5
     max_s: float = 30.0
@@ -130,19 +130,23 @@ class Supervisor:
 
         Raises ChildFailed when one ends or is late. The others still run then: call `drain`.
         """
+        tasks = set()
         for child in self._children.values():
             child.task = asyncio.create_task(self._keep(child), name=f"keep {child.spec.name}")
-        tasks = {child.task for child in self._children.values() if child.task is not None}
-        ready = asyncio.gather(*(child.ready.wait() for child in self._children.values()))
+            tasks.add(child.task)
+        ready = asyncio.create_task(self._all_ready())
         try:
-            done, _ = await asyncio.wait([ready, *tasks], return_when=asyncio.FIRST_COMPLETED)
-            for task in done & tasks:
-                task.result()  # raises ChildFailed
+            await asyncio.wait({ready, *tasks}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             ready.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await ready
+        for task in tasks:
+            if task.done():
+                task.result()  # raises ChildFailed
         self._was_ready = True
+
+    async def _all_ready(self) -> None:
+        for child in self._children.values():
+            await child.ready.wait()
 
     async def drain(self) -> None:
         """Stop all children, group by group: SIGTERM, the child's grace, SIGKILL. Ends every descendant that is left."""

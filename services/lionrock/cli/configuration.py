@@ -1,0 +1,157 @@
+"""What each service of a mesh on one machine is told: ports, certificates, peers, the model; written as config/<service>.yaml.
+
+Knows the names of the services' settings. Each service checks its own file when it starts, so a wrong name here is found there.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lionrock.cli.certificates import CertificatePlan, Certificates
+from lionrock.cli.errors import CommandError
+from lionrock.cli.settings import MeshSettings
+from lionrock.cli.state import StateDir, write_atomically
+from lionrock.modelstore.source import ModelSource
+
+# Order of starting: the slowest first, the door last. Ports are the gateway's and those after it, in this list's reverse order.
+START_ORDER = ("inference", "tokenization", "guardrails", "audit", "gateway")
+# The door first: what runs may finish, nothing new comes in.
+DRAIN_ORDER = (("gateway",), ("tokenization", "inference", "guardrails", "audit"))
+PEERS = ("tokenization", "inference", "guardrails", "audit")
+# Below the range from which the kernel takes ports of outgoing connections, above Ray's worker ports.
+_FREE_PORTS = range(20000, 32000)
+
+
+@dataclass(frozen=True, slots=True)
+class MeshConfiguration:
+    """Where every service listens, and what it is told."""
+
+    targets: Mapping[str, str]
+    contents: Mapping[str, Mapping[str, Any]]
+
+
+def client_id(settings: MeshSettings) -> str:
+    """Return the SPIFFE id of the user's own certificate."""
+    return f"spiffe://{settings.trust_domain}/tenant/{settings.tenant}/user/{settings.user}"
+
+
+def certificate_plan(settings: MeshSettings) -> CertificatePlan:
+    """Whom the development CA issues for."""
+    return CertificatePlan(settings.trust_domain, START_ORDER, client_id(settings), settings.certificate_lifetime_s)
+
+
+def choose_ports(settings: MeshSettings) -> dict[str, int]:
+    """Choose a port for each service. Raises CommandError naming the first that is taken."""
+    names = tuple(reversed(START_ORDER))
+    if settings.port == 0:
+        return dict(zip(names, _free_ports(len(names)), strict=True))
+    ports = {name: settings.port + offset for offset, name in enumerate(names)}
+    for name, port in ports.items():
+        if not _is_free(port):
+            raise CommandError(
+                f"port {port} for {name} is in use",
+                fix="give another --port; --port 0 takes free ones, `lionrock doctor` shows the taken ones",
+            )
+    return ports
+
+
+def _free_ports(count: int) -> list[int]:
+    candidates = random.SystemRandom().sample(_FREE_PORTS, 200)
+    free = [port for port in candidates if _is_free(port)][:count]
+    if len(free) < count:
+        raise CommandError("no free ports between 20000 and 32000", fix="give a --port whose next four ports are free")
+    return free
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def configure(
+    settings: MeshSettings, state: StateDir, certificates: Certificates, ports: Mapping[str, int], model: ModelSource
+) -> MeshConfiguration:
+    """Say everything that the services are told, with the user's settings of single services merged over it."""
+    targets = {name: f"127.0.0.1:{port}" for name, port in ports.items()}
+    own: dict[str, dict[str, Any]] = {
+        "gateway": _gateway(settings, targets),
+        "tokenization": {"models": {model.name: _path_of(model)}},
+        "inference": _inference(settings, state, certificates, model),
+        "guardrails": {},
+        "audit": {"platform": settings.trust_domain, "store": {"directory": str(state.audit)}},
+    }
+    contents = {
+        name: _merge({**_common(name, settings, state, certificates, targets[name]), **own[name]}, settings.services.get(name, {}))  # type: ignore[call-overload]
+        for name in START_ORDER
+    }
+    return MeshConfiguration(targets, contents)
+
+
+def write_configuration(state: StateDir, configuration: MeshConfiguration) -> None:
+    """Write config/<service>.yaml. JSON is YAML 1.2, and needs no writer."""
+    for name, content in configuration.contents.items():
+        write_atomically(state.config(name), json.dumps(content, indent=2) + "\n")
+
+
+def _common(name: str, settings: MeshSettings, state: StateDir, certificates: Certificates, target: str) -> dict[str, Any]:
+    telemetry: dict[str, Any] = {"span_dir": str(state.traces)}
+    if settings.otlp_endpoint is not None:
+        telemetry["otlp_endpoint"] = settings.otlp_endpoint
+    return {
+        "server": {
+            "listen": target,
+            "tls": certificates.tls(name).model_dump(mode="json"),
+            "trust_domain": settings.trust_domain,
+            "reflection": True,
+            "drain_grace_s": settings.drain_grace_s,
+            # A connection outlives neither the certificate that it was opened with nor its authority.
+            "max_connection_age_s": settings.certificate_lifetime_s / 2,
+        },
+        "telemetry": telemetry,
+    }
+
+
+def _gateway(settings: MeshSettings, targets: Mapping[str, str]) -> dict[str, Any]:
+    tenant = {
+        "name": settings.tenant,
+        "principals": [
+            {
+                "spiffe_id": f"spiffe://{settings.trust_domain}/tenant/{settings.tenant}/user/*",
+                "purposes": ["demonstration"],
+            }
+        ],
+    }
+    return {**{name: {"target": targets[name], "service": name} for name in PEERS}, "tenants": [tenant]}
+
+
+def _inference(settings: MeshSettings, state: StateDir, certificates: Certificates, model: ModelSource) -> dict[str, Any]:
+    return {}
+
+
+def _path_of(model: ModelSource) -> str:
+    """Where services find the model: its GGUF file, or the directory of its safetensors files."""
+    return str(model.files[0] if model.format == "gguf" else model.directory)
+
+
+def service_environment(name: str, environ: Mapping[str, str], state: StateDir, certificates: Certificates) -> dict[str, str]:
+    """Make the environment of a service's process: the user's."""
+    return {**environ, "PYTHONUNBUFFERED": "1"}
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` wins; mappings are merged key by key, lists are replaced."""
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, Mapping) else value
+    return merged

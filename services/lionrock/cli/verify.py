@@ -1,0 +1,96 @@
+"""`lionrock verify`: is this receipt good, and what does it say? Offline; the work is done by `lionrock.audit.verify`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from lionrock.audit.verify import RECEIPT_MAX_CHARS, VerificationFailed, VerifiedLeaf, check_opening, verify_receipt
+from lionrock.cli.errors import EXIT_FAILED, CommandError
+from lionrock.cli.receipts import Opening, opening_beside, read_keys, saved_keys
+from lionrock.cli.state import StateDir
+
+
+def run(
+    receipt: Path, keys: Sequence[str], keys_file: Path | None, opening: Path | None, state_dir: Path | None, *, as_json: bool
+) -> int:
+    """Check and say. Returns 0 when everything that was given holds, 1 when something does not. Raises CommandError."""
+    state = StateDir.at(state_dir)
+    trusted = [*keys, *(read_keys(keys_file) if keys_file is not None else [])]
+    source = "given"
+    if not trusted:
+        trusted, source = saved_keys(state), f"kept at first contact, in {state.keys}"
+    if not trusted:
+        raise CommandError(
+            "there is no verifier key to check against", fix="give one with --key or --keys-file: the log's operator publishes it"
+        )
+    opening = opening or opening_beside(receipt)
+    try:
+        leaf = verify_receipt(_read(receipt), trusted)
+        if opening is not None:
+            opened = Opening.read(opening)
+            check_opening(leaf, "answer", opened.answer_salt, opened.answer.encode())
+    except VerificationFailed as failure:
+        if as_json:
+            print(json.dumps({"verified": False, "reason": failure.reason.name, "detail": str(failure)}))
+        else:
+            print(f"NOT VERIFIED  {receipt}: {failure}", file=sys.stderr)
+        return EXIT_FAILED
+    if as_json:
+        print(json.dumps(_fields(leaf, opening is not None), ensure_ascii=False))
+    else:
+        print_verified(leaf, key_source=source, opened=opening is not None)
+    return 0
+
+
+def print_verified(leaf: VerifiedLeaf, *, key_source: str, opened: bool) -> None:
+    """Say what was proven, for people."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_row("log", f"{leaf.origin}, leaf {leaf.leaf_index} of {leaf.tree_size}")
+    table.add_row("signed by", f"{', '.join(leaf.signed_by)} (key {key_source})")
+    for name, value in _summary(leaf):
+        table.add_row(name, value)
+    if opened:
+        table.add_row("answer", "the stored text is the one that this leaf commits to")
+    console = Console(highlight=False, soft_wrap=True)
+    console.print("[bold green]VERIFIED[/]  the log's key signed a tree that holds this leaf")
+    console.print(table)
+
+
+def _summary(leaf: VerifiedLeaf) -> list[tuple[str, str]]:
+    """Name the fields that a person asks for first, flattened; nested ones as JSON."""
+    rows = []
+    for name, value in leaf.fields.items():
+        if name == "commitments" or value in (None, "", [], {}):
+            continue
+        rows.append((name.replace("_", " "), value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
+    return rows
+
+
+def _fields(leaf: VerifiedLeaf, opened: bool) -> dict[str, object]:
+    return {
+        "verified": True,
+        "origin": leaf.origin,
+        "leaf_index": leaf.leaf_index,
+        "tree_size": leaf.tree_size,
+        "leaf_hash": leaf.leaf_hash.hex(),
+        "root": leaf.root.hex(),
+        "signed_by": list(leaf.signed_by),
+        "answer_opened": opened,
+        "leaf": dict(leaf.fields),
+    }
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(4 * RECEIPT_MAX_CHARS + 1)
+    except OSError as error:
+        raise CommandError(
+            f"{path} cannot be read: {error.strerror}", fix="give the path that `lionrock chat` printed; receipts lie in receipts/"
+        ) from error
