@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import grpc
@@ -88,12 +89,17 @@ def permits(callers: Callers, identity: SpiffeId) -> bool:
             return identity.service is not None and identity.service in callers
 
 
+@lru_cache(maxsize=1024)
+def _parse_verified(encoded: bytes) -> SpiffeId:
+    return SpiffeId.parse(encoded.decode("ascii"))
+
+
 def verified_identity(auth_context: Mapping[str, Any], trust_domain: str) -> SpiffeId:
     """Return the one SPIFFE id of the peer's verified certificate. Raises CallerNotPermitted for none, several or a foreign one."""
     match list(auth_context.get("peer_spiffe_id", ())):
         case [bytes() as encoded]:
             try:
-                identity = SpiffeId.parse(encoded.decode("ascii"))
+                identity = _parse_verified(encoded)
             except (UnicodeDecodeError, ValueError):
                 raise CallerNotPermitted("the certificate's SPIFFE id is not valid") from None
         case _:
