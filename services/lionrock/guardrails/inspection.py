@@ -1,7 +1,7 @@
 """The verdict on whole texts.
 
-Knows: how the findings of several parts become one action, one score, one message. Each part goes through the same `Inspector` that
-judges streams, in windows, so that whole text and stream agree by construction. Does not know: transport.
+Knows: how the findings of several parts become one action, one score, one message. Each part goes through the same `Inspector`
+that judges streams, in windows, so that whole text and stream agree by construction. Does not know: transport.
 """
 
 from collections import Counter
@@ -51,7 +51,9 @@ class Verdict:
     languages: tuple[Language, ...]
 
 
-def inspect(policy: Policy, direction: Direction, parts: Sequence[Part], *, abandoned: Callable[[], bool] = lambda: False) -> Verdict:
+def inspect(
+    policy: Policy, direction: Direction, parts: Sequence[Part], *, abandoned: Callable[[], bool] = lambda: False
+) -> Verdict:
     """Judge `parts`. `abandoned` is asked between windows. Raises TextTooLong, DetectionFailed, Abandoned."""
     if sum(len(part.text) for part in parts) > MAX_TEXT:
         raise TextTooLong

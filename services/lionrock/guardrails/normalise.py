@@ -1,11 +1,11 @@
 """The view of a text that detectors see, and the way back to the original.
 
-Knows: which characters people use to disguise text without changing what a reader sees (full-width and compatibility forms, invisible
-characters, odd spaces and dashes, foreign digits) and how each folds, one code point at a time (Unicode 17, UAX #15 NFKC; UTS #39 for
-the invisible ones). Does not know: what is looked for.
+Knows: which characters people use to disguise text without changing what a reader sees (full-width and compatibility forms,
+invisible characters, odd spaces and dashes, foreign digits) and how each folds, one code point at a time (Unicode 17, UAX #15
+NFKC; UTS #39 for the invisible ones). Does not know: what is looked for.
 
-The view is a left-to-right function of the text: `Normaliser` carries three small facts from one chunk to the next, so every way of
-cutting a text gives the same view and the same offsets.
+The view is a left-to-right function of the text: `Normaliser` carries three small facts from one chunk to the next, so every
+way of cutting a text gives the same view and the same offsets.
 """
 
 import re
@@ -13,8 +13,8 @@ import unicodedata
 from functools import lru_cache
 from typing import Final
 
-# A longer run of characters that vanish is not a disguise that we see through but a break, so that what a stream holds back is bounded
-# in original code points too. No emoji or script needs as many.
+# A longer run of characters that vanish is not a disguise that we see through but a break, so that what a stream holds back is
+# bounded in original code points too. No emoji or script needs as many.
 MAX_DROPPED: Final = 32
 # Stands for MAX_DROPPED invisible characters in a row. A noncharacter: folded away where a text brings its own.
 INVISIBLE_RUN: Final = "\uffff"
@@ -24,8 +24,10 @@ _PLAIN: Final = re.compile("(?: ?[!-~\u3001-\u3020\u3041-\u3096\u30a1-\u30fe\u34
 _LINE_BREAKS: Final = frozenset("\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029")
 # Default-ignorable code points that are not in category Cf.
 _INVISIBLE: Final = frozenset(
-    [0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0]
-    + [*range(0x180B, 0x1810), *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0), *range(0xE0000, 0xE0080)]
+    [
+        *(0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0),
+        *(*range(0x180B, 0x1810), *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0), *range(0xE0000, 0xE0080)),
+    ]
 )
 _FOLDS: Final = {
     **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d", "-"),
@@ -39,7 +41,7 @@ _FOLDS: Final = {
 
 @lru_cache(maxsize=8192)
 def fold(character: str) -> str:
-    """Return what one code point contributes to the view: "" (vanishes), " " or "\\n" (any space), or its folded form."""
+    """Return what one code point contributes to the view: nothing, a space, a line break, or its folded form."""
     if character in _FOLDS:
         return _FOLDS[character]
     if character in _LINE_BREAKS:

@@ -1,9 +1,10 @@
 r"""Bounded regular expressions, and the expression of everything that can still grow into a match.
 
-Knows: a subset of RE2's syntax in which every match has a greatest length: literals, escapes, classes, groups, alternation, `?`, `{n}`
-and `{n,m}`. A space matches a line break, too. No `*`, `+`, `{n,}`, anchors, captures or flags. From the syntax tree of a pattern it derives the pattern of its prefixes:
-a stream holds back text from `s` on exactly while the text from `s` to its end is a prefix of a match.
-Does not know: texts. Source: the prefix language of a regular language is regular (Hopcroft and Ullman 1979, exercise 3.4).
+Knows: a subset of RE2's syntax in which every match has a greatest length: literals, escapes, classes, groups, alternation,
+`?`, `{n}` and `{n,m}`. A space matches a line break, too. No `*`, `+`, `{n,}`, anchors, captures or flags. From the syntax tree
+of a pattern it derives the pattern of its prefixes: a stream holds back text from `s` on exactly while the text from `s` to its
+end is a prefix of a match. Does not know: texts. Source: the prefix language of a regular language is regular (Hopcroft and
+Ullman 1979, exercise 3.4).
 
     pre(xy) = x pre(y) | pre(x)        pre(x|y) = pre(x) | pre(y)        pre(x{m,n}) = x{0,n-1} pre(x)
 """
@@ -58,7 +59,7 @@ Node = Atom | Sequence | Choice | Repeat
 
 
 def parse(source: str) -> Node:
-    """Parse a bounded pattern. Raises PatternInvalid, also for a pattern that matches the empty text or more than MAX_LENGTH characters."""
+    """Parse a bounded pattern. Raises PatternInvalid, also for one that matches nothing at all or more than MAX_LENGTH."""
     if len(source) > MAX_SOURCE:
         raise PatternInvalid(f"pattern is longer than {MAX_SOURCE} characters")
     parser = _Parser(source)
@@ -142,10 +143,7 @@ def _prefixes(node: Node, rest: str) -> str:
             own = f"(?:{'|'.join(_prefixes(item, '') for item in items)})"
             return f"(?:{_group(node)}{rest}|{own})" if rest else own
         case Repeat(item, least, most):
-            if isinstance(item, Atom):
-                own = f"{item.source}{{0,{most}}}"
-            else:
-                own = f"{_group(item)}{{0,{most - 1}}}{_prefixes(item, '')}"
+            own = f"{_group(item)}{{0,{most - 1}}}{_prefixes(item, '')}"
             return f"(?:{_group(item)}{{{least},{most}}}{rest}|{own})" if rest else own
 
 

@@ -1,8 +1,9 @@
 """Policies: one YAML file a profile, what it may say, and its digest.
 
-Knows: the file's schema, checked strictly (unknown keys, repeated keys, anchors and unbounded patterns are errors named by line), how
-rules become programs for each direction and source, and the canonical form that the digest covers: the validated policy as JSON with
-sorted keys, no spaces, UTF-8 (comments and layout of the file do not change it). Does not know: transport, texts.
+Knows: the file's schema, checked strictly (unknown keys, repeated keys, anchors and unbounded patterns are errors named by
+line), how rules become programs for each direction and source, and the canonical form that the digest covers: the validated
+policy as JSON with sorted keys, no spaces, UTF-8 (comments and layout of the file do not change it). Does not know: transport,
+texts.
 """
 
 import hashlib
@@ -174,7 +175,7 @@ def digest_of(file: _File) -> str:
 def parse_policy(text: str, name: str) -> Policy:
     """Compile the text of a policy file; `name` is what errors call it. Raises PolicyInvalid."""
     try:
-        _refuse_aliases(text)
+        _refuse_aliases(text, name)
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         if root is None:
             raise PolicyInvalid(f"{name}:1: the file is empty")
@@ -201,7 +202,7 @@ def parse_policy(text: str, name: str) -> Policy:
 
 
 def load_policies(directory: Path | None) -> Mapping[ProfileName, Policy]:
-    """Return the shipped profiles and those of `directory/*.yaml`, which replace shipped ones of their name. Raises PolicyInvalid."""
+    """Return the shipped profiles and those of `directory/*.yaml`, which win where names agree. Raises PolicyInvalid."""
     policies: dict[ProfileName, Policy] = {}
     for folder in (SHIPPED, directory):
         if folder is None:
@@ -224,10 +225,11 @@ def load_policies(directory: Path | None) -> Mapping[ProfileName, Policy]:
     return MappingProxyType(policies)
 
 
-def _refuse_aliases(text: str) -> None:
+def _refuse_aliases(text: str, name: str) -> None:
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
-            raise yaml.MarkedYAMLError(problem="anchors and aliases are not supported", problem_mark=event.start_mark)
+            line = event.start_mark.line + 1 if event.start_mark else 1
+            raise PolicyInvalid(f"{name}:{line}: anchors and aliases are not supported")
 
 
 def _refuse_repeated_keys(node: yaml.Node, name: str) -> None:

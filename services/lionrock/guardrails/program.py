@@ -1,8 +1,8 @@
-"""Rules compiled for matching: one RE2 set that says which could match, one RE2 that says what could still grow, one automaton of phrases.
+"""Rules compiled for matching: an RE2 set (what could match), an RE2 (what could still grow), an automaton of phrases.
 
-Knows: how to find every match of a set of rules in a window of the view, in linear time, and where the undecided end of the window
-begins. Does not know: the original text, releases, policies' files. RE2 has no look-around: a shape's neighbours are matched around a
-captured group, and what follows from the text before a match is checked in Python.
+Knows: how to find every match of a set of rules in a window of the view, in linear time, and where the undecided end of the
+window begins. Does not know: the original text, releases, policies' files. RE2 has no look-around: a shape's neighbours are
+matched around a captured group, and what follows from the text before a match is checked in Python.
 """
 
 from collections.abc import Iterator, Sequence
@@ -116,7 +116,7 @@ class Program:
         return len(self._extractors)
 
     def live_from(self, window: Window, start: int) -> int:
-        """Return the first position ≥ `start` from which the window to its end can still grow into a match; the window's length if none."""
+        """Return the first position ≥ `start` from which the window to its end can grow into a match; its length if none."""
         size = len(window.view)
         if self._live is not None:
             found = self._live.search(window.data, window.byte(start))
@@ -129,7 +129,8 @@ class Program:
     def find(self, window: Window, start: int, end: int, resume: list[int]) -> list[Match]:
         """Return all matches that begin in [start, end), unordered, and set `resume[i]` to where expression i goes on.
 
-        `start` is at least 1: every match has a neighbour before it. Matches of one expression do not overlap; `resume` holds where its last one ended. Raises DetectionFailed.
+        `start` is at least 1: every match has a neighbour before it. Matches of one expression do not overlap; `resume` holds
+        where its last one ended. Raises DetectionFailed.
         """
         matches: list[Match] = []
         low = window.byte(start - 1)

@@ -1,17 +1,19 @@
 """Inspection of a text while it is written.
 
-The rule, exactly. Let v be the normalised view of everything received, n its length. Position s of v is *live* when v[s:n] is a prefix
-(v[s:n] itself included) of some match of some rule. Let `safe` be the first live position, n if there is none. Then every match that
-begins before `safe` ends before n with its neighbours known, whatever follows, and no further match will begin there. So exactly these are final:
+The rule, exactly. Let v be the normalised view of everything received, n its length. Position s of v is *live* when v[s:n] is a
+prefix (v[s:n] itself included) of some match of some rule. Let `safe` be the first live position, n if there is none. Then
+every match that begins before `safe` ends before n with its neighbours known, whatever follows, and no further match will begin
+there. So exactly these are final:
 
-- all matches that begin before `safe`; they are reported in order of (start, severity falling, end falling, rule, confidence falling);
-- all original text before the character at `safe`; it is released, with what a masked finding covers replaced by its placeholder.
-  Where masked spans overlap, the first keeps its place and the others replace only what is left of theirs.
+- all matches that begin before `safe`; they are reported in order of (start, severity falling, end falling, rule, confidence
+  falling);
+- all original text before the character at `safe`; it is released, with what a masked finding covers replaced by its
+  placeholder. Where masked spans overlap, the first keeps its place and the others replace only what is left of theirs.
 
-The rest, at most `Program.hold_limit` characters of view, is held back. A finding that lies inside one of at least its severity is not
-reported. A block releases what precedes its span, and nothing after. At the end of the text nothing is live.
-`safe` never falls, matches of one expression resume where the last ended, and the order above is total; hence released text and findings
-are the same for every way of cutting the text, and the inspection of a whole text is the same code fed in windows.
+The rest, at most `Program.hold_limit` characters of view, is held back. A finding that lies inside one of at least its severity
+is not reported. A block releases what precedes its span, and nothing after. At the end of the text nothing is live. `safe`
+never falls, matches of one expression resume where the last ended, and the order above is total; hence released text and
+findings are the same for every way of cutting the text, and the inspection of a whole text is the same code fed in windows.
 
 Knows: offsets of the original text. Does not know: transport, policies' files.
 """

@@ -1,8 +1,8 @@
 """Phone numbers and e-mail addresses.
 
-Knows: numbers written with a country code, and the national forms of Hong Kong and the mainland; the numbering plans are libphonenumber's
-(`phonenumbers`). Eight digits are also an amount, a date or an account number, so a bare Hong Kong number needs a word beside it that
-says "phone". E-mail addresses as in RFC 5321 without quoted local parts. Does not know: policies.
+Knows: numbers written with a country code, and the national forms of Hong Kong and the mainland; the numbering plans are
+libphonenumber's (`phonenumbers`). Eight digits are also an amount, a date or an account number, so a bare Hong Kong number
+needs a word beside it that says "phone". E-mail addresses as in RFC 5321 without quoted local parts. Does not know: policies.
 """
 
 from typing import Final
@@ -53,14 +53,11 @@ def _check_national(match: str, context: str) -> Hit | None:
         return Hit(len(match), 0.9) if _plausible("+" + digits, None) else None
     named = _PHONE_WORDS.search(before) is not None
     if len(digits) == 8:
-        if not _plausible(digits, "HK"):
-            return None
-        if named:
-            return Hit(len(match), 0.9)
-        if _looks_like_date(digits):
-            return None
         # Two groups of four that begin like a mobile number; those that begin with 2 or 3 are as often two years.
-        return Hit(len(match), 0.6 if len(match) == 9 and digits[0] in "5679" else 0.3)
+        grouped = len(match) == 9 and digits[0] in "5679"
+        if not (named or grouped) or (not named and _looks_like_date(digits)) or not _plausible(digits, "HK"):
+            return None
+        return Hit(len(match), 0.9 if named else 0.6)
     if not _plausible(digits, "CN"):
         return None
     return Hit(len(match), 0.95 if named else 0.75)

@@ -1,8 +1,8 @@
 """What a detector is: shapes that RE2 finds, and a check in Python of what it found.
 
-Knows: the border between both. A shape is a bounded pattern over the normalised view; the check sees the matched text and the text
-before it, and nothing after it, so that a verdict is certain as soon as the match cannot grow. What a check needs to know of the
-following text, its shape must match. Does not know: any identifier.
+Knows: the border between both. A shape is a bounded pattern over the normalised view; the check sees the matched text and the
+text before it, and nothing after it, so that a verdict is certain as soon as the match cannot grow. What a check needs to know
+of the following text, its shape must match. Does not know: any identifier.
 """
 
 from collections.abc import Callable

@@ -1,10 +1,10 @@
 """Identity numbers of Hong Kong and of the mainland.
 
-Knows: the Hong Kong identity card number (one or two letters, six digits, a check character mod 11 over weights 9 to 2, a missing first
-letter counting 36) and the citizen identity number of GB 11643-1999 (ISO 7064 MOD 11-2), including the residence permits for Hong Kong,
-Macao and Taiwan residents, which begin with 810000, 820000 and 830000 (State Council, 2018).
-A random body passes the HKID's check once in eleven, so the bare form is only credible next to a word that says what it is.
-Does not know: policies.
+Knows: the Hong Kong identity card number (one or two letters, six digits, a check character mod 11 over weights 9 to 2, a
+missing first letter counting 36) and the citizen identity number of GB 11643-1999 (ISO 7064 MOD 11-2), including the residence
+permits for Hong Kong, Macao and Taiwan residents, which begin with 810000, 820000 and 830000 (State Council, 2018). A random
+body passes the HKID's check once in eleven, so the bare form is only credible next to a word that says what it is. Does not
+know: policies.
 """
 
 import datetime
@@ -17,9 +17,12 @@ from lionrock.guardrails.detectors.detector import Detector, Hit, shape
 
 _HKID_PARTS: Final = re.compile(r"([A-Za-z]{1,2}) ?([0-9]{6})[ -]?(?:([(\[]) ?([0-9Aa]) ?[)\]]|([0-9Aa]))")
 _HKID_WORDS: Final = re2.compile(
-    r"(?i)\bhk ?id\b|\bid ?(?:card|no|number|#)|\bidentity|身[份分] ?[證证]|[證证]件|hong kong id|\bi\.?d\.?[ :]|回[鄉乡][證证]|登[記记][號号]"
+    r"(?i)\bhk ?id\b|\bid ?(?:card|no|number|#)|\bidentity|身[份分] ?[證证]|[證证]件|hong kong id"
+    r"|\bi\.?d\.?[ :]|回[鄉乡][證证]|登[記记][號号]"
 )
-_RESIDENT_WORDS: Final = re2.compile(r"(?i)身[份分] ?[證证]|公民|[證证]件|居民|\bid ?(?:card|no|number|#)|\bidentity|\bi\.?d\.?[ :]")
+_RESIDENT_WORDS: Final = re2.compile(
+    r"(?i)身[份分] ?[證证]|公民|[證证]件|居民|\bid ?(?:card|no|number|#)|\bidentity|\bi\.?d\.?[ :]"
+)
 _RESIDENT_WEIGHTS: Final = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
 # GB/T 2260, first two digits; 81, 82, 83 are the residence permits.
 _PROVINCES: Final = frozenset(

@@ -1,7 +1,7 @@
 """Payment card numbers.
 
-Knows: the Luhn check (ISO/IEC 7812-1, annex B) and which lengths the schemes issue under which prefixes. One random number in ten
-passes Luhn, so a number outside the schemes' ranges is none. Does not know: policies.
+Knows: the Luhn check (ISO/IEC 7812-1, annex B) and which lengths the schemes issue under which prefixes. One random number in
+ten passes Luhn, so a number outside the schemes' ranges is none. Does not know: policies.
 """
 
 from typing import Final
@@ -34,19 +34,22 @@ def luhn_valid(number: str) -> bool:
     return sum(int(doubled[int(d)]) if i % 2 else int(d) for i, d in enumerate(reversed(number))) % 10 == 0
 
 
-def _issued(number: str) -> bool:
-    return any(low <= int(number[:width]) <= high and len(number) in sizes for low, high, width, sizes in _RANGES)
+def _issued_lengths(digits: str) -> frozenset[int]:
+    """Return the lengths of the cards whose numbers begin like `digits`."""
+    return next((sizes for low, high, width, sizes in _RANGES if low <= int(digits[:width]) <= high), frozenset())
 
 
 def _check_card(match: str, context: str) -> Hit | None:
     if context[-1:] == "." and context[-2:-1].isdigit():
         return None
+    digits = digits_of(match)
+    lengths = _issued_lengths(digits)
+    if not lengths:
+        return None
     # A date or a code may follow in the same run of digits: "4111 1111 1111 1111 12/27".
     for end in group_ends(match):
-        number = digits_of(match[:end])
-        if len(number) < 13:
-            break
-        if _issued(number) and luhn_valid(number):
+        count = len(digits) - sum(c.isdigit() for c in match[end:])
+        if count in lengths and luhn_valid(digits[:count]):
             return Hit(end, 0.95)
     return None
 

@@ -1,8 +1,8 @@
 """Literal phrases, many at a time.
 
-Knows: Aho-Corasick over the lower-case view with spaces alike (Aho and Corasick 1975; `ahocorasick_rs`), and the longest end of a text
-that is the beginning of a phrase. Every occurrence counts, overlapping ones too. A phrase that begins or ends with an ASCII letter or
-digit does not match inside a longer word. Does not know: what a phrase means.
+Knows: Aho-Corasick over the lower-case view with spaces alike (Aho and Corasick 1975; `ahocorasick_rs`), and the longest end of
+a text that is the beginning of a phrase. Every occurrence counts, overlapping ones too. A phrase that begins or ends with an
+ASCII letter or digit does not match inside a longer word. Does not know: what a phrase means.
 """
 
 from bisect import bisect_left
@@ -46,7 +46,7 @@ class PhraseSet:
                 yield low + start, high + start, self._owners[index]
 
     def live_from(self, text: str, start: int) -> int:
-        """Return the first position from `start` on from which `text` to its end is the beginning of a phrase; its length if none."""
+        """Return the first position ≥ `start` from which `text` to its end begins a phrase; the length of `text` if none."""
         size, phrases = len(text), self._phrases
         for position in range(max(start, size - self.longest), size):
             if text[position] not in self._firsts or _joined(text, position):
