@@ -18,7 +18,7 @@ from types import TracebackType
 
 from lionrock.inference.engine.batch import StepBatch
 from lionrock.inference.engine.engine import Engine
-from lionrock.inference.engine.errors import EngineDraining, EngineError, RequestExpired, ShardGroupLost
+from lionrock.inference.engine.errors import EngineDraining, EngineError, InvalidRequest, RequestExpired, ShardGroupLost
 from lionrock.inference.engine.runner import ModelRunner, RunnerSpec
 from lionrock.inference.engine.sequence import FinishReason, Request, RequestId, SequenceId, StepOutput
 
@@ -171,6 +171,8 @@ class AsyncEngine:
 
         Raises what `Engine.add` raises, EngineDraining, or ShardGroupLost while there is no runner.
         """
+        if request.request_id in self._streams:
+            raise InvalidRequest("request_id", "is in use by a stream that has not ended")
         with self._changed:
             if self._draining or self._closing:
                 raise EngineDraining

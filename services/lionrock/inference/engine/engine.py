@@ -254,12 +254,9 @@ _ALWAYS_OFFERED = frozenset({"temperature", "seed", "max_tokens", "stop_token_id
 
 def check_sampling(sampling: Sampling, spec: RunnerSpec) -> None:
     """Raise UnsupportedSamplingOption for an option that is set and not offered, InvalidRequest for a value out of range."""
+    offered = _ALWAYS_OFFERED | spec.sampling_options
     for name in Sampling.__dataclass_fields__:
-        if (
-            name not in _ALWAYS_OFFERED
-            and name not in spec.sampling_options
-            and getattr(sampling, name) != getattr(_NOT_ASKED_FOR, name)
-        ):
+        if name not in offered and getattr(sampling, name) != getattr(_NOT_ASKED_FOR, name):
             raise UnsupportedSamplingOption(name)
     ranges = (
         ("temperature", sampling.temperature, 0.0 <= sampling.temperature <= 100.0, "0 to 100"),

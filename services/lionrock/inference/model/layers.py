@@ -1,0 +1,204 @@
+"""The pieces of a decoder, holding the slices of weights that one rank has. They do not know that other ranks exist.
+
+A weight is named by the slices it is made of (`q_proj`, `k_proj` and `v_proj` rows lie in one matrix, so that a layer has four
+matrix products), so loading and sharding work on slices and never on whole models. Plain classes, no `nn.Module`: there are no
+gradients, hooks or state dicts, and a step calls these some three hundred times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lionrock.inference.model.config import ModelConfig, RopeConfig
+from lionrock.inference.model.weights import WeightSource
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Rows and columns of one tensor of the checkpoint."""
+
+    name: str
+    """Without ".weight" or ".bias"."""
+    shape: tuple[int, ...]
+    """Of the whole tensor."""
+    rows: range
+    columns: range | None = None
+    """None for a vector."""
+
+    @classmethod
+    def matrix(cls, name: str, rows: int, columns: int) -> Slice:
+        """Name a whole matrix."""
+        return cls(name, (rows, columns), range(rows), range(columns))
+
+    def with_rows(self, first: int, count: int) -> Slice:
+        """Keep these rows of the whole tensor."""
+        assert first + count <= self.shape[0], "rows out of range"
+        return replace(self, rows=range(first, first + count))
+
+    def with_columns(self, first: int, count: int) -> Slice:
+        """Keep these columns of the whole matrix."""
+        assert first + count <= self.shape[1], "columns out of range"
+        return replace(self, columns=range(first, first + count))
+
+
+class Weight:
+    """One tensor of a rank, made of slices laid below each other. `data` is there after `load`."""
+
+    __slots__ = ("data", "kind", "slices")
+
+    def __init__(self, *slices: Slice, kind: str = "weight") -> None:
+        self.slices = slices
+        self.kind = kind
+        self.data: Tensor
+
+    @property
+    def numel(self) -> int:
+        """Elements."""
+        return sum(len(part.rows) * (1 if part.columns is None else len(part.columns)) for part in self.slices)
+
+    def load(self, source: WeightSource, dtype: torch.dtype, device: torch.device) -> None:
+        """Read the slices. Raises what WeightSource.read raises."""
+        parts = [source.read(f"{p.name}.{self.kind}", p.shape, p.rows, p.columns, dtype) for p in self.slices]
+        joined = parts[0] if len(parts) == 1 else torch.cat(parts)
+        # A copy even where nothing had to be converted: the source's memory is the mapped file.
+        self.data = joined.to(device) if device.type != "cpu" else joined.clone(memory_format=torch.contiguous_format)
+
+
+class Projection(Protocol):
+    """A linear layer as its users see it: plain, or with a collective behind it."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: [T, in]; returns [T, out]."""
+        ...
+
+    def weights(self) -> Iterator[Weight]:
+        """List what to load."""
+        ...
+
+
+class Linear:
+    """x @ weightᵀ + bias. x: [T, in]; returns [T, out]."""
+
+    __slots__ = ("bias", "weight")
+
+    def __init__(self, *slices: Slice, bias: bool) -> None:
+        self.weight = Weight(*slices)
+        self.bias = None
+        if bias:
+            self.bias = Weight(*(Slice(part.name, part.shape[:1], part.rows) for part in slices), kind="bias")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.data, None if self.bias is None else self.bias.data)
+
+    def weights(self) -> Iterator[Weight]:
+        """List what to load."""
+        yield self.weight
+        if self.bias is not None:
+            yield self.bias
+
+
+class Embedding:
+    """Rows of a table by token id. ids: [T] int64; returns [T, hidden]."""
+
+    __slots__ = ("weight",)
+
+    def __init__(self, table: Slice) -> None:
+        self.weight = Weight(table)
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.weight.data)
+
+    def weights(self) -> Iterator[Weight]:
+        """List what to load."""
+        yield self.weight
+
+
+class Norm:
+    """Root-mean-square norm (Zhang and Sennrich 2019), computed in float32 and scaled in the model's type. x: [T, hidden]."""
+
+    __slots__ = ("epsilon", "weight")
+
+    def __init__(self, name: str, size: int, epsilon: float) -> None:
+        self.weight = Weight(Slice(name, (size,), range(size)))
+        self.epsilon = epsilon
+
+    def __call__(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.epsilon)
+        return (wide * scale).to(x.dtype) * self.weight.data
+
+    def weights(self) -> Iterator[Weight]:
+        """List what to load."""
+        yield self.weight
+
+
+class Mlp:
+    """down(silu(gate(x)) · up(x)). x: [T, hidden]."""
+
+    def __init__(self, config: ModelConfig, name: str) -> None:
+        hidden, columns = config.hidden_size, config.mlp_columns
+        self.gate_up = Linear(
+            Slice.matrix(f"{name}.gate_proj", columns, hidden),
+            Slice.matrix(f"{name}.up_proj", columns, hidden),
+            bias=config.mlp_bias,
+        )
+        self.down: Projection = Linear(Slice.matrix(f"{name}.down_proj", hidden, columns), bias=config.mlp_bias)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+    def weights(self) -> Iterator[Weight]:
+        """List what to load."""
+        yield from self.gate_up.weights()
+        yield from self.down.weights()
+
+
+class RotaryEmbedding:
+    """Rotates queries and keys by position, first half of a head against the second (Su et al. 2021)."""
+
+    def __init__(self, rope: RopeConfig, head_dim: int, context_window: int, dtype: torch.dtype, device: torch.device) -> None:
+        """Tabulate cos and sin for every position: [context_window, 1, head_dim] each."""
+        angles = torch.outer(torch.arange(context_window, dtype=torch.float32), rope_frequencies(rope, head_dim))
+        cos, sin = angles.cos(), angles.sin()
+        self._cos = torch.cat((cos, cos), dim=-1)[:, None].to(device, dtype)
+        # The first half receives minus the second, the second plus the first: the sign goes into the table.
+        self._sin = torch.cat((-sin, sin), dim=-1)[:, None].to(device, dtype)
+        self._half = head_dim // 2
+
+    def at(self, positions: Tensor) -> Rotation:
+        """Look up the rotation of a step's tokens, once for all layers. positions: [T] int64."""
+        return Rotation(self._cos[positions], self._sin[positions], self._half)
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """The rotation of each token. cos, sin: [T, 1, head_dim]."""
+
+    cos: Tensor
+    sin: Tensor
+    half: int
+
+    def __call__(self, heads: Tensor) -> Tensor:
+        """Rotate. heads: [T, H, head_dim]."""
+        return torch.addcmul(heads * self.cos, heads.roll(self.half, -1), self.sin)
+
+
+def rope_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
+    """Angle a position for each pair, scaled as the configuration says. Returns [head_dim / 2] float32."""
+    frequencies = 1.0 / rope.theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    if rope.divisors is not None:
+        frequencies = frequencies / torch.tensor(rope.divisors, dtype=torch.float32)
+    if rope.llama3 is not None:
+        scaling = rope.llama3
+        turns = scaling.original_context * frequencies / (2 * torch.pi)
+        smooth = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+        smooth = smooth.clamp(0.0, 1.0)
+        frequencies = (1 - smooth) * frequencies / scaling.factor + smooth * frequencies
+    return frequencies / rope.linear_factor

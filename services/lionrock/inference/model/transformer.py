@@ -1,0 +1,137 @@
+"""A dense decoder: Llama and Qwen2. Whole or a pipeline stage of it; it does not know of tensor parallelism.
+
+Tensor parallelism (`tensor_parallel.py`) narrows the slices of its linear layers and puts a collective behind some of them; what is
+written here stays true of the heads and columns that are left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from lionrock.inference.model.attention import KVCache, StepLayout, attend
+from lionrock.inference.model.config import ModelConfig
+from lionrock.inference.model.layers import Embedding, Linear, Mlp, Norm, Projection, RotaryEmbedding, Rotation, Slice, Weight
+from lionrock.inference.model.weights import WeightSource
+
+
+class Attention:
+    """Self-attention of one layer over the heads of this rank."""
+
+    def __init__(self, config: ModelConfig, name: str) -> None:
+        hidden, head_dim = config.hidden_size, config.head_dim
+        query_rows, kv_rows = config.query_heads * head_dim, config.kv_heads * head_dim
+        self.query_heads, self.kv_heads, self.head_dim = config.query_heads, config.kv_heads, head_dim
+        self.qkv = Linear(
+            Slice.matrix(f"{name}.q_proj", query_rows, hidden),
+            Slice.matrix(f"{name}.k_proj", kv_rows, hidden),
+            Slice.matrix(f"{name}.v_proj", kv_rows, hidden),
+            bias=config.qkv_bias,
+        )
+        self.output: Projection = Linear(Slice.matrix(f"{name}.o_proj", hidden, query_rows), bias=config.attention_output_bias)
+
+    def __call__(self, x: Tensor, rotation: Rotation, keys: Tensor, values: Tensor, layout: StepLayout) -> Tensor:
+        """Attend. x: [T, hidden]; keys, values: this layer's cache, to which those of x are written first."""
+        heads = self.qkv(x).view(x.shape[0], -1, self.head_dim)
+        rotated = rotation(heads[:, : self.query_heads + self.kv_heads])
+        keys.index_copy_(0, layout.slots, rotated[:, self.query_heads :])
+        values.index_copy_(0, layout.slots, heads[:, self.query_heads + self.kv_heads :])
+        return self.output(attend(rotated[:, : self.query_heads], keys, values, layout))
+
+    def weights(self) -> Iterator[Weight]:
+        """List what to load."""
+        yield from self.qkv.weights()
+        yield from self.output.weights()
+
+
+class Layer:
+    """Attention and MLP, each behind a norm and added to the residual stream."""
+
+    def __init__(self, config: ModelConfig, index: int) -> None:
+        name = f"model.layers.{index}"
+        self.attention_norm = Norm(f"{name}.input_layernorm", config.hidden_size, config.norm_epsilon)
+        self.attention = Attention(config, f"{name}.self_attn")
+        self.mlp_norm = Norm(f"{name}.post_attention_layernorm", config.hidden_size, config.norm_epsilon)
+        self.mlp = Mlp(config, f"{name}.mlp")
+
+    def __call__(self, x: Tensor, rotation: Rotation, keys: Tensor, values: Tensor, layout: StepLayout) -> Tensor:
+        """Transform the residual stream. x: [T, hidden]."""
+        x = x + self.attention(self.attention_norm(x), rotation, keys, values, layout)
+        return x + self.mlp(self.mlp_norm(x))
+
+    def weights(self) -> Iterator[Weight]:
+        """List what to load."""
+        for part in (self.attention_norm, self.attention, self.mlp_norm, self.mlp):
+            yield from part.weights()
+
+
+class Transformer:
+    """Layers `first_layer` … `first_layer + layers − 1` of a decoder; with the embedding if first, with norm and head if last."""
+
+    def __init__(self, config: ModelConfig, *, first_layer: int = 0, layers: int | None = None) -> None:
+        layers = config.layers if layers is None else layers
+        assert first_layer + layers <= config.layers, "the stage reaches past the last layer"
+        self.config = config
+        self.layers = [Layer(config, first_layer + index) for index in range(layers)]
+        self.embedding: Projection | None = None
+        self.norm: Norm | None = None
+        self.head: Linear | None = None
+        if first_layer == 0:
+            self.embedding = Embedding(Slice.matrix("model.embed_tokens", config.vocab_size, config.hidden_size))
+        if first_layer + layers == config.layers:
+            self.norm = Norm("model.norm", config.hidden_size, config.norm_epsilon)
+            table = "model.embed_tokens" if config.tied_embeddings else "lm_head"
+            self.head = Linear(Slice.matrix(table, config.vocab_size, config.hidden_size), bias=False)
+
+    def forward(self, x: Tensor, rope: RotaryEmbedding, cache: KVCache, layout: StepLayout) -> Tensor:
+        """Run this stage's layers. x: token ids [T] in the first stage, else the hidden state [T, hidden] of the stage before.
+
+        Returns the hidden state [T, hidden].
+        """
+        if self.embedding is not None:
+            x = self.embedding(x)
+        rotation = rope.at(layout.positions)
+        for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
+            x = layer(x, rotation, keys, values, layout)
+        return x
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Score the vocabulary rows of this rank (last stage only). hidden: [R, hidden]; returns [R, rows] float32."""
+        assert self.norm is not None
+        assert self.head is not None
+        return self.head(self.norm(hidden)).float()
+
+    def weights(self) -> Iterator[Weight]:
+        """List what to load, each weight once."""
+        if self.embedding is not None:
+            yield from self.embedding.weights()
+        for layer in self.layers:
+            yield from layer.weights()
+        if self.norm is not None and self.head is not None:
+            yield from self.norm.weights()
+            yield from self.head.weights()
+
+
+def load_weights(
+    model: Transformer, source: WeightSource, dtype: torch.dtype, device: torch.device, progress: Callable[[int, int], None]
+) -> int:
+    """Read what the model holds, one tensor at a time. progress: (elements read, elements in all). Returns bytes of weights.
+
+    Raises MissingTensor, MalformedWeights, UnsupportedModel.
+    """
+    weights = list(model.weights())
+    total, done = sum(weight.numel for weight in weights), 0
+    loaded: dict[tuple[object, ...], Weight] = {}
+    weight_bytes = 0
+    for weight in weights:
+        same = loaded.setdefault((weight.kind, *weight.slices), weight)
+        if same is weight:
+            weight.load(source, dtype, device)
+            weight_bytes += weight.data.numel() * weight.data.element_size()
+        else:  # a head tied to the embedding
+            weight.data = same.data
+        done += weight.numel
+        progress(done, total)
+    return weight_bytes

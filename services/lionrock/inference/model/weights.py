@@ -1,0 +1,190 @@
+"""Where a model's tensors come from: slices of them, by their Hugging Face names, from GGUF or safetensors.
+
+A source knows file formats and naming; not which slices a rank wants, nor what is done with them. Only the slices that are asked
+for are read (both formats are mapped), one tensor at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from lionrock.inference.model.config import ModelConfig, from_config_json, from_gguf
+from lionrock.inference.model.errors import MalformedWeights, MissingTensor, TruncatedWeights, UnsupportedModel
+from lionrock.inference.model.gguf_file import GgufFile
+
+_MAX_JSON_BYTES = 64 << 20
+_INDEX = "model.safetensors.index.json"
+
+
+class WeightSource(Protocol):
+    """An opened model."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """What the model is."""
+        ...
+
+    def read(self, name: str, shape: tuple[int, ...], rows: range, columns: range | None, dtype: torch.dtype) -> Tensor:
+        """Read rows (and columns, of a matrix) of a tensor that has `shape` as a whole.
+
+        name: as in Hugging Face checkpoints, e.g. "model.layers.0.self_attn.q_proj.weight".
+        Raises MissingTensor, MalformedWeights (TruncatedWeights), UnsupportedModel.
+        """
+        ...
+
+
+def open_weights(path: Path) -> WeightSource:
+    """Open a GGUF file, or a directory with `config.json` and safetensors files.
+
+    Raises UnsupportedModel, MalformedWeights (TruncatedWeights, MissingTensor), FileNotFoundError.
+    """
+    if path.is_file():
+        return GgufSource(path)
+    if path.is_dir():
+        return SafetensorsSource(path)
+    raise FileNotFoundError(f"{path} is neither a GGUF file nor a directory")
+
+
+class GgufSource:
+    """A GGUF file under Hugging Face names, with llama.cpp's reordering of query and key rows undone."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = GgufFile(path)
+        tensors = self._file.tensors
+        embedding = tensors.get("token_embd.weight")
+        if embedding is None or len(embedding.shape) != 2:
+            raise MissingTensor(f"{path.name} has no token_embd.weight matrix")
+        self.config = from_gguf(self._file.metadata, frozenset(tensors), embedding.shape[0])
+        if "rope_freqs.weight" in tensors:  # Llama 3.1's rope scaling, as the divisor of each frequency
+            divisors = self._file.read("rope_freqs.weight", None, None, torch.float32).tolist()
+            self.config = replace(self.config, rope=replace(self.config.rope, divisors=tuple(divisors)))
+
+    def read(self, name: str, shape: tuple[int, ...], rows: range, columns: range | None, dtype: torch.dtype) -> Tensor:
+        """Read a slice; see WeightSource."""
+        gguf_name = _gguf_name(name)
+        tensor = self._file.tensors.get(gguf_name)
+        if tensor is None:
+            raise MissingTensor(f"{self._file.path.name} has no tensor {gguf_name}")
+        _check_shape(gguf_name, tensor.shape, shape)
+        values = self._file.read(gguf_name, rows, columns, dtype)
+        if self.config.architecture == "llama" and _REORDERED.search(gguf_name):
+            # The converter writes each head's rows as pairs (i, i + half); they go back to first half, second half.
+            half = self.config.head_dim // 2
+            heads = values.reshape(-1, half, 2, *values.shape[1:])
+            values = heads.transpose(1, 2).reshape(values.shape)
+        return values
+
+
+class SafetensorsSource:
+    """A directory as `save_pretrained` writes it: `config.json` and safetensors files, with or without an index."""
+
+    def __init__(self, directory: Path) -> None:
+        generation = directory / "generation_config.json"
+        config = _read_json(directory / "config.json")
+        self.config = from_config_json(config, _read_json(generation) if generation.exists() else None)
+        self._handles: dict[str, Any] = {}
+        self._file_of: dict[str, str] = {}
+        index = directory / _INDEX
+        indexed = _indexed(index) if index.exists() else None
+        files = (
+            sorted(set(indexed.values())) if indexed is not None else sorted(path.name for path in directory.glob("*.safetensors"))
+        )
+        if not files:
+            raise MissingTensor(f"{directory.name} holds no safetensors file")
+        for file in sorted(files):
+            self._handles[file] = _open_safetensors(directory / file)
+            for name in self._handles[file].keys():  # noqa: SIM118 - not a mapping
+                if indexed is None or indexed.get(name) == file:
+                    self._file_of[name] = file
+        if indexed is not None and (absent := indexed.keys() - self._file_of.keys()):
+            raise MissingTensor(f"{indexed[min(absent)]} lacks {min(absent)}, which the index says it holds")
+
+    def read(self, name: str, shape: tuple[int, ...], rows: range, columns: range | None, dtype: torch.dtype) -> Tensor:
+        """Read a slice; see WeightSource."""
+        file = self._file_of.get(name)
+        if file is None:
+            raise MissingTensor(f"no safetensors file has tensor {name}")
+        stored = self._handles[file].get_slice(name)
+        _check_shape(name, tuple(stored.get_shape()), shape)
+        if stored.get_dtype() not in ("F32", "F16", "BF16"):
+            raise UnsupportedModel(f"tensor {name} has type {stored.get_dtype()}; F32, F16 and BF16 are read")
+        row_slice = slice(rows.start, rows.stop)
+        values = stored[row_slice] if columns is None else stored[row_slice, columns.start : columns.stop]
+        assert isinstance(values, Tensor)
+        return values.to(dtype)
+
+
+_LAYER = re.compile(r"model\.layers\.(\d+)\.([a-z_.]+)\.(weight|bias)")
+_REORDERED = re.compile(r"attn_[qk]\.")
+_GGUF_LAYER_NAMES = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+_GGUF_NAMES = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+}
+
+
+def _gguf_name(name: str) -> str:
+    if name in _GGUF_NAMES:
+        return _GGUF_NAMES[name]
+    match = _LAYER.fullmatch(name)
+    assert match is not None, f"no GGUF name for {name}"
+    return f"blk.{match[1]}.{_GGUF_LAYER_NAMES[match[2]]}.{match[3]}"
+
+
+def _check_shape(name: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    if found != wanted:
+        raise MalformedWeights(f"tensor {name} has shape {list(found)}; the configuration says {list(wanted)}")
+
+
+def _open_safetensors(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except FileNotFoundError:
+        raise MissingTensor(f"{path.name}, which the index names, is missing") from None
+    except SafetensorError as error:
+        kind = TruncatedWeights if "Incomplete" in str(error) or "TooSmall" in str(error) else MalformedWeights
+        raise kind(f"{path.name} is no whole safetensors file ({type(error).__name__})") from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        raw = file.read(_MAX_JSON_BYTES + 1)
+    if len(raw) > _MAX_JSON_BYTES:
+        raise MalformedWeights(f"{path.name} is larger than {_MAX_JSON_BYTES} bytes")
+    try:
+        value = json.loads(raw)
+    except (ValueError, RecursionError):
+        raise MalformedWeights(f"{path.name} is not JSON") from None
+    if not isinstance(value, dict):
+        raise MalformedWeights(f"{path.name} is no JSON object")
+    return value
+
+
+def _indexed(path: Path) -> dict[str, str]:
+    """Tensor names and their files by the index; files lie beside it."""
+    weight_map = _read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise MalformedWeights(f"{path.name} has no weight_map")
+    for file in weight_map.values():
+        if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
+            raise MalformedWeights(f"{path.name} names a file that is not a safetensors file beside it")
+    return weight_map
