@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from lionrock.inference.model.config import ModelConfig, RopeConfig
 from lionrock.inference.model.weights import WeightSource
@@ -73,8 +73,8 @@ class Weight:
 class Projection(Protocol):
     """A linear layer as its users see it: plain, or with a collective behind it."""
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """x: [T, in]; returns [T, out]."""
+    def __call__(self, x: Tensor, /) -> Tensor:
+        """Apply. x: [T, in]; returns [T, out]."""
         ...
 
     def weights(self) -> Iterator[Weight]:
@@ -93,8 +93,9 @@ class Linear:
         if bias:
             self.bias = Weight(*(Slice(part.name, part.shape[:1], part.rows) for part in slices), kind="bias")
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.data, None if self.bias is None else self.bias.data)
+    def __call__(self, x: Tensor, /) -> Tensor:
+        """Apply."""
+        return functional.linear(x, self.weight.data, None if self.bias is None else self.bias.data)
 
     def weights(self) -> Iterator[Weight]:
         """List what to load."""
@@ -111,8 +112,9 @@ class Embedding:
     def __init__(self, table: Slice) -> None:
         self.weight = Weight(table)
 
-    def __call__(self, ids: Tensor) -> Tensor:
-        return F.embedding(ids, self.weight.data)
+    def __call__(self, ids: Tensor, /) -> Tensor:
+        """Look up."""
+        return functional.embedding(ids, self.weight.data)
 
     def weights(self) -> Iterator[Weight]:
         """List what to load."""
@@ -129,6 +131,7 @@ class Norm:
         self.epsilon = epsilon
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Normalise."""
         wide = x.float()
         scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.epsilon)
         return (wide * scale).to(x.dtype) * self.weight.data
@@ -151,8 +154,9 @@ class Mlp:
         self.down: Projection = Linear(Slice.matrix(f"{name}.down_proj", hidden, columns), bias=config.mlp_bias)
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Apply."""
         gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+        return self.down(functional.silu(gate) * up)
 
     def weights(self) -> Iterator[Weight]:
         """List what to load."""

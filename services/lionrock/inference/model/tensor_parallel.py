@@ -28,7 +28,8 @@ class AllReduced:
         self._part = part
         self._group = group
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, /) -> Tensor:
+        """Apply this rank's part and sum."""
         return self._group.all_reduce(self._part(x))
 
     def weights(self) -> Iterator[Weight]:
@@ -45,7 +46,8 @@ class VocabularyPart:
         self._rows = rows
         self._group = group
 
-    def __call__(self, ids: Tensor) -> Tensor:
+    def __call__(self, ids: Tensor, /) -> Tensor:
+        """Look up what is here and sum."""
         local = ids - self._first_row
         elsewhere = (local < 0) | (local >= self._rows)
         found = self._part(local.masked_fill(elsewhere, 0))
@@ -84,8 +86,7 @@ def sample_over_ranks(
         candidates = group.gather(torch.stack((values, (ids + first_row).float())))
         if candidates is None:
             return None
-        best, owners = torch.stack([c[0] for c in candidates]).max(dim=0)
-        del best
+        owners = torch.stack([c[0] for c in candidates]).argmax(dim=0)  # the first of equals: the lowest id
         chosen = torch.stack([c[1] for c in candidates]).gather(0, owners[None])[0]
         return StepResult(tuple(int(token_id) for token_id in chosen.tolist()))
     widest = max(vocab_rows)

@@ -76,14 +76,14 @@ class ShardWorker:
 
     # ---- preparation -----------------------------------------------------------------------------------------------------
 
-    def load(self, progress: Callable[[int, int], None] = lambda done, total: None) -> int:
+    def load(self, progress: Callable[[int, int], None] | None = None) -> int:
         """Read this rank's weights. progress: (elements read, elements in all). Returns bytes of weights held.
 
         Raises MissingTensor, MalformedWeights, UnsupportedModel.
         """
         config = self.config
         self._rope = RotaryEmbedding(config.rope, config.head_dim, config.context_window, self._dtype, self._device)
-        return load_weights(self._model, self._source, self._dtype, self._device, progress)
+        return load_weights(self._model, self._source, self._dtype, self._device, progress or (lambda *_: None))
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -102,7 +102,7 @@ class ShardWorker:
         )  # fmt: skip
 
     def spec(self) -> RunnerSpec:
-        """What the engine must know; the same on every rank once the cache is allocated."""
+        """Say what the engine must know; the same on every rank once the cache is allocated."""
         assert self._cache is not None, "the KV cache is not allocated"
         shards = self.plan.shards
         item = self._dtype.itemsize
