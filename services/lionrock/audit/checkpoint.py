@@ -1,6 +1,6 @@
 """Checkpoints: the origin, size and root of a log, as the text of a signed note. Source: c2sp.org/tlog-checkpoint.
 
-Knows: the three lines. Does not know: whether size and root are those of any stored tree (opening.py, sequencer.py).
+Knows: the three lines. Does not know: whether size and root are those of any stored tree (tenant_log.py, sequencer.py).
 """
 
 import base64

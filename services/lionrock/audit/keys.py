@@ -2,7 +2,7 @@
 
 Knows: where a key lies, that only its owner may read it, how it is made. Does not know: what is signed with it.
 A key is made once, durably, before anything is signed with it. Making a new one where a log already exists is never done here:
-opening.py refuses to sign instead.
+tenant_log.py refuses to sign instead.
 """
 
 import os

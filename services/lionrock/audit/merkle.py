@@ -105,9 +105,9 @@ def root_at(size: int, read: ReadSubtrees) -> bytes:
 
 
 def inclusion_proof(index: int, size: int, read: ReadSubtrees) -> list[bytes]:
-    """Prove that leaf `index` is in the tree of `size` leaves (RFC 6962, 2.1.1):
+    """Prove that leaf `index` is in the tree of `size` leaves (RFC 6962, 2.1.1).
 
-    siblings from the leaf up. Raises ValueError outside of 0 ≤ index < size.
+    The proof is one hash a level, the leaf's sibling first. Raises ValueError outside of 0 ≤ index < size.
     """
     if not 0 <= index < size:
         raise ValueError(f"leaf {index} is not in a tree of {size} leaves")

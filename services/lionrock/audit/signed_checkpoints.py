@@ -1,10 +1,10 @@
 """The second durable place of what was signed: a file beside the keys, away from the store.
 
-Knows: the last signed checkpoint of each log, as one JSON object a line, appended and fsynced. Does not know: whether they are right.
-The store commits first, this file follows, and only then does anyone hear of the checkpoint. So after any crash the file names a
-tree that the store contains; when it does not, the store was rolled back or damaged, and signing on would fork the log (opening.py).
-A line that was torn by a crash was never answered to anybody and is dropped. Rolling back both places at once stays invisible here;
-that takes a witness.
+Knows: the last signed checkpoint of each log, as one JSON object a line, appended and fsynced. Does not know: whether they
+are right. The store commits first, this file follows, and only then does anyone hear of the checkpoint. So after any crash
+the file names a tree that the store contains; when it does not, the store was rolled back or damaged, and signing on would
+fork the log (tenant_log.py). A line that was torn by a crash was never answered to anybody and is dropped. Rolling back both
+places at once stays invisible here; that takes a witness.
 """
 
 import json

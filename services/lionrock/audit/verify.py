@@ -9,8 +9,8 @@ It shares no code with the log that wrote the receipt, so a mistake there is not
     3. SHA-256(0x00 || leaf) leads to the checkpoint's root                   RFC 9162, section 2.1.3.2
     4. the leaf is a JSON object without duplicate keys or fractions, and its tenant is the one that the log's origin names
 
-Signatures by keys that you did not give (a witness, say) are ignored, as the format demands. Every failure is a `VerificationFailed`
-with one `Reason`, whatever the bytes are.
+Signatures by keys that you did not give (a witness, say) are ignored, as the format demands. Every failure is a
+`VerificationFailed` with one `Reason`, whatever the bytes are.
 """
 
 import base64

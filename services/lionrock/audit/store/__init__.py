@@ -65,6 +65,9 @@ class Transaction(Protocol):
     def open_intent(self, log_id: LogId, index: int) -> OpenIntent | None:
         """Return the intent at `index` unless it is closed or not an intent."""
 
+    def open_intents_of(self, log_id: LogId, request_id: str) -> list[OpenIntent]:
+        """Intents of one request that wait for an outcome."""
+
     def add_leaves(self, log_id: LogId, leaves: Sequence[StoredLeaf]) -> None:
         """Append, in order of index."""
 

@@ -20,28 +20,38 @@ from lionrock.audit.failures import StoreConflict, StoreFailed, StoreHeld
 from lionrock.audit.merkle import HASH_BYTES, Subtree, where_stored
 from lionrock.audit.store import LogId, OpenIntent, StoredLeaf, StoredLog, Transaction
 
-_MIGRATIONS: Final[tuple[str, ...]] = (
+_MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
     # 1: the first schema. `subtree_hashes` stands before `data`, so that proofs read no overflow page.
-    """
-    CREATE TABLE sequencer (only INTEGER PRIMARY KEY CHECK (only = 1), epoch INTEGER NOT NULL, holder TEXT NOT NULL);
-    INSERT INTO sequencer VALUES (1, 0, '');
-    CREATE TABLE logs (
-        log_id INTEGER PRIMARY KEY, origin TEXT NOT NULL UNIQUE, verifier_key TEXT NOT NULL,
-        size INTEGER NOT NULL, root BLOB NOT NULL, checkpoint TEXT NOT NULL);
-    CREATE TABLE leaves (
-        sequence INTEGER PRIMARY KEY, log_id INTEGER NOT NULL REFERENCES logs, leaf_index INTEGER NOT NULL, event_id TEXT NOT NULL,
-        recorded_at_us INTEGER NOT NULL, subtree_hashes BLOB NOT NULL, data BLOB NOT NULL,
-        UNIQUE (log_id, leaf_index), UNIQUE (log_id, event_id));
-    CREATE TABLE open_intents (
-        log_id INTEGER NOT NULL REFERENCES logs, leaf_index INTEGER NOT NULL, request_id TEXT NOT NULL,
-        PRIMARY KEY (log_id, leaf_index)) WITHOUT ROWID;
-    CREATE TABLE retry_salts (
-        log_id INTEGER NOT NULL REFERENCES logs, leaf_index INTEGER NOT NULL, recorded_at_us INTEGER NOT NULL, salt BLOB NOT NULL,
-        PRIMARY KEY (log_id, leaf_index)) WITHOUT ROWID;
-    CREATE INDEX retry_salts_by_time ON retry_salts (recorded_at_us);
-    """,
+    (
+        "CREATE TABLE sequencer (only INTEGER PRIMARY KEY CHECK (only = 1), epoch INTEGER NOT NULL, holder TEXT NOT NULL)",
+        "INSERT INTO sequencer VALUES (1, 0, '')",
+        """CREATE TABLE logs (
+            log_id INTEGER PRIMARY KEY, origin TEXT NOT NULL UNIQUE, verifier_key TEXT NOT NULL,
+            size INTEGER NOT NULL, root BLOB NOT NULL, checkpoint TEXT NOT NULL)""",
+        """CREATE TABLE leaves (
+            sequence INTEGER PRIMARY KEY, log_id INTEGER NOT NULL REFERENCES logs, leaf_index INTEGER NOT NULL,
+            event_id TEXT NOT NULL, recorded_at_us INTEGER NOT NULL, subtree_hashes BLOB NOT NULL, data BLOB NOT NULL,
+            UNIQUE (log_id, leaf_index), UNIQUE (log_id, event_id))""",
+        """CREATE TABLE open_intents (
+            log_id INTEGER NOT NULL REFERENCES logs, leaf_index INTEGER NOT NULL, request_id TEXT NOT NULL,
+            PRIMARY KEY (log_id, leaf_index)) WITHOUT ROWID""",
+        "CREATE INDEX open_intents_by_request ON open_intents (log_id, request_id)",
+        """CREATE TABLE retry_salts (
+            log_id INTEGER NOT NULL REFERENCES logs, leaf_index INTEGER NOT NULL,
+            recorded_at_us INTEGER NOT NULL, salt BLOB NOT NULL,
+            PRIMARY KEY (log_id, leaf_index)) WITHOUT ROWID""",
+        "CREATE INDEX retry_salts_by_time ON retry_salts (recorded_at_us)",
+    ),
 )
-_LEAF_COLUMNS: Final = "leaf_index, event_id, recorded_at_us, subtree_hashes, data"
+_ADD_LEAF: Final = """
+    INSERT INTO leaves (log_id, leaf_index, event_id, recorded_at_us, subtree_hashes, data) VALUES (?, ?, ?, ?, ?, ?)"""
+_LEAF_AT: Final = """
+    SELECT leaf_index, event_id, recorded_at_us, subtree_hashes, data FROM leaves WHERE log_id = ? AND leaf_index = ?"""
+_LEAF_OF_EVENT: Final = """
+    SELECT leaf_index, event_id, recorded_at_us, subtree_hashes, data FROM leaves WHERE log_id = ? AND event_id = ?"""
+_LEAVES_BETWEEN: Final = """
+    SELECT leaf_index, event_id, recorded_at_us, subtree_hashes, data FROM leaves
+    WHERE log_id = ? AND leaf_index >= ? AND leaf_index < ? ORDER BY leaf_index"""
 _BUSY_TIMEOUT_S: Final = 5.0
 _WAL_LIMIT_BYTES: Final = 64 * 2**20
 
@@ -101,12 +111,12 @@ class SqliteLogStore:
 
     def leaf(self, log_id: LogId, index: int) -> StoredLeaf | None:
         """Leaf at an index."""
-        rows = self._read(f"SELECT {_LEAF_COLUMNS} FROM leaves WHERE log_id = ? AND leaf_index = ?", (log_id, index))  # noqa: S608 (a constant)
+        rows = self._read(_LEAF_AT, (log_id, index))
         return _leaf(rows[0]) if rows else None
 
     def leaf_of_event(self, log_id: LogId, event_id: str) -> StoredLeaf | None:
         """Leaf of an event."""
-        rows = self._read(f"SELECT {_LEAF_COLUMNS} FROM leaves WHERE log_id = ? AND event_id = ?", (log_id, event_id))  # noqa: S608 (a constant)
+        rows = self._read(_LEAF_OF_EVENT, (log_id, event_id))
         return _leaf(rows[0]) if rows else None
 
     def leaves(self, log_id: LogId, start: int, stop: int, max_bytes: int) -> list[StoredLeaf]:
@@ -114,7 +124,7 @@ class SqliteLogStore:
         page: list[StoredLeaf] = []
         with self._reader_lock, _failures("reading leaves"):
             rows = self._reader.execute(
-                f"SELECT {_LEAF_COLUMNS} FROM leaves WHERE log_id = ? AND leaf_index >= ? AND leaf_index < ? ORDER BY leaf_index",  # noqa: S608 (a constant)
+                _LEAVES_BETWEEN,
                 (log_id, start, stop),
             )
             for row in rows:
@@ -128,7 +138,7 @@ class SqliteLogStore:
     def next_index(self, log_id: LogId) -> int:
         """One more than the highest index present."""
         ((highest,),) = self._read("SELECT max(leaf_index) FROM leaves WHERE log_id = ?", (log_id,))
-        return 0 if highest is None else int(highest) + 1
+        return highest + 1 if isinstance(highest, int) else 0
 
     def subtree_hashes(self, log_id: LogId, subtrees: Sequence[Subtree]) -> list[bytes]:
         """Hashes in the order asked. Raises StoreFailed when one is absent."""
@@ -176,9 +186,7 @@ class _SqliteTransaction:
         self._connection = connection
 
     def leaf_of_event(self, log_id: LogId, event_id: str) -> StoredLeaf | None:
-        row = self._connection.execute(
-            f"SELECT {_LEAF_COLUMNS} FROM leaves WHERE log_id = ? AND event_id = ?", (log_id, event_id)
-        ).fetchone()
+        row = self._connection.execute(_LEAF_OF_EVENT, (log_id, event_id)).fetchone()
         return None if row is None else _leaf(row)
 
     def retry_salt(self, log_id: LogId, index: int) -> bytes | None:
@@ -193,9 +201,15 @@ class _SqliteTransaction:
         ).fetchone()
         return None if row is None else OpenIntent(*row)
 
+    def open_intents_of(self, log_id: LogId, request_id: str) -> list[OpenIntent]:
+        rows = self._connection.execute(
+            "SELECT leaf_index, request_id FROM open_intents WHERE log_id = ? AND request_id = ?", (log_id, request_id)
+        ).fetchall()
+        return [OpenIntent(*row) for row in rows]
+
     def add_leaves(self, log_id: LogId, leaves: Sequence[StoredLeaf]) -> None:
         self._connection.executemany(
-            f"INSERT INTO leaves (log_id, {_LEAF_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)",  # noqa: S608 (a constant)
+            _ADD_LEAF,
             [(log_id, leaf.index, leaf.event_id, leaf.recorded_at_us, b"".join(leaf.completed), leaf.data) for leaf in leaves],
         )
 
@@ -270,11 +284,13 @@ def _migrate(connection: sqlite3.Connection) -> None:
         ((version,),) = connection.execute("SELECT coalesce(max(version), 0) FROM schema_versions").fetchall()
         if version > len(_MIGRATIONS):
             raise StoreFailed(f"the store has schema {version}, this program knows {len(_MIGRATIONS)}: run the newer program")
-        for number, script in enumerate(_MIGRATIONS[version:], start=version + 1):
+        for number, statements in enumerate(_MIGRATIONS[version:], start=version + 1):
+            connection.execute("BEGIN IMMEDIATE")
+            for statement in statements:
+                connection.execute(statement)
             applied_at = datetime.now(UTC).isoformat(timespec="seconds")
-            connection.executescript(
-                f"BEGIN IMMEDIATE; {script}; INSERT INTO schema_versions VALUES ({number}, '{applied_at}'); COMMIT"
-            )
+            connection.execute("INSERT INTO schema_versions VALUES (?, ?)", (number, applied_at))
+            connection.execute("COMMIT")
 
 
 def _take_over(connection: sqlite3.Connection) -> int:

@@ -1,0 +1,59 @@
+"""`python -m lionrock.audit --config FILE`."""
+
+import asyncio
+import logging
+import sys
+from contextlib import closing, suppress
+
+from lionrock.audit.failures import AuditError
+from lionrock.audit.keys import KeyDirectory
+from lionrock.audit.log import AuditLogs, Limits, open_logs
+from lionrock.audit.recovery import OrphanSweep
+from lionrock.audit.servicer import AuditServicer
+from lionrock.audit.settings import AuditSettings
+from lionrock.audit.signed_checkpoints import SignedCheckpoints
+from lionrock.audit.store.sqlite import SqliteLogStore
+from lionrock.audit.v1.audit_pb2_grpc import add_AuditServiceServicer_to_server
+from lionrock.chassis.server import Registration, serve
+from lionrock.chassis.settings import load_settings
+
+SERVICE_NAME = "lionrock.audit.v1.AuditService"
+CALLERS = frozenset({"gateway"})
+
+
+async def main(settings: AuditSettings) -> None:
+    """Open the store and every tenant's log, then serve. Raises AuditError before anything listens."""
+    with (
+        closing(SqliteLogStore(settings.store_file)) as store,
+        closing(SignedCheckpoints(settings.key_dir / "signed-checkpoints.jsonl")) as signed,
+    ):
+        keys = KeyDirectory(settings.key_dir)
+        limits = Limits(settings.max_pending, settings.max_batch, settings.retry_window_s)
+        logs = open_logs(store, keys, signed, settings.tenants, platform=settings.platform, region=settings.region, limits=limits)
+        async with logs:
+            await _serve(settings, logs)
+
+
+async def _serve(settings: AuditSettings, logs: AuditLogs) -> None:
+    sweep = OrphanSweep(logs, orphan_after_s=settings.orphan_after_s)
+    sweeping = asyncio.create_task(sweep.run(settings.sweep_interval_s))
+
+    async def say_what_is_read_only(port: int) -> None:
+        del port
+        for tenant, why in logs.read_only_reasons().items():
+            logging.getLogger("lionrock.audit").error("a log is read-only", extra={"tenant": tenant, "why": why})
+
+    try:
+        registration = Registration(add_AuditServiceServicer_to_server, AuditServicer(logs), SERVICE_NAME, CALLERS)
+        await serve(settings, "audit", [registration], on_ready=say_what_is_read_only)
+    finally:
+        sweeping.cancel()
+        with suppress(asyncio.CancelledError):
+            await sweeping
+
+
+if __name__ == "__main__":
+    try:
+        asyncio.run(main(load_settings(AuditSettings, sys.argv[1:])))
+    except (AuditError, OSError) as error:
+        sys.exit(f"lionrock audit: {error}")

@@ -1,0 +1,204 @@
+"""The logs of all tenants that settings name: append, prove, list.
+
+This is the domain's whole surface; servicer.py puts it on the wire.
+Knows: which tenant has which log, what may be read up to where. Does not know: gRPC, SQL, how a batch is committed.
+Reads stop at the last head that is durable in both places (tenant_log.Head): nothing is shown that could still be taken back.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Self, TypeVar
+
+from lionrock.audit.failures import LeafNotFound, LogNotFound, LogReadOnly, TreeSizeOutOfRange
+from lionrock.audit.keys import KeyDirectory
+from lionrock.audit.leaf import Event, build_leaf, new_salt
+from lionrock.audit.merkle import consistency_proof
+from lionrock.audit.sequencer import Appended, PendingAppend, Sequencer
+from lionrock.audit.signed_checkpoints import SignedCheckpoints
+from lionrock.audit.store import LogStore, OpenIntent, StoredLeaf
+from lionrock.audit.tenant_log import TenantLog, open_tenant_log
+
+_T = TypeVar("_T")
+_PAGE_BYTES = 256 * 1024
+_LARGE_PAYLOAD_BYTES = 64 * 1024
+"""From here on an HMAC takes longer than the event loop may stand still."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of the sequencer. Defaults: settings.py."""
+
+    max_pending: int
+    max_batch: int
+    retry_window_s: float
+
+
+class AuditLogs:
+    """One log a tenant in one store, with one sequencer. Open it with `open_logs`, then `async with` it."""
+
+    def __init__(
+        self, store: LogStore, sequencer: Sequencer, logs: dict[str, TenantLog], unusable: dict[str, str], region: str
+    ) -> None:
+        """Hold what `open_logs` has opened. `unusable`: tenants without even a head to read, and why."""
+        self._store = store
+        self._sequencer = sequencer
+        self._logs = logs
+        self._unusable = unusable
+        self._region = region
+        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="audit-reader")
+
+    async def __aenter__(self) -> Self:
+        """Start the sequencer."""
+        self._sequencer.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Write what waits, then stop."""
+        await asyncio.to_thread(self._sequencer.close)
+        self._reader.shutdown()
+
+    @property
+    def tenants(self) -> Sequence[str]:
+        """Tenants with a log that can be read."""
+        return sorted(self._logs)
+
+    def read_only_reasons(self) -> dict[str, str]:
+        """Tenants whose logs refuse to sign, and why."""
+        return self._unusable | {tenant: log.read_only for tenant, log in self._logs.items() if log.read_only is not None}
+
+    async def append(self, event: Event, *, want_receipt: bool) -> Appended:
+        """Record an event of `event.context.tenant`; returns when its leaf is durable.
+
+        The same event id with the same content gives the first leaf again. An outcome closes its intent, once. Cancelling the
+        wait does not take the event back. Raises LogNotFound, LogReadOnly, LeafTooLarge, EventAlreadyRecorded,
+        IntentNotFound, IntentClosed, QueueFull, StoreFailed.
+        """
+        log = self._log(event.context.tenant)
+        salt = new_salt(event)
+        recorded_at_us = time.time_ns() // 1000
+        build = partial(self._build, event)
+        if sum(map(len, event.payloads.values())) < _LARGE_PAYLOAD_BYTES:
+            data = build(recorded_at_us, salt)
+        else:
+            data = await asyncio.to_thread(build, recorded_at_us, salt)
+        done: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
+        self._sequencer.submit(PendingAppend(log, event, data, recorded_at_us, salt, want_receipt, build, done))
+        return await done
+
+    async def receipt(self, tenant: str, leaf: int | str) -> Appended:
+        """Prove a leaf, by index or by event id, at the latest head. Raises LogNotFound, LogReadOnly, LeafNotFound, StoreFailed."""
+        log = self._log(tenant)
+        return await self._read(lambda: self._receipt(log, leaf))
+
+    def checkpoint(self, tenant: str) -> str:
+        """Latest signed checkpoint. Raises LogNotFound, LogReadOnly."""
+        return self._log(tenant).head.checkpoint
+
+    async def consistency_proof(self, tenant: str, first: int, second: int) -> tuple[Sequence[bytes], str]:
+        """Prove that the tree of `first` leaves is a prefix of that of `second`; 0: the latest.
+
+        Returns the hashes, and the checkpoint when the later tree is the latest. Raises LogNotFound, LogReadOnly,
+        TreeSizeOutOfRange, StoreFailed.
+        """
+        log = self._log(tenant)
+        head = log.head
+        later = second or head.size
+        if not 1 <= first <= later <= head.size:
+            raise TreeSizeOutOfRange(f"sizes from 1 to {head.size} can be proven, the earlier one first")
+        hashes = await self._read(lambda: consistency_proof(first, later, partial(self._store.subtree_hashes, log.log_id)))
+        return hashes, head.checkpoint if later == head.size else ""
+
+    async def leaves(self, tenant: str, start: int, limit: int) -> AsyncIterator[Sequence[StoredLeaf]]:
+        """Pages of leaves from `start` on, at most `limit` in all. Raises LogNotFound, LogReadOnly, StoreFailed."""
+        log = self._log(tenant)
+        stop = min(start + limit, log.head.size)
+        while start < stop:
+            page = await self._read(partial(self._store.leaves, log.log_id, start, stop, _PAGE_BYTES))
+            if not page:
+                return
+            yield page
+            start = page[-1].index + 1
+
+    def verifier_keys(self, tenant: str) -> Sequence[str]:
+        """Keys under which the log's checkpoints verify, newest first. Raises LogNotFound, LogReadOnly."""
+        return [self._log(tenant).verifier_key]
+
+    def size(self, tenant: str) -> int:
+        """Leaves under the latest head. Raises LogNotFound, LogReadOnly."""
+        return self._log(tenant).head.size
+
+    async def open_intents(self, tenant: str, below: int, limit: int) -> Sequence[tuple[OpenIntent, StoredLeaf]]:
+        """Intents without an outcome below an index, oldest first, with their leaves.
+
+        Raises LogNotFound, LogReadOnly, StoreFailed.
+        """
+        log = self._log(tenant)
+
+        def read() -> list[tuple[OpenIntent, StoredLeaf]]:
+            intents = self._store.open_intents(log.log_id, below, limit)
+            leaves = [self._store.leaf(log.log_id, intent.index) for intent in intents]
+            return [(intent, leaf) for intent, leaf in zip(intents, leaves, strict=True) if leaf is not None]
+
+        return await self._read(read)
+
+    async def has_event(self, tenant: str, event_id: str) -> bool:
+        """Whether an event id is taken. Raises LogNotFound, LogReadOnly, StoreFailed."""
+        log = self._log(tenant)
+        return await self._read(lambda: self._store.leaf_of_event(log.log_id, event_id) is not None)
+
+    def _log(self, tenant: str) -> TenantLog:
+        if tenant in self._unusable:
+            raise LogReadOnly(self._unusable[tenant])
+        log = self._logs.get(tenant)
+        if log is None:
+            raise LogNotFound("the settings of the audit service name no log of this tenant")
+        return log
+
+    def _build(self, event: Event, recorded_at_us: int, salt: bytes) -> bytes:
+        return build_leaf(event, recorded_at_us=recorded_at_us, salt=salt, region=self._region)
+
+    def _receipt(self, log: TenantLog, wanted: int | str) -> Appended:
+        head = log.head
+        if isinstance(wanted, int):
+            leaf = self._store.leaf(log.log_id, wanted) if wanted < head.size else None
+        else:
+            leaf = self._store.leaf_of_event(log.log_id, wanted)
+            head = log.head if leaf is not None and leaf.index >= head.size else head
+        if leaf is None or leaf.index >= head.size:
+            raise LeafNotFound("no such leaf under the latest checkpoint")
+        proof = head.receipt(leaf, partial(self._store.subtree_hashes, log.log_id))
+        return Appended(log.origin, leaf.index, leaf.completed[0], leaf.recorded_at_us, b"", proof)
+
+    async def _read(self, read: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._reader, read)
+
+
+def open_logs(
+    store: LogStore,
+    keys: KeyDirectory,
+    signed: SignedCheckpoints,
+    tenants: Sequence[str],
+    *,
+    platform: str,
+    region: str,
+    limits: Limits,
+) -> AuditLogs:
+    """Open or create the log of every tenant, checking each (tenant_log.py). Raises StoreFailed.
+
+    A log that fails its checks is read-only; the others work.
+    """
+    logs: dict[str, TenantLog] = {}
+    unusable: dict[str, str] = {}
+    for tenant in tenants:
+        try:
+            logs[tenant] = open_tenant_log(tenant, f"{platform}/audit/{tenant}", store, keys, signed)
+        except LogReadOnly as refusal:
+            unusable[tenant] = str(refusal)
+    sequencer = Sequencer(
+        store, signed, max_pending=limits.max_pending, max_batch=limits.max_batch, retry_window_s=limits.retry_window_s
+    )
+    return AuditLogs(store, sequencer, logs, unusable, region)

@@ -1,0 +1,311 @@
+"""The one writer of a store: takes everything that waits, commits it in one transaction, signs one checkpoint a log, then answers.
+
+Knows: order, idempotence, which outcome closes which intent, and in which sequence the two durable places are written. Does
+not know: how a leaf is made, who asked.
+
+Group commit without linger: a batch is what arrived while the last one was being fsynced, so a lone append waits for nobody and
+a crowd shares one fsync. Whatever fails in a transaction or in the second place ends all writing until restart: after a
+failed fsync nobody knows what the disk holds, and a second try that succeeds proves nothing (Rebello et al., USENIX ATC
+2020).
+"""
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from lionrock.audit.failures import (
+    AuditError,
+    EventAlreadyRecorded,
+    IntentClosed,
+    IntentNotFound,
+    LogReadOnly,
+    QueueFull,
+    StoreFailed,
+)
+from lionrock.audit.leaf import Event, Intent
+from lionrock.audit.merkle import Frontier, Subtree, leaf_hash
+from lionrock.audit.signed_checkpoints import SignedCheckpoints
+from lionrock.audit.store import LogId, LogStore, OpenIntent, StoredLeaf, Transaction
+from lionrock.audit.tenant_log import Head, TenantLog
+
+log = logging.getLogger("lionrock.audit")
+
+_FORGET_INTERVAL_S = 10.0
+_FORGET_AT_ONCE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """Where an event is. `proof` is a tlog-proof file, when it was asked for; `salt` is empty when nothing was committed to."""
+
+    origin: str
+    leaf_index: int
+    leaf_hash: bytes
+    recorded_at_us: int
+    salt: bytes
+    proof: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class PendingAppend:
+    """An event on its way.
+
+    `rebuild(recorded_at_us, salt)` makes its leaf as it would have been then, to recognise a repeated call.
+    """
+
+    log: TenantLog
+    event: Event
+    data: bytes
+    recorded_at_us: int
+    salt: bytes
+    want_receipt: bool
+    rebuild: Callable[[int, bytes], bytes]
+    done: "asyncio.Future[Appended]"
+
+
+@dataclass(slots=True)
+class _Draft:
+    """What a batch adds to one log.
+
+    `hashes` holds every subtree hash that a proof of a new leaf can need: the old edge and the new ones.
+    """
+
+    log: TenantLog
+    frontier: Frontier
+    hashes: dict[Subtree, bytes]
+    leaves: dict[str, StoredLeaf] = field(default_factory=dict)
+    salts: dict[str, bytes] = field(default_factory=dict)
+    intents: list[OpenIntent] = field(default_factory=list)
+    closed: set[int] = field(default_factory=set)
+    head: Head | None = None
+
+    @classmethod
+    def of(cls, log: TenantLog) -> "_Draft":
+        return cls(log, log.frontier.copy(), log.frontier.subtrees())
+
+    def read(self, subtrees: Sequence[Subtree]) -> list[bytes]:
+        return [self.hashes[subtree] for subtree in subtrees]
+
+
+class Sequencer:
+    """A thread that owns the writing side of a store."""
+
+    def __init__(
+        self, store: LogStore, signed: SignedCheckpoints, *, max_pending: int, max_batch: int, retry_window_s: float
+    ) -> None:
+        """Own `store` and `signed` from `start` to `close`. `retry_window_s` 0: salts are never stored."""
+        self._store = store
+        self._signed = signed
+        self._max_pending = max_pending
+        self._max_batch = max_batch
+        self._retry_window_us = round(retry_window_s * 1e6)
+        self._pending: queue.SimpleQueue[PendingAppend | None] = queue.SimpleQueue()
+        self._broken: str | None = None
+        self._admission = threading.Lock()  # between "is it broken?" and the queue
+        self._forgot_at = 0.0
+        self._thread = threading.Thread(target=self._run, name="audit-sequencer", daemon=True)
+
+    @property
+    def broken(self) -> str | None:
+        """Why nothing is written any more; None while all is well."""
+        return self._broken
+
+    def start(self) -> None:
+        """Begin to write."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Write what waits, then stop. Blocks."""
+        self._pending.put(None)
+        self._thread.join()
+
+    def submit(self, append: PendingAppend) -> None:
+        """Queue an append; its future gets `Appended` once the leaf is durable. Raises QueueFull, LogReadOnly, StoreFailed."""
+        if append.log.read_only is not None:
+            raise LogReadOnly(append.log.read_only)
+        with self._admission:
+            if self._broken is not None:
+                raise StoreFailed(self._broken)
+            if self._pending.qsize() >= self._max_pending:
+                raise QueueFull(f"{self._max_pending} appends wait already")
+            self._pending.put(append)
+
+    def _run(self) -> None:
+        while (batch := self._take()) is not None:
+            if self._broken is None:
+                try:
+                    self._commit(batch)
+                except AuditError as error:
+                    self._break(str(error))
+                except Exception as error:  # a defect: whoever waits must hear of it, and nothing more may be signed
+                    log.exception("the sequencer failed")
+                    self._break(f"the sequencer failed with {type(error).__name__}")
+                else:
+                    continue
+            self._refuse(batch)
+        self._break("the audit service is shutting down")
+        self._refuse(self._drain())
+
+    def _take(self) -> list[PendingAppend] | None:
+        """Wait for appends. Returns at most `max_batch`, none when it is time to tidy up, None at the end."""
+        try:
+            first = self._pending.get(timeout=_FORGET_INTERVAL_S)
+        except queue.Empty:
+            return []
+        if first is None:
+            return None
+        batch = [first]
+        while len(batch) < self._max_batch:
+            try:
+                following = self._pending.get_nowait()
+            except queue.Empty:
+                break
+            if following is None:
+                self._pending.put(None)
+                break
+            batch.append(following)
+        return batch
+
+    def _drain(self) -> list[PendingAppend]:
+        left = []
+        while not self._pending.empty():
+            append = self._pending.get_nowait()
+            if append is not None:
+                left.append(append)
+        return left
+
+    def _break(self, why: str) -> None:
+        with self._admission:
+            first, self._broken = self._broken is None, self._broken or why
+        if first:
+            log.warning("no more leaves are written until restart", extra={"why": why})
+
+    def _refuse(self, batch: Sequence[PendingAppend]) -> None:
+        assert self._broken is not None
+        _settle([(append, StoreFailed(self._broken)) for append in batch])
+
+    def _commit(self, batch: Sequence[PendingAppend]) -> None:
+        """Make a batch durable, then answer it. Raises StoreFailed and LogReadOnly, having answered nobody."""
+        drafts: dict[LogId, _Draft] = {}
+        placed: list[tuple[PendingAppend, StoredLeaf, bytes]] = []
+        refused: list[tuple[PendingAppend, AuditError]] = []
+        with self._store.transaction() as transaction:
+            for append in batch:
+                draft = drafts.get(append.log.log_id)
+                if draft is None:
+                    draft = drafts[append.log.log_id] = _Draft.of(append.log)
+                try:
+                    leaf, salt = self._place(transaction, draft, append)
+                except (EventAlreadyRecorded, IntentClosed, IntentNotFound) as refusal:
+                    refused.append((append, refusal))
+                else:
+                    placed.append((append, leaf, salt))
+            for draft in drafts.values():
+                if draft.leaves:
+                    self._write(transaction, draft)
+            self._forget_salts(transaction)
+        grown = [draft for draft in drafts.values() if draft.head is not None]
+        if grown:
+            self._signed.record({draft.log.origin: draft.head.checkpoint for draft in grown if draft.head is not None})
+        for draft in grown:
+            assert draft.head is not None
+            draft.log.frontier, draft.log.head = draft.frontier, draft.head
+        answers = [(append, self._appended(drafts[append.log.log_id], append, leaf, salt)) for append, leaf, salt in placed]
+        _settle([*answers, *refused])
+
+    def _place(self, transaction: Transaction, draft: _Draft, append: PendingAppend) -> tuple[StoredLeaf, bytes]:
+        """Give an event its leaf and salt: those that it has, or the next ones."""
+        log_id, event = append.log.log_id, append.event
+        recorded = draft.leaves.get(event.event_id) or transaction.leaf_of_event(log_id, event.event_id)
+        if recorded is not None:
+            salt = draft.salts.get(event.event_id) or transaction.retry_salt(log_id, recorded.index) or b""
+            # A pure function of event, time and salt made the leaf. Without the salt no payload can be compared: refuse.
+            if (event.payloads and not salt) or append.rebuild(recorded.recorded_at_us, salt) != recorded.data:
+                raise EventAlreadyRecorded("the event id is taken by another content, or the time for repeating it has passed")
+            return recorded, salt
+        index = draft.frontier.size
+        closes: Sequence[int] = ()
+        if isinstance(event.body, Intent):
+            draft.intents.append(OpenIntent(index, event.context.request_id))
+        else:
+            closes = self._intents_closed(transaction, draft, append, event.body.intent_index)
+        completed = draft.frontier.append(leaf_hash(append.data))
+        draft.hashes.update((Subtree(level, index >> level), hash_) for level, hash_ in enumerate(completed))
+        draft.closed.update(closes)
+        leaf = StoredLeaf(index, event.event_id, append.recorded_at_us, completed, append.data)
+        draft.leaves[event.event_id] = leaf
+        draft.salts[event.event_id] = append.salt
+        return leaf, append.salt
+
+    def _intents_closed(
+        self, transaction: Transaction, draft: _Draft, append: PendingAppend, intent_index: int | None
+    ) -> Sequence[int]:
+        """Intents that an outcome closes.
+
+        The one that it names; without one, those of its request, whose index its caller never learnt.
+        """
+        log_id, request_id = append.log.log_id, append.event.context.request_id
+        if intent_index is None:
+            waiting = transaction.open_intents_of(log_id, request_id)
+            return [intent.index for intent in waiting] + [
+                intent.index for intent in draft.intents if intent.request_id == request_id
+            ]
+        if intent_index >= append.log.head.size:
+            raise IntentNotFound("no leaf with the index of the intent was ever answered for")
+        intent = transaction.open_intent(log_id, intent_index)
+        if intent is None or intent_index in draft.closed:
+            raise IntentClosed("the intent has an outcome already, or the leaf is not an intent")
+        if intent.request_id != request_id:
+            raise IntentNotFound("the intent belongs to another request")
+        return [intent_index]
+
+    def _write(self, transaction: Transaction, draft: _Draft) -> None:
+        log_id, old = draft.log.log_id, draft.log.head
+        draft.head = draft.log.sign(draft.frontier.size, draft.frontier.root())
+        transaction.add_leaves(log_id, list(draft.leaves.values()))
+        transaction.add_open_intents(log_id, draft.intents)
+        transaction.close_intents(log_id, sorted(draft.closed))
+        if self._retry_window_us:
+            kept = [(leaf.index, leaf.recorded_at_us, draft.salts[event_id]) for event_id, leaf in draft.leaves.items()]
+            transaction.keep_retry_salts(log_id, [entry for entry in kept if entry[2]])
+        transaction.advance(log_id, old.size, old.root, draft.head.size, draft.head.root, draft.head.checkpoint)
+
+    def _forget_salts(self, transaction: Transaction) -> None:
+        if time.monotonic() - self._forgot_at < _FORGET_INTERVAL_S:
+            return
+        before_us = time.time_ns() // 1000 - self._retry_window_us
+        if transaction.forget_retry_salts(before_us, _FORGET_AT_ONCE) < _FORGET_AT_ONCE:
+            self._forgot_at = time.monotonic()
+
+    def _appended(self, draft: _Draft, append: PendingAppend, leaf: StoredLeaf, salt: bytes) -> Appended:
+        proof = None
+        if append.want_receipt:
+            new = append.event.event_id in draft.leaves
+            read = draft.read if new else partial(self._store.subtree_hashes, append.log.log_id)
+            proof = append.log.head.receipt(leaf, read)
+        return Appended(append.log.origin, leaf.index, leaf.completed[0], leaf.recorded_at_us, salt, proof)
+
+
+def _settle(answers: "Sequence[tuple[PendingAppend, Appended | AuditError]]") -> None:
+    """Hand answers to the event loops that wait for them, with one wake-up each."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Appended], Appended | AuditError]]] = {}
+    for append, answer in answers:
+        by_loop.setdefault(append.done.get_loop(), []).append((append.done, answer))
+    for loop, settled in by_loop.items():
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(_set_results, settled)
+
+
+def _set_results(settled: "Sequence[tuple[asyncio.Future[Appended], Appended | AuditError]]") -> None:
+    for done, answer in settled:
+        if done.done():  # the caller went away; the leaf stays
+            continue
+        if isinstance(answer, AuditError):
+            done.set_exception(answer)
+        else:
+            done.set_result(answer)

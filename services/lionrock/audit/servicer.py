@@ -1,0 +1,106 @@
+"""The audit service on the wire: messages in, domain calls, messages out. The tenant comes from RequestContext alone."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+
+import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from lionrock.audit.errors import mesh_error
+from lionrock.audit.failures import AuditError
+from lionrock.audit.log import AuditLogs
+from lionrock.audit.sequencer import Appended
+from lionrock.audit.v1 import audit_pb2 as pb
+from lionrock.audit.v1.audit_pb2_grpc import AuditServiceServicer
+from lionrock.audit.wire import event_of
+from lionrock.chassis.errors import InvalidField
+
+_Context = grpc.aio.ServicerContext
+
+
+class AuditServicer(AuditServiceServicer):
+    """lionrock.audit.v1.AuditService over AuditLogs."""
+
+    def __init__(self, logs: AuditLogs) -> None:
+        self._logs = logs
+
+    async def Append(  # noqa: N802
+        self, request: pb.AppendRequest, context: _Context[pb.AppendRequest, pb.AppendResponse]
+    ) -> pb.AppendResponse:
+        """Record one event; returns when its leaf is durable."""
+        del context
+        try:
+            event = event_of(request)
+        except ValueError as error:  # an enum number that the protos do not define
+            raise InvalidField("an enum has an undefined value", field_violations=[("event", "undefined enum value")]) from error
+        with _mesh_errors():
+            appended = await self._logs.append(event, want_receipt=request.want_receipt)
+        response = pb.AppendResponse(position=_position(appended), salt=appended.salt)
+        if appended.proof is not None:
+            response.receipt.CopyFrom(_receipt(appended))
+        return response
+
+    async def GetReceipt(  # noqa: N802
+        self, request: pb.GetReceiptRequest, context: _Context[pb.GetReceiptRequest, pb.GetReceiptResponse]
+    ) -> pb.GetReceiptResponse:
+        """Prove a leaf at the latest checkpoint."""
+        del context
+        wanted = request.leaf_index if request.WhichOneof("leaf") == "leaf_index" else request.event_id
+        with _mesh_errors():
+            return pb.GetReceiptResponse(receipt=_receipt(await self._logs.receipt(request.context.tenant, wanted)))
+
+    async def GetCheckpoint(  # noqa: N802
+        self, request: pb.GetCheckpointRequest, context: _Context[pb.GetCheckpointRequest, pb.GetCheckpointResponse]
+    ) -> pb.GetCheckpointResponse:
+        """Return the latest checkpoint."""
+        del context
+        with _mesh_errors():
+            return pb.GetCheckpointResponse(checkpoint=self._logs.checkpoint(request.context.tenant))
+
+    async def GetConsistencyProof(  # noqa: N802
+        self,
+        request: pb.GetConsistencyProofRequest,
+        context: _Context[pb.GetConsistencyProofRequest, pb.GetConsistencyProofResponse],
+    ) -> pb.GetConsistencyProofResponse:
+        """Prove that one tree is a prefix of another."""
+        del context
+        with _mesh_errors():
+            hashes, checkpoint = await self._logs.consistency_proof(request.context.tenant, request.first_size, request.second_size)
+        return pb.GetConsistencyProofResponse(hashes=hashes, checkpoint=checkpoint)
+
+    async def ListLeaves(  # noqa: N802
+        self, request: pb.ListLeavesRequest, context: _Context[pb.ListLeavesRequest, pb.ListLeavesResponse]
+    ) -> AsyncIterator[pb.ListLeavesResponse]:
+        """Stream leaves, a bounded page a message."""
+        del context
+        with _mesh_errors():
+            async for page in self._logs.leaves(request.context.tenant, request.start, request.limit):
+                yield pb.ListLeavesResponse(leaves=[pb.Leaf(leaf_index=leaf.index, data=leaf.data) for leaf in page])
+
+    async def ListKeys(  # noqa: N802
+        self, request: pb.ListKeysRequest, context: _Context[pb.ListKeysRequest, pb.ListKeysResponse]
+    ) -> pb.ListKeysResponse:
+        """List verifier keys."""
+        del context
+        with _mesh_errors():
+            return pb.ListKeysResponse(verifier_keys=self._logs.verifier_keys(request.context.tenant))
+
+
+@contextmanager
+def _mesh_errors() -> Iterator[None]:
+    try:
+        yield
+    except AuditError as failure:
+        raise mesh_error(failure) from failure
+
+
+def _position(appended: Appended) -> pb.LeafPosition:
+    recorded_at = Timestamp()
+    recorded_at.FromMicroseconds(appended.recorded_at_us)
+    return pb.LeafPosition(
+        origin=appended.origin, leaf_index=appended.leaf_index, leaf_hash=appended.leaf_hash, recorded_at=recorded_at
+    )
+
+
+def _receipt(appended: Appended) -> pb.Receipt:
+    return pb.Receipt(tlog_proof=appended.proof or "", position=_position(appended))

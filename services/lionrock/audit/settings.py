@@ -1,0 +1,49 @@
+"""Settings of the audit service; `python -m lionrock.audit --help` prints them."""
+
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, StringConstraints, model_validator
+from pydantic_settings import SettingsConfigDict
+
+from lionrock.chassis.settings import ServiceSettings
+
+Tenant = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+
+
+class AuditSettings(ServiceSettings):
+    """Audit service: one Merkle log a tenant, receipts that verify offline."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix="LIONROCK_AUDIT_", env_nested_delimiter="__")
+
+    platform: str = Field(
+        pattern=r"^[A-Za-z0-9._~/-]{1,128}$", description="first part of every log's origin, <platform>/audit/<tenant>"
+    )
+    tenants: tuple[Tenant, ...] = Field(
+        min_length=1, max_length=10_000, description="tenants that have a log; all others are refused"
+    )
+    store_file: Path = Field(description="SQLite file with the logs; one audit service at a time can hold it")
+    key_dir: Path = Field(
+        description="directory of the signing keys and of the file of signed checkpoints; put it on another disk than the store"
+    )
+    region: str = Field(
+        "", pattern=r"^[A-Za-z0-9-]{0,32}$", description="where this service runs, written into every leaf; unset: left out"
+    )
+    max_pending: int = Field(4096, ge=1, le=65536, description="appends that may wait; more are refused with OVERLOADED")
+    max_batch: int = Field(1024, ge=1, le=4096, description="leaves in one transaction")
+    retry_window_s: float = Field(
+        3600,
+        ge=0,
+        le=86400,
+        description="time for which a call with a payload can be repeated under its event id; its salt is kept so long",
+    )
+    orphan_after_s: float = Field(
+        660, gt=0, description="time after which an intent without an outcome is closed as failed, in seconds"
+    )
+    sweep_interval_s: float = Field(15, gt=0, description="time between two looks for such intents, in seconds")
+
+    @model_validator(mode="after")
+    def _orphans_outlive_requests(self) -> Self:
+        if self.orphan_after_s < self.server.max_deadline_s:
+            raise ValueError("orphan_after_s must not be shorter than server.max_deadline_s: a request may still be answered")
+        return self
