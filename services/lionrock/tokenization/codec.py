@@ -19,11 +19,11 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from lionrock.modelstore.source import ModelFiles
+from lionrock.modelstore.source import locate
 from lionrock.tokenization.chat_template import ChatTemplate, Message
 from lionrock.tokenization.codec_errors import TemplateRefused, TextNotUnicode, TokenizerUnsupported, TooManyTokens
 from lionrock.tokenization.control_tokens import ControlTokens
-from lionrock.tokenization.definition import TokenizerDefinition, read_definition
+from lionrock.tokenization.definition import TOKENIZER_NAME, TokenizerDefinition, read_definition
 from lionrock.tokenization.gguf_tokenizer import read_gguf_definition
 from lionrock.tokenization.stream_decoder import StreamDecoder
 from lionrock.tokenization.token_bytes import TokenBytes
@@ -132,16 +132,20 @@ class Codec:
         return ids
 
 
-def open_codec(model: ModelFiles, *, max_tokens: int = DEFAULT_MAX_TOKENS) -> Codec:
-    """Read a model's tokenizer and build its codec.
+def open_codec(name: str, path: Path, *, max_tokens: int = DEFAULT_MAX_TOKENS) -> Codec:
+    """Read a model's tokenizer and build its codec. No weights are read, and a directory with tokenizer.json needs none.
 
-    Raises ModelFileMissing, ModelFileCorrupt, ModelFormatUnsupported, TokenizerUnsupported.
+    path: a store entry, a GGUF file, or a directory with tokenizer.json.
+    Raises ModelNameInvalid, ModelFileMissing, ModelFileCorrupt, ModelFormatUnsupported, TokenizerUnsupported.
     """
-    return Codec(_read(model.format == "gguf", model.files[0], model.directory), max_tokens=max_tokens)
+    return Codec(_read(name, path), max_tokens=max_tokens)
 
 
-def _read(is_gguf: bool, first_file: Path, directory: Path) -> TokenizerDefinition:
-    return read_gguf_definition(first_file) if is_gguf else read_definition(directory)
+def _read(name: str, path: Path) -> TokenizerDefinition:
+    if (path / TOKENIZER_NAME).is_file():
+        return read_definition(path)
+    model = locate(name, path)
+    return read_gguf_definition(model.files[0]) if model.format == "gguf" else read_definition(model.directory)
 
 
 def _tokenizer_of_text(definition: TokenizerDefinition) -> tuple[Tokenizer, ControlTokens]:

@@ -29,6 +29,7 @@ from typing import Any
 from lionrock.modelstore.facts import read_json
 from lionrock.tokenization.codec_errors import TokenizerUnsupported
 
+TOKENIZER_NAME = "tokenizer.json"
 TOKENIZER_MAX_BYTES = 64 * 1024 * 1024
 CONFIG_MAX_BYTES = 4 * 1024 * 1024
 TEMPLATE_MAX_BYTES = 1024 * 1024
@@ -101,7 +102,7 @@ def _canonical(value: Any) -> str:
 
 def read_definition(directory: Path) -> TokenizerDefinition:
     """Read Hugging Face's tokenizer files. Raises ModelFileMissing, ModelFileCorrupt, TokenizerUnsupported."""
-    document = read_json(directory / "tokenizer.json", TOKENIZER_MAX_BYTES)
+    document = read_json(directory / TOKENIZER_NAME, TOKENIZER_MAX_BYTES)
     config = _optional_json(directory / "tokenizer_config.json")
     try:
         model = document["model"]
