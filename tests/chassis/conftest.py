@@ -10,7 +10,6 @@ from typing import Any
 
 import grpc
 import pytest
-from mesh_ca import TRUST_DOMAIN, DevCa
 
 from lionrock.chassis.channel import open_channel
 from lionrock.chassis.errors import MeshError
@@ -19,6 +18,7 @@ from lionrock.chassis.server import AnyTenant, Registration, RunningServer, star
 from lionrock.chassis.settings import PeerSettings, ServerSettings, ServiceSettings, TlsSettings
 from lionrock.guardrails.v1 import guardrails_pb2 as pb
 from lionrock.guardrails.v1 import guardrails_pb2_grpc as rpc
+from mesh_ca import TRUST_DOMAIN, DevCa
 
 SERVICE = "lionrock.guardrails.v1.GuardrailsService"
 SECRET = "canary-4f1d-陳大文"

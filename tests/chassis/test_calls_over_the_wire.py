@@ -230,6 +230,8 @@ async def _result(call: Any) -> Message:
 def _bare_channel(mesh: Any, running: Any, service: str = "gateway", tls: Any = None) -> grpc.aio.Channel:
     """A channel without the mesh's client side, as a stranger would open it."""
     files = tls or mesh.ca.issue(service)
-    credentials = grpc.ssl_channel_credentials(files.ca_file.read_bytes(), files.key_file.read_bytes(), files.cert_file.read_bytes())
+    credentials = grpc.ssl_channel_credentials(
+        files.ca_file.read_bytes(), files.key_file.read_bytes(), files.cert_file.read_bytes()
+    )
     options = [("grpc.ssl_target_name_override", "guardrails.lionrock.internal")]
     return grpc.aio.secure_channel(f"127.0.0.1:{running.port}", credentials, options)

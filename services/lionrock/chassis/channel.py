@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Self
@@ -120,11 +121,11 @@ def _end_span(span: trace.Span, call: grpc.aio.Call) -> None:
 class MeshChannel(grpc.aio.Channel):
     """A channel to one service, for generated stubs."""
 
-    def __init__(self, peer: PeerSettings, tls: TlsSettings) -> None:
+    def __init__(self, peer: PeerSettings, tls: TlsSettings, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Read the certificate files. Raises TlsFilesUnusable. Connects at the first call."""
         self.peer = peer
         self.tracer = tracer()
-        self._identity = WatchedIdentity(tls)
+        self._identity = WatchedIdentity(tls, clock=clock)
         self._generation = self._identity.version
         self._channel = self._connect()
         self._retiring: set[asyncio.Task[None]] = set()
