@@ -85,10 +85,15 @@ def configure(
     targets = {name: f"127.0.0.1:{port}" for name, port in ports.items()}
     own: dict[str, dict[str, Any]] = {
         "gateway": _gateway(settings, targets),
-        "tokenization": {"models": {model.name: _path_of(model)}},
+        "tokenization": {"models": {model.name: str(state.models / model.name)}},
         "inference": _inference(settings, state, certificates, model),
         "guardrails": {},
-        "audit": {"platform": settings.trust_domain, "store": {"directory": str(state.audit)}},
+        "audit": {
+            "platform": settings.trust_domain,
+            "tenants": [settings.tenant],
+            "store_file": str(state.audit / "logs.sqlite"),
+            "key_dir": str(state.audit / "keys"),
+        },
     }
     contents = {
         name: _merge({**_common(name, settings, state, certificates, targets[name]), **own[name]}, settings.services.get(name, {}))  # type: ignore[call-overload]
@@ -136,11 +141,6 @@ def _gateway(settings: MeshSettings, targets: Mapping[str, str]) -> dict[str, An
 
 def _inference(settings: MeshSettings, state: StateDir, certificates: Certificates, model: ModelSource) -> dict[str, Any]:
     return {}
-
-
-def _path_of(model: ModelSource) -> str:
-    """Where services find the model: its GGUF file, or the directory of its safetensors files."""
-    return str(model.files[0] if model.format == "gguf" else model.directory)
 
 
 def service_environment(name: str, environ: Mapping[str, str], state: StateDir, certificates: Certificates) -> dict[str, str]:

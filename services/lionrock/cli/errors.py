@@ -6,10 +6,13 @@ CommandError
  ├─ ServiceNotReady     a service of the mesh did not start
  └─ MissingExtra        a package that the command needs is not installed
 
-`lionrock.cli.main` prints them and exits with `exit_code`; nothing else of this package prints an error.
+`report` prints them; nothing else of this package prints an error.
 """
 
 from __future__ import annotations
+
+import sys
+import traceback
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -49,3 +52,26 @@ class MissingExtra(CommandError):
 
     def __init__(self, module: str, extra: str) -> None:
         super().__init__(f"this needs the Python package {module}, which is not installed", fix=f"pip install 'lionrock[{extra}]'")
+
+
+def report(error: BaseException, *, debug: bool = False) -> int:
+    """Print an error with its fix on standard error; return the exit status. An unexpected one shows where it arose only for `debug`."""
+    match error:
+        case KeyboardInterrupt():
+            return EXIT_CANCELLED
+        case BrokenPipeError():  # `lionrock … | head`
+            sys.stderr.close()
+            return EXIT_FAILED
+        case CommandError():
+            known = error
+        case ModuleNotFoundError():
+            known = MissingExtra(error.name or "?", "all")
+        case _:
+            if debug:
+                traceback.print_exception(error)
+            fix = "run it again as `lionrock --debug …` and report what it prints"
+            known = CommandError(f"unexpected {type(error).__name__}", fix=fix)
+    print(f"lionrock: {known}", file=sys.stderr)
+    if known.fix is not None:
+        print(f"  fix: {known.fix}", file=sys.stderr)
+    return known.exit_code

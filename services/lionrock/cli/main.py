@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from lionrock.cli.errors import EXIT_CANCELLED, CommandError, MissingExtra
+from lionrock.cli.errors import MissingExtra, report
 
 SERVICES = ("gateway", "tokenization", "inference", "guardrails", "audit")
 
@@ -240,26 +240,5 @@ def main() -> None:
     """Entry point of `lionrock`."""
     try:
         app(prog_name="lionrock")
-    except CommandError as error:
-        _say(str(error), error.fix)
-        sys.exit(error.exit_code)
-    except ModuleNotFoundError as error:
-        missing = MissingExtra(error.name or "?", "all")
-        _say(str(missing), missing.fix)
-        sys.exit(missing.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(EXIT_CANCELLED)
-    except BrokenPipeError:  # `lionrock … | head`
-        sys.stderr.close()
-        sys.exit(1)
-    except Exception as error:
-        if "--debug" in sys.argv[1:]:
-            raise
-        _say(f"unexpected {type(error).__name__}", "run it again as `lionrock --debug …` and report what it prints")
-        sys.exit(1)
-
-
-def _say(message: str, fix: str | None) -> None:
-    print(f"lionrock: {message}", file=sys.stderr)
-    if fix is not None:
-        print(f"  fix: {fix}", file=sys.stderr)
+    except (Exception, KeyboardInterrupt) as error:
+        sys.exit(report(error, debug="--debug" in sys.argv[1:]))

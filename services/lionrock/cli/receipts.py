@@ -4,8 +4,8 @@
     receipts/<request id>.opening.json    the answer and the salts that open the leaves' commitments; for its owner only
     keys/<origin, percent-encoded>        verifier keys of one log, one a line
 
-Keys are trusted on first use: the first contact with a log stores what its mesh says, later receipts are checked against that and never
-replace it. Compare the first key with one from another source, or give keys with --key. Knows files; does not call anybody.
+Keys are trusted on first use: the first contact with a log stores what its mesh says, later receipts are checked against that and
+never replace it. Compare the first key with one from another source, or give keys with --key. Knows files; does not call anybody.
 """
 
 from __future__ import annotations

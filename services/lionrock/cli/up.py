@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lionrock.cli.errors import CommandError
+from lionrock.cli.errors import report
 from lionrock.cli.guard import guarded
 from lionrock.cli.models import explained, pull_with_progress
 from lionrock.cli.settings import MeshSettings, load_mesh_settings
@@ -56,8 +56,5 @@ def _supervised(settings: MeshSettings, state: StateDir, model: ModelSource, pid
 
     try:
         return asyncio.run(Mesh(settings, state, model, pid).run())
-    except CommandError as error:
-        print(f"lionrock: {error}", file=sys.stderr)
-        if error.fix:
-            print(f"  fix: {error.fix}", file=sys.stderr)
-        return error.exit_code
+    except Exception as error:  # noqa: BLE001 - the last frame of this process
+        return report(error, debug="--debug" in sys.argv[1:])

@@ -1,0 +1,64 @@
+# Needs Python 3.11 or newer with venv, and make. Everything else is installed into $(VENV) from your package registry.
+#
+#   make demo     install, then the whole mesh: three chats, a refusal, a receipt, a trace
+#   make test     install with the tools, then lint, types, layers, protos and all tests; says what it skipped and why
+#   make help     the other targets
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# What an installation depends on: when one of these changes, it is made again.
+SOURCES := pyproject.toml constraints.txt hatch_build.py $(wildcard protos/lionrock/*/v1/*.proto)
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --constraint constraints.txt --editable
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint types layers proto-lint protos pytest bench-mesh clean
+
+help:
+	@echo "make demo         install and run the demonstration"
+	@echo "make test         install with the development tools and run every check and test"
+	@echo "make lint         ruff, mypy, import-linter, buf"
+	@echo "make pytest       the tests alone; ARGS='-k words' selects"
+	@echo "make protos       generate the stubs again after a change of a proto"
+	@echo "make bench-mesh   measure the mesh; QUICK=1 for a run of at most five minutes"
+	@echo "make clean        remove the virtual environment, caches and generated stubs"
+
+demo: $(VENV)/.installed
+	@$(BIN)/lionrock demo
+
+test: lint pytest
+
+pytest: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tools/check_protos.py
+
+protos: $(VENV)/.installed-dev
+	$(BIN)/python hatch_build.py
+
+bench-mesh: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.mesh $(if $(QUICK),--quick)
+
+clean:
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache services/buf services/lionrock/*/v1
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Python 3.11 or newer is needed; this is $$($(PYTHON) --version 2>&1). Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "Python's venv module is needed: on Debian and Ubuntu, apt install python3-venv"; rm -rf $(VENV); exit 1; }
+
+$(VENV)/.installed: $(BIN)/python $(SOURCES)
+	@echo "Installing Lionrock into $(VENV): PyTorch and Ray are large, this takes some minutes the first time."
+	$(INSTALL) '.[all]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(BIN)/python $(SOURCES)
+	@echo "Installing Lionrock and its development tools into $(VENV): some minutes the first time."
+	$(INSTALL) '.[dev]'
+	@touch $(VENV)/.installed $@

@@ -1,0 +1,330 @@
+"""`lionrock chat`: one question, or a conversation, over `lionrock.client`; the receipt is checked and kept.
+
+The answer goes to standard output, everything about it to standard error. With --json, standard output carries one event a line:
+
+    {"event": "started", "request_id", "trace_id", "model", "weights_digest", "seed"}
+    {"event": "delta", "text", "tokens"}
+    {"event": "finished", "answer", "reason", "prompt_tokens", "completion_tokens", "time_to_first_token_ms", "receipt", "verified"}
+    {"event": "error", "status", "reason", "message"}
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lionrock.audit.verify import VerificationFailed, check_opening, verify_receipt
+from lionrock.cli.errors import (
+    EXIT_CANCELLED,
+    EXIT_FAILED,
+    EXIT_REFUSED,
+    EXIT_UNAVAILABLE,
+    EXIT_USAGE,
+    CommandError,
+)
+from lionrock.cli.receipts import Opening, keep_keys, save_receipt, saved_keys
+from lionrock.cli.state import StateDir
+from lionrock.client import (
+    CallCancelled,
+    CallError,
+    Chat,
+    Client,
+    FinishReason,
+    InvalidRequest,
+    LionrockError,
+    Message,
+    NotAuthenticated,
+    NotPermitted,
+    PromptBlocked,
+    Tls,
+    Unavailable,
+)
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+@dataclass(frozen=True, slots=True)
+class ChatOptions:
+    """What the command line said about a question."""
+
+    model: str = ""
+    system: str | None = None
+    max_tokens: int = 256
+    temperature: float = 0.0
+    seed: int | None = None
+    purpose: str = ""
+    timeout_s: float = 120.0
+
+    def for_client(self) -> dict[str, Any]:
+        """As the client names them."""
+        options = {"model": self.model, "max_tokens": self.max_tokens, "temperature": self.temperature, "purpose": self.purpose}
+        return options if self.seed is None else {**options, "seed": self.seed}
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A question that was answered in full or cut by a guardrail."""
+
+    text: str
+    request_id: str
+    trace_id: str
+    receipt: Path | None
+    status: int
+
+
+def run(state_dir: Path | None, prompt: str | None, options: ChatOptions, *, as_json: bool) -> int:
+    """Ask once, or converse when there is no prompt and standard input is a terminal. Returns the exit status."""
+    state = StateDir.at(state_dir)
+    with connect(state) as client:
+        if prompt is None and sys.stdin.isatty():
+            return _converse(state, client, options, as_json=as_json)
+        question = prompt if prompt is not None else _standard_input()
+        return ask(state, client, _conversation(options, [Message("user", question)]), options, as_json=as_json).status
+
+
+def connect(state: StateDir) -> Client:
+    """Open a client of the running mesh with the user's certificate. Raises MeshNotRunning."""
+    target = state.read_mesh().endpoints["gateway"].target
+    certs = state.client_certs
+    return Client(target, tls=Tls(certs / "tls.crt", certs / "tls.key", certs / "ca.crt"))
+
+
+def ask(state: StateDir, client: Client, messages: Sequence[Message], options: ChatOptions, *, as_json: bool = False) -> Answered:
+    """Ask one question and print what comes. Never raises for a refusal: the exit status says it, and so does standard error."""
+    printer = _JsonPrinter() if as_json else _TextPrinter()
+    try:
+        chat = client.chat(messages, deadline_s=options.timeout_s, **options.for_client())
+    except (ValueError, TypeError) as error:
+        raise CommandError(f"this question cannot be sent: {error}", fix="write it in UTF-8", exit_code=EXIT_USAGE) from error
+    try:
+        with chat:
+            for delta in chat:
+                printer.delta(chat, delta.text, delta.tokens)
+    except KeyboardInterrupt:
+        printer.failed("CANCELLED", None, "cancelled; the engine has been told to stop")
+        return _unanswered(chat, EXIT_CANCELLED)
+    except CallError as error:
+        printer.failed(error.status.name, error.reason, _explain(error))
+        return _unanswered(chat, _exit_status(error))
+    except LionrockError as error:
+        printer.failed("UNAVAILABLE", None, str(error))
+        return _unanswered(chat, EXIT_UNAVAILABLE)
+    return _finish(state, client, chat, printer)
+
+
+def _finish(state: StateDir, client: Client, chat: Chat, printer: _TextPrinter | _JsonPrinter) -> Answered:
+    """Keep and check the receipt, then say how it went."""
+    assert chat.started is not None
+    assert chat.finished is not None
+    text = "".join(chat.progress.texts)
+    blocked = chat.finished.reason == FinishReason.FINISH_REASON_BLOCKED
+    path, problem = None, None
+    if chat.receipt is not None:
+        opening = Opening(chat.started.request_id, text, chat.finished.answer_salt, chat.finished.prompt_salt)
+        path = save_receipt(state, chat.started.request_id, chat.receipt.tlog_proof, opening)
+        problem = _check(state, client, chat, opening, printer)
+    else:
+        problem = "the mesh sent no receipt"
+    printer.finished(chat, text, path, problem)
+    status = EXIT_REFUSED if blocked else EXIT_FAILED if problem else 0
+    return Answered(text, chat.started.request_id, chat.started.trace_id, path, status)
+
+
+def _check(state: StateDir, client: Client, chat: Chat, opening: Opening, printer: _TextPrinter | _JsonPrinter) -> str | None:
+    """Verify the receipt with the keys of first contact; return what is wrong with it."""
+    assert chat.receipt is not None
+    origin = chat.receipt.position.origin
+    if not saved_keys(state, origin):
+        try:
+            told = client.list_audit_keys()
+        except CallError as error:
+            return f"the log's keys could not be fetched: {error.message}"
+        file = keep_keys(state, told.origin, list(told.verifier_keys))
+        printer.note(f"first contact with the log {told.origin}: its key is kept in {file} and trusted from now on")
+    try:
+        leaf = verify_receipt(chat.receipt.tlog_proof, saved_keys(state, origin))
+        if leaf.fields.get("request_id") != opening.request_id:
+            return "it belongs to another request"
+        check_opening(leaf, "answer", opening.answer_salt, opening.answer.encode())
+    except VerificationFailed as failure:
+        return str(failure)
+    return None
+
+
+class _TextPrinter:
+    """Answer on standard output, the rest on standard error."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stdout.isatty()
+        self._anything = False
+
+    def delta(self, chat: Chat, text: str, tokens: int) -> None:
+        del chat, tokens
+        # A model's text must not steer the terminal that shows it.
+        print(_CONTROLS.sub("�", text) if self._terminal else text, end="", flush=True)
+        self._anything = True
+
+    def finished(self, chat: Chat, text: str, receipt: Path | None, problem: str | None) -> None:
+        assert chat.started is not None
+        assert chat.finished is not None
+        started, finished = chat.started, chat.finished
+        if text and not text.endswith("\n"):
+            print(flush=True)
+        if finished.reason == FinishReason.FINISH_REASON_BLOCKED:
+            self.note(f"cut by guardrail {finished.blocked.rule}: {finished.blocked.safe_message}")
+        for what, findings in (("prompt", started.prompt_findings), ("answer", finished.answer_findings)):
+            counts = Counter(finding.rule for finding in findings)
+            if counts:
+                self.note(f"masked in the {what}: " + ", ".join(f"{rule} × {count}" for rule, count in sorted(counts.items())))
+        usage = finished.usage
+        self.note(
+            f"{started.model.model} {started.model.weights_digest[:15]}…  "
+            f"{usage.prompt_tokens} + {usage.completion_tokens} tokens, "
+            f"{_reason(finished.reason)}, first text after {finished.time_to_first_token.ToMilliseconds()} ms"
+        )
+        self.note(f"request {started.request_id}  trace {started.trace_id}")
+        if receipt is not None:
+            self.note(f"receipt {receipt}" + ("" if problem else "  verified"))
+        if problem:
+            self.note(f"NOT VERIFIED: {problem}")
+
+    def failed(self, status: str, reason: str | None, message: str) -> None:
+        if self._anything:
+            print(flush=True)
+        print(f"lionrock: {reason or status}: {message}", file=sys.stderr)
+
+    def note(self, text: str) -> None:
+        print(f"  {text}", file=sys.stderr, flush=True)
+
+
+class _JsonPrinter:
+    """One event a line on standard output."""
+
+    def __init__(self) -> None:
+        self._started = False
+
+    def delta(self, chat: Chat, text: str, tokens: int) -> None:
+        self._start(chat)
+        self._print({"event": "delta", "text": text, "tokens": tokens})
+
+    def finished(self, chat: Chat, text: str, receipt: Path | None, problem: str | None) -> None:
+        assert chat.finished is not None
+        self._start(chat)
+        finished = chat.finished
+        event: dict[str, Any] = {
+            "event": "finished",
+            "answer": text,
+            "reason": _reason(finished.reason),
+            "prompt_tokens": finished.usage.prompt_tokens,
+            "completion_tokens": finished.usage.completion_tokens,
+            "time_to_first_token_ms": finished.time_to_first_token.ToMilliseconds(),
+            "receipt": str(receipt) if receipt is not None else None,
+            "verified": problem is None,
+        }
+        if problem:
+            event["problem"] = problem
+        if finished.HasField("blocked"):
+            event |= {"rule": finished.blocked.rule, "safe_message": finished.blocked.safe_message}
+        self._print(event)
+
+    def failed(self, status: str, reason: str | None, message: str) -> None:
+        self._print({"event": "error", "status": status, "reason": reason, "message": message})
+
+    def note(self, text: str) -> None:
+        print(f"lionrock: {text}", file=sys.stderr)
+
+    def _start(self, chat: Chat) -> None:
+        if self._started or chat.started is None:
+            return
+        self._started = True
+        started = chat.started
+        self._print(
+            {
+                "event": "started",
+                "request_id": started.request_id,
+                "trace_id": started.trace_id,
+                "model": started.model.model,
+                "weights_digest": started.model.weights_digest,
+                "seed": started.seed,
+            }
+        )
+
+    def _print(self, event: dict[str, Any]) -> None:
+        print(json.dumps(event, ensure_ascii=False), flush=True)
+
+
+def _converse(state: StateDir, client: Client, options: ChatOptions, *, as_json: bool) -> int:
+    """Ask turn after turn; each question carries the conversation. Ctrl-C ends an answer, Ctrl-D the conversation."""
+    import readline  # noqa: F401 - gives input() line editing
+
+    print("Ctrl-C ends an answer, Ctrl-D the conversation.", file=sys.stderr)
+    turns: list[Message] = []
+    while True:
+        try:
+            question = input("> ")
+        except (EOFError, KeyboardInterrupt):
+            print(file=sys.stderr)
+            return 0
+        if not question.strip():
+            continue
+        answered = ask(state, client, _conversation(options, [*turns, Message("user", question)]), options, as_json=as_json)
+        if answered.text and answered.status != EXIT_CANCELLED:
+            turns += [Message("user", question), Message("assistant", answered.text)]
+
+
+def _conversation(options: ChatOptions, turns: list[Message]) -> list[Message]:
+    return turns if options.system is None else [Message("system", options.system), *turns]
+
+
+def _standard_input() -> str:
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8").rstrip("\n")
+    except UnicodeDecodeError:
+        raise CommandError(
+            "standard input is not UTF-8", fix="convert it, e.g. with iconv -t utf-8", exit_code=EXIT_USAGE
+        ) from None
+    if not text:
+        raise CommandError("there is no question", fix="lionrock chat 'Name three rivers.'", exit_code=EXIT_USAGE)
+    return text
+
+
+def _unanswered(chat: Chat, status: int) -> Answered:
+    started = chat.started
+    return Answered("", started.request_id if started else "", started.trace_id if started else "", None, status)
+
+
+def _exit_status(error: CallError) -> int:
+    match error:
+        case NotPermitted() | NotAuthenticated():
+            return EXIT_REFUSED
+        case Unavailable():
+            return EXIT_UNAVAILABLE
+        case InvalidRequest():
+            return EXIT_USAGE
+        case CallCancelled():
+            return EXIT_CANCELLED
+    return EXIT_FAILED
+
+
+def _explain(error: CallError) -> str:
+    """Return the gateway's message, with what it says about fields, rules and time."""
+    text = error.message
+    for path, description in error.field_violations:
+        text += f"; {path}: {description}"
+    if isinstance(error, PromptBlocked) and error.rules:
+        text += f" (refused by {', '.join(error.rules)})"
+    if error.retry_after_s is not None:
+        text += f"; try again in {error.retry_after_s:g} s"
+    if error.request_id:
+        text += f"  [request {error.request_id}]"
+    return text
+
+
+def _reason(reason: int) -> str:
+    return FinishReason.Name(reason).removeprefix("FINISH_REASON_").lower()  # type: ignore[arg-type]
