@@ -1,0 +1,155 @@
+"""The shard group: ranks in processes of their own as one ModelRunner.
+
+Every rank gets each step as one frame and the sampling rank answers with the tokens. A dead rank is seen by the end of its link, a
+frozen one by its silence; either way the whole group is given up and killed, because ranks wait for each other inside collectives.
+Knows links and heartbeats; not Ray, torch or policy.
+"""
+
+from __future__ import annotations
+
+import logging
+import select
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from lionrock.inference.engine.batch import MalformedBatch, StepBatch, StepResult
+from lionrock.inference.engine.errors import ShardGroupLost
+from lionrock.inference.engine.runner import RunnerSpec
+from lionrock.inference.engine.sequence import SequenceId
+from lionrock.inference.links import Kind, Link, LinkClosed
+from lionrock.inference.spans import ENDED
+
+log = logging.getLogger("lionrock.inference")
+
+
+class ShardGroup:
+    """A ModelRunner over the links of all ranks, by rank."""
+
+    def __init__(
+        self,
+        links: Sequence[Link],
+        spec: RunnerSpec,
+        *,
+        heartbeat_interval_s: float,
+        heartbeat_timeout_s: float,
+        kill: Callable[[], None],
+        on_lost: Callable[[ShardGroup, str], None],
+    ) -> None:
+        """Take over the links. kill: end every rank's process; on_lost: told once, from any thread, when the group is of no more use."""
+        self._links = tuple(links)
+        self._spec = spec
+        self._interval_s = heartbeat_interval_s
+        self._silence_s = heartbeat_timeout_s
+        self._kill = kill
+        self._on_lost = on_lost
+        self._reading = threading.Lock()
+        self._result: bytes | None = None
+        self._lost: str | None = None
+        self._closing = threading.Event()
+        self._poll = select.poll()
+        self._ranks = {link.fileno(): rank for rank, link in enumerate(self._links)}
+        for descriptor in self._ranks:
+            self._poll.register(descriptor, select.POLLIN)
+        self._seen_s = [time.monotonic()] * len(self._links)
+        threading.Thread(target=self._watch, name="lionrock-heartbeats", daemon=True).start()
+
+    @property
+    def spec(self) -> RunnerSpec:
+        """See ModelRunner."""
+        return self._spec
+
+    @property
+    def lost(self) -> str | None:
+        """Why the group is of no more use, or None."""
+        return self._lost
+
+    def execute(self, batch: StepBatch) -> StepResult:
+        """See ModelRunner. A step may take as long as its ranks live: collectives have their own time-out."""
+        encoded = batch.encode()
+        with self._reading:
+            try:
+                self._raise_if_lost()
+                self._result = None
+                for link in self._links:
+                    link.send(Kind.STEP, encoded)
+                while self._result is None:
+                    self._read(self._interval_s)
+                return StepResult.decode(self._result)
+            except (LinkClosed, MalformedBatch) as error:
+                self._lose(str(error))
+            self._raise_if_lost()
+        raise AssertionError("a lost group says so")
+
+    def sequence_ended(self, sequence_id: SequenceId, traceparent: str) -> None:
+        """Have every rank report what it did for a traced sequence."""
+        payload = ENDED.pack(sequence_id, traceparent.encode("ascii"))
+        for link in self._links:
+            try:
+                link.send(Kind.ENDED, payload)
+            except LinkClosed:
+                return  # the watch finds out
+
+    def close(self) -> None:
+        """See ModelRunner: the ranks leave."""
+        if self._closing.is_set():
+            return
+        self._closing.set()
+        with self._reading:
+            for link in self._links:
+                try:
+                    link.send(Kind.CLOSE)
+                except LinkClosed:
+                    pass
+                link.close()
+
+    def _raise_if_lost(self) -> None:
+        if self._lost is not None:
+            raise ShardGroupLost(self._lost)
+        if self._closing.is_set():
+            raise ShardGroupLost("the shard group is closed")
+
+    def _read(self, timeout_s: float) -> None:
+        """Take in what the ranks sent (the holder of the lock). Raises LinkClosed for a rank that is gone, failed or silent."""
+        for descriptor, _ in self._poll.poll(timeout_s * 1000):
+            rank = self._ranks[descriptor]
+            try:
+                for kind, payload in self._links[rank].received():
+                    self._seen_s[rank] = time.monotonic()
+                    if kind is Kind.RESULT:
+                        self._result = payload
+                    elif kind is Kind.FAILED:
+                        raise LinkClosed(f"rank {rank} failed with {payload.decode('ascii', 'replace')[:64]}")
+            except LinkClosed as error:
+                raise LinkClosed(str(error) if "rank" in str(error) else f"rank {rank} died") from error
+        oldest_s = time.monotonic() - self._silence_s
+        for rank, seen_s in enumerate(self._seen_s):
+            if seen_s < oldest_s:
+                raise LinkClosed(f"rank {rank} gives no sign of life")
+
+    def _watch(self) -> None:
+        """Look after the ranks while no step does (a thread)."""
+        while not self._closing.wait(self._interval_s):
+            if self._lost is not None:
+                return
+            if not self._reading.acquire(blocking=False):
+                continue  # a step reads
+            try:
+                if self._lost is None and not self._closing.is_set():
+                    self._read(0)
+            except LinkClosed as error:
+                self._lose(str(error))
+            finally:
+                self._reading.release()
+
+    def _lose(self, reason: str) -> None:
+        """Give the group up (the holder of the lock)."""
+        if self._lost is not None or self._closing.is_set():
+            self._lost = self._lost or "the shard group is closed"
+            return
+        self._lost = reason
+        log.warning("shard group lost: %s", reason)
+        for link in self._links:
+            link.close()
+        self._kill()
+        self._on_lost(self, reason)
