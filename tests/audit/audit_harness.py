@@ -1,0 +1,104 @@
+"""What the tests of the audit service share: events, and logs opened on real files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lionrock.audit.keys import KeyDirectory
+from lionrock.audit.leaf import Context, Event, Intent, Model, Outcome
+from lionrock.audit.log import AuditLogs, Limits, open_logs
+from lionrock.audit.merkle import leaf_hash
+from lionrock.audit.signed_checkpoints import SignedCheckpoints
+from lionrock.audit.store import LogStore
+from lionrock.audit.store.sqlite import SqliteLogStore
+from lionrock.chassis.ids import uuid7
+from rfc6962_reference import tree_hash
+
+PLATFORM = "audit.example.hk"
+TENANTS = ("bank", "broker")
+
+
+def context_of(tenant: str = "bank", **changes: Any) -> Context:
+    values: dict[str, Any] = {
+        "request_id": uuid7(),
+        "tenant": tenant,
+        "actor": f"spiffe://lionrock.local/tenant/{tenant}/user/ada",
+        "auth_method": "mtls",
+        "roles": ("user",),
+        "purpose": "customer_support",
+        "case_id": "",
+        "conversation_id": "",
+        "data_class": "personal",
+        "territory": "HK",
+        "profile": "default",
+    }
+    return Context(**values | changes)
+
+
+def intent(tenant: str = "bank", *, prompt: bytes = b"", event_id: str | None = None, **context: Any) -> Event:
+    body = Intent("chat", Model("smollm2"), None, None, 3)
+    payloads = {"prompt": prompt} if prompt else {}
+    return Event(event_id or uuid7(), "", context_of(tenant, **context), body, payloads)
+
+
+def outcome(of: Event, index: int | None, *, answer: bytes = b"", event_id: str | None = None, status: str = "answered") -> Event:
+    payloads = {"answer": answer} if answer else {}
+    return Event(event_id or uuid7(), "", of.context, Outcome(index, status), payloads)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A directory with a store and keys."""
+
+    root: Path
+
+    @property
+    def store_file(self) -> Path:
+        return self.root / "store" / "audit.db"
+
+    @property
+    def key_dir(self) -> Path:
+        return self.root / "keys"
+
+    @property
+    def signed_file(self) -> Path:
+        return self.key_dir / "signed-checkpoints.jsonl"
+
+    @asynccontextmanager
+    async def open(
+        self, store: LogStore | None = None, *, tenants: tuple[str, ...] = TENANTS, max_pending: int = 4096, retry_window_s: float = 3600
+    ) -> AsyncIterator[AuditLogs]:
+        with closing(store or SqliteLogStore(self.store_file)) as opened, closing(SignedCheckpoints(self.signed_file)) as signed:
+            limits = Limits(max_pending, 1024, retry_window_s)
+            logs = open_logs(opened, KeyDirectory(self.key_dir), signed, tenants, platform=PLATFORM, region="HK", limits=limits)
+            async with logs:
+                yield logs
+
+
+def check_store(store_file: Path, tenant: str = "bank") -> list[bytes]:
+    """Leaves of a log after a literal check: indexes without gap or repetition, hashes, root. The store must not be open elsewhere."""
+    with closing(SqliteLogStore(store_file)) as store:
+        stored = store.find_log(f"{PLATFORM}/audit/{tenant}")
+        assert stored is not None
+        leaves = store.leaves(stored.log_id, 0, 1 << 40, 1 << 40)
+        assert [leaf.index for leaf in leaves] == list(range(stored.size))
+        assert all(leaf.completed[0] == leaf_hash(leaf.data) for leaf in leaves)
+        assert len({leaf.event_id for leaf in leaves}) == len(leaves)
+        data = [leaf.data for leaf in leaves]
+        assert tree_hash(data) == stored.root
+        return data
+
+
+def copy_files(source: Path, target: Path) -> None:
+    """Copy a directory as a crash would leave it: byte by byte, with no help of the database."""
+    target.mkdir(parents=True, exist_ok=True)
+    for file in source.iterdir():
+        if file.is_file() and not file.name.endswith((".lock", "-shm")):
+            descriptor = os.open(target / file.name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with open(descriptor, "wb") as copy:
+                copy.write(file.read_bytes())
