@@ -31,6 +31,7 @@ log = logging.getLogger("lionrock.chassis")
 
 REFLECTION = ("grpc.reflection.v1alpha.ServerReflection",)
 MAX_METADATA_BYTES = 16 * 1024
+LEAST_STREAMS = 1024
 HANDSHAKE_TIMEOUT_MS = 10_000
 MAX_CONNECTION_IDLE_MS = 15 * 60_000
 KEEPALIVE_MS = 60_000
@@ -62,8 +63,9 @@ def _options(settings: ServerSettings) -> list[tuple[str, int]]:
         ("grpc.max_send_message_length", settings.max_message_bytes),
         ("grpc.max_metadata_size", MAX_METADATA_BYTES),
         ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
-        # Above the concurrency bound, so that the excess is answered with OVERLOADED and does not queue unseen in the client.
-        ("grpc.max_concurrent_streams", 2 * settings.max_concurrent_rpcs + 64),
+        # Above the concurrency bound, so that the excess is answered with OVERLOADED and neither queues unseen in the client nor is
+        # reset by the transport.
+        ("grpc.max_concurrent_streams", max(LEAST_STREAMS, 2 * settings.max_concurrent_rpcs)),
         ("grpc.max_allowed_incoming_connections", settings.max_connections),
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
         ("grpc.max_connection_age_ms", int(settings.max_connection_age_s * 1000)),
