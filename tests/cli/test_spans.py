@@ -53,7 +53,7 @@ def test_line_that_is_still_being_written_is_not_read(tmp_path: Path) -> None:
 
 def test_broken_line_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(line("gateway", "a1") + f"{TRACE} what\n")
-    with pytest.raises(SpanFileError, match="a.jsonl, line 2"):
+    with pytest.raises(SpanFileError, match=r"a\.jsonl, line 2"):
         read_trace(tmp_path, TRACE)
 
 

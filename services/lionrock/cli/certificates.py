@@ -37,7 +37,7 @@ class CertificatePlan:
     services: Sequence[str]
     client_id: str
     lifetime_s: float
-    ray_addresses: Sequence[str] = ("127.0.0.1", "::1")
+    ray_addresses: Sequence[str] = ("127.0.0.1", "127.0.0.2", "::1")
 
 
 class Certificates:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import random
+import secrets
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lionrock.cli.certificates import CertificatePlan, Certificates
+from lionrock.cli.certificates import RAY, CertificatePlan, Certificates
 from lionrock.cli.errors import CommandError
 from lionrock.cli.settings import MeshSettings
 from lionrock.cli.state import StateDir, write_atomically
@@ -103,7 +104,8 @@ def configure(
 
 
 def write_configuration(state: StateDir, configuration: MeshConfiguration) -> None:
-    """Write config/<service>.yaml. JSON is YAML 1.2, and needs no writer."""
+    """Write config/<service>.yaml and a new token for Ray. JSON is YAML 1.2, and needs no writer."""
+    write_atomically(state.ray_token, secrets.token_hex(32))
     for name, content in configuration.contents.items():
         write_atomically(state.config(name), json.dumps(content, indent=2) + "\n")
 
@@ -140,12 +142,15 @@ def _gateway(settings: MeshSettings, targets: Mapping[str, str]) -> dict[str, An
 
 
 def _inference(settings: MeshSettings, state: StateDir, certificates: Certificates, model: ModelSource) -> dict[str, Any]:
-    return {}
-
-
-def service_environment(name: str, environ: Mapping[str, str], state: StateDir, certificates: Certificates) -> dict[str, str]:
-    """Make the environment of a service's process: the user's."""
-    return {**environ, "PYTHONUNBUFFERED": "1"}
+    ray: dict[str, Any] = {"tls": certificates.tls(RAY).model_dump(mode="json"), "token_file": str(state.ray_token)}
+    if settings.ray_address is not None:
+        ray["address"] = settings.ray_address
+    served = {
+        "path": str(state.models / model.name),
+        "tensor_parallel": settings.tensor_parallel,
+        "pipeline_parallel": settings.pipeline_parallel,
+    }
+    return {"models": {model.name: served}, "ray": ray}
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

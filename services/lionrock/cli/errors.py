@@ -55,7 +55,7 @@ class MissingExtra(CommandError):
 
 
 def report(error: BaseException, *, debug: bool = False) -> int:
-    """Print an error with its fix on standard error; return the exit status. An unexpected one shows where it arose only for `debug`."""
+    """Print an error with its fix; return the exit status. An unexpected one shows where it arose only for `debug`."""
     match error:
         case KeyboardInterrupt():
             return EXIT_CANCELLED

@@ -24,7 +24,7 @@ import psutil
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-_KILL_GRACE_S = 5.0
+_KILL_GRACE_S = 3.0
 
 
 def _prctl(option: int, value: int) -> None:

@@ -240,5 +240,5 @@ def main() -> None:
     """Entry point of `lionrock`."""
     try:
         app(prog_name="lionrock")
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the last frame of the program
         sys.exit(report(error, debug="--debug" in sys.argv[1:]))

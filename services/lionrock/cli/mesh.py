@@ -28,7 +28,6 @@ from lionrock.cli.configuration import (
     certificate_plan,
     choose_ports,
     configure,
-    service_environment,
     write_configuration,
 )
 from lionrock.cli.errors import ServiceNotReady
@@ -72,7 +71,7 @@ class Mesh:
         return ChildSpec(
             name=name,
             argv=(sys.executable, "-m", f"lionrock.{name}", "--config", str(self._state.config(name))),
-            env=service_environment(name, os.environ, self._state, self._certificates),
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
             log=BoundedLog(self._state.log(name), max_bytes=self._settings.log_max_bytes),
             probe=health_probe(name, self._configuration.targets[name], self._certificates.tls(SUPERVISOR)),
             ready_timeout_s=self._settings.ready_timeout_s,

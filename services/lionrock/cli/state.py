@@ -121,9 +121,9 @@ class StateDir:
         return self.root / "models"
 
     @property
-    def ray(self) -> Path:
-        """Ray's session files, certificates and token."""
-        return self.root / "ray"
+    def ray_token(self) -> Path:
+        """Authentication token of the local Ray cluster, a new one a run."""
+        return self.root / "ray" / "token"
 
     @property
     def receipts(self) -> Path:
