@@ -71,7 +71,12 @@ class Place:
 
     @asynccontextmanager
     async def open(
-        self, store: LogStore | None = None, *, tenants: tuple[str, ...] = TENANTS, max_pending: int = 4096, retry_window_s: float = 3600
+        self,
+        store: LogStore | None = None,
+        *,
+        tenants: tuple[str, ...] = TENANTS,
+        max_pending: int = 4096,
+        retry_window_s: float = 3600,
     ) -> AsyncIterator[AuditLogs]:
         with closing(store or SqliteLogStore(self.store_file)) as opened, closing(SignedCheckpoints(self.signed_file)) as signed:
             limits = Limits(max_pending, 1024, retry_window_s)

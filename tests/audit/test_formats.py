@@ -19,8 +19,7 @@ SPEC_NOTE = (
 GO_KEY = "PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW"
 GO_TEXT = "If you think cryptography is the answer to your problem,\nthen you don't know what your problem is.\n"
 GO_NOTE = (
-    GO_TEXT + "\n— PeterNeumann "
-    "x08go/ZJkuBS9UG/SffcvIAQxVBtiFupLLr8pAcElZInNIuGUgYN1FFYC2pZSNXgKvqfqdngotpRZb6KE6RyyBwJnAM=\n"
+    GO_TEXT + "\n— PeterNeumann x08go/ZJkuBS9UG/SffcvIAQxVBtiFupLLr8pAcElZInNIuGUgYN1FFYC2pZSNXgKvqfqdngotpRZb6KE6RyyBwJnAM=\n"
 )
 SUM_KEY = "sum.golang.org+033de0ae+Ac4zctda0e5eza+HJyk9SxEdh+s3Ux18htTTAD8OuAn8"
 # RFC 8032, section 7.1, TEST 1: a published key, good for vectors only.
@@ -29,8 +28,7 @@ LOG_NAME = "audit.example.hk/tenant-a"
 LOG_KEY = "audit.example.hk/tenant-a+ab008179+AddamAGCsQq31Uv+08lkBzoO4XLz2qYjJa8CGmj3B1Ea"
 LOG_TEXT = "audit.example.hk/tenant-a\n8\nXcnaeacGWamtVZy3Ad7ZoqudgjqtL0lgz+Nw7/RgQyg=\n"
 LOG_LINE = (
-    "— audit.example.hk/tenant-a "
-    "qwCBeexV+dLoT6UxACAlqVcOs6vJ2bsSHhoPL/xS6ViJNtDQ8md+W+RwxGXu16zGWcO3sRDLKmVe2UxRhfN8Itqq6Q8=\n"
+    "— audit.example.hk/tenant-a qwCBeexV+dLoT6UxACAlqVcOs6vJ2bsSHhoPL/xS6ViJNtDQ8md+W+RwxGXu16zGWcO3sRDLKmVe2UxRhfN8Itqq6Q8=\n"
 )
 WITNESS_LINE = (
     "— witness.example.hk/w1 "
@@ -155,8 +153,21 @@ def test_stray_bits_under_the_padding_are_refused() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "a\n", "a\n1\n", "\n1\n" + LOG_TEXT.split("\n")[2] + "\n", LOG_TEXT.replace("\n8\n", "\n08\n"), LOG_TEXT.replace("\n8\n", "\n-1\n")]
-    + [LOG_TEXT.replace("\n8\n", "\n٨\n"), LOG_TEXT.replace("Xcna", ""), LOG_TEXT + "\nx\n", LOG_TEXT[:-1], LOG_TEXT.replace("8", "9" * 20)],
+    [
+        "",
+        "a\n",
+        "a\n1\n",
+        "\n1\n" + LOG_TEXT.split("\n")[2] + "\n",
+        LOG_TEXT.replace("\n8\n", "\n08\n"),
+        LOG_TEXT.replace("\n8\n", "\n-1\n"),
+    ]
+    + [
+        LOG_TEXT.replace("\n8\n", "\n٨\n"),
+        LOG_TEXT.replace("Xcna", ""),
+        LOG_TEXT + "\nx\n",
+        LOG_TEXT[:-1],
+        LOG_TEXT.replace("8", "9" * 20),
+    ],
 )
 def test_what_is_not_a_checkpoint_is_refused(text: str) -> None:
     with pytest.raises(MalformedNote):
@@ -185,7 +196,13 @@ def test_proof_files_survive_parsing(leaf: bytes | None, index: int, path: list[
 
 @pytest.mark.parametrize(
     "text",
-    ["", "c2sp.org/tlog-proof@v1", "c2sp.org/tlog-proof@v2\nindex 0\n\nx", "c2sp.org/tlog-proof@v1\n\nx", "c2sp.org/tlog-proof@v1\nindex 01\n\nx"]
+    [
+        "",
+        "c2sp.org/tlog-proof@v1",
+        "c2sp.org/tlog-proof@v2\nindex 0\n\nx",
+        "c2sp.org/tlog-proof@v1\n\nx",
+        "c2sp.org/tlog-proof@v1\nindex 01\n\nx",
+    ]
     + ["c2sp.org/tlog-proof@v1\nindex 0\nAAAA\n\nx", "c2sp.org/tlog-proof@v1\nextra !\nindex 0\n\nx"]
     + ["c2sp.org/tlog-proof@v1\nindex 0\n" + "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=\n" * 64 + "\nx"],
 )
