@@ -82,7 +82,7 @@ def _draw(logits: Tensor, positions: Seq[int], rows: Seq[SamplingRow]) -> list[i
     draws = torch.tensor(
         [uniform(row.seed, position) for row, position in zip(rows, positions, strict=True)], dtype=wide, device=device
     )
-    total = cumulated[:, -1:]
+    total = cumulated[:, -1:].contiguous()
     # The first token whose cumulated probability exceeds the draw; rounding must not reach past the last possible one.
     last = torch.searchsorted(cumulated, total)
     tokens = torch.searchsorted(cumulated, draws[:, None] * total, right=True)
