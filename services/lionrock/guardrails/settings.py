@@ -25,7 +25,7 @@ class WorkSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     inline_code_points: int = Field(
-        default=8192, ge=0, le=65536, description="texts up to this size are inspected on the event loop (about 0.2 ms a 1,000)"
+        default=4096, ge=0, le=65536, description="texts up to this size are inspected on the event loop"
     )
     threads: int = Field(default=2, ge=1, le=64, description="threads for larger texts")
     waiting: int = Field(default=16, ge=0, le=10_000, description="larger texts that may wait for a thread; more get OVERLOADED")

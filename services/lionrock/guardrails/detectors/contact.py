@@ -2,7 +2,8 @@
 
 Knows: numbers written with a country code, and the national forms of Hong Kong and the mainland; the numbering plans are
 libphonenumber's (`phonenumbers`). Eight digits are also an amount, a date or an account number, so a bare Hong Kong number
-needs a word beside it that says "phone". E-mail addresses as in RFC 5321 without quoted local parts. Does not know: policies.
+needs a word beside it that says "phone". E-mail addresses as people write them: RFC 5321 without
+quoted local parts, but with dots anywhere. Does not know: policies.
 """
 
 from typing import Final
@@ -71,7 +72,7 @@ def _check_email(match: str, context: str) -> Hit | None:
     local, _, domain = match.partition("@")
     domain = domain.rstrip(".-")
     labels = domain.split(".")
-    if ".." in local or local.endswith(".") or len(labels) < 2 or context[-1:] == "@":
+    if len(labels) < 2 or context[-1:] == "@":
         return None
     if any(not label or len(label) > 63 or label.startswith("-") or label.endswith("-") for label in labels):
         return None
