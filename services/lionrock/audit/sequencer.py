@@ -148,7 +148,8 @@ class Sequencer:
                 else:
                     continue
             self._refuse(batch)
-        self._break("the audit service is shutting down")
+        with self._admission:
+            self._broken = self._broken or "the audit service is shutting down"
         self._refuse(self._drain())
 
     def _take(self) -> list[PendingAppend] | None:
@@ -181,9 +182,8 @@ class Sequencer:
 
     def _break(self, why: str) -> None:
         with self._admission:
-            first, self._broken = self._broken is None, self._broken or why
-        if first:
-            log.warning("no more leaves are written until restart", extra={"why": why})
+            self._broken = why
+        log.error("no more leaves are written until restart", extra={"why": why})
 
     def _refuse(self, batch: Sequence[PendingAppend]) -> None:
         assert self._broken is not None

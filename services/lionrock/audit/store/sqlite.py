@@ -23,23 +23,23 @@ from lionrock.audit.store import LogId, OpenIntent, StoredLeaf, StoredLog, Trans
 _MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
     # 1: the first schema. `subtree_hashes` stands before `data`, so that proofs read no overflow page.
     (
-        "CREATE TABLE sequencer (only INTEGER PRIMARY KEY CHECK (only = 1), epoch INTEGER NOT NULL, holder TEXT NOT NULL)",
+        "CREATE TABLE sequencer (only INTEGER PRIMARY KEY CHECK (only = 1), epoch INTEGER NOT NULL, holder TEXT NOT NULL) STRICT",
         "INSERT INTO sequencer VALUES (1, 0, '')",
         """CREATE TABLE logs (
             log_id INTEGER PRIMARY KEY, origin TEXT NOT NULL UNIQUE, verifier_key TEXT NOT NULL,
-            size INTEGER NOT NULL, root BLOB NOT NULL, checkpoint TEXT NOT NULL)""",
+            size INTEGER NOT NULL, root BLOB NOT NULL, checkpoint TEXT NOT NULL) STRICT""",
         """CREATE TABLE leaves (
             sequence INTEGER PRIMARY KEY, log_id INTEGER NOT NULL REFERENCES logs, leaf_index INTEGER NOT NULL,
             event_id TEXT NOT NULL, recorded_at_us INTEGER NOT NULL, subtree_hashes BLOB NOT NULL, data BLOB NOT NULL,
-            UNIQUE (log_id, leaf_index), UNIQUE (log_id, event_id))""",
+            UNIQUE (log_id, leaf_index), UNIQUE (log_id, event_id)) STRICT""",
         """CREATE TABLE open_intents (
             log_id INTEGER NOT NULL REFERENCES logs, leaf_index INTEGER NOT NULL, request_id TEXT NOT NULL,
-            PRIMARY KEY (log_id, leaf_index)) WITHOUT ROWID""",
+            PRIMARY KEY (log_id, leaf_index)) STRICT, WITHOUT ROWID""",
         "CREATE INDEX open_intents_by_request ON open_intents (log_id, request_id)",
         """CREATE TABLE retry_salts (
             log_id INTEGER NOT NULL REFERENCES logs, leaf_index INTEGER NOT NULL,
             recorded_at_us INTEGER NOT NULL, salt BLOB NOT NULL,
-            PRIMARY KEY (log_id, leaf_index)) WITHOUT ROWID""",
+            PRIMARY KEY (log_id, leaf_index)) STRICT, WITHOUT ROWID""",
         "CREATE INDEX retry_salts_by_time ON retry_salts (recorded_at_us)",
     ),
 )
@@ -253,11 +253,15 @@ def _failures(doing: str) -> Iterator[None]:
 
 def _leaf(row: Sequence[object]) -> StoredLeaf:
     index, event_id, recorded_at_us, hashes, data = row
-    assert isinstance(index, int)
-    assert isinstance(event_id, str)
-    assert isinstance(recorded_at_us, int)
-    assert isinstance(hashes, bytes)
-    assert isinstance(data, bytes)
+    if not (
+        isinstance(index, int)
+        and isinstance(event_id, str)
+        and isinstance(recorded_at_us, int)
+        and isinstance(hashes, bytes)
+        and isinstance(data, bytes)
+        and len(hashes) >= HASH_BYTES
+    ):
+        raise StoreFailed("a stored leaf does not have the types of the schema")
     completed = [hashes[start : start + HASH_BYTES] for start in range(0, len(hashes), HASH_BYTES)]
     return StoredLeaf(index, event_id, recorded_at_us, completed, data)
 
