@@ -129,9 +129,12 @@ async def test_a_drain_ends_when_its_grace_is_over(small_mesh: Any) -> None:
     async with service(small_mesh, drain_grace_s=0.3) as running:
         stream = await running.open_stream()
         running.process.send_signal(signal.SIGTERM)
-        assert await stream.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-        status, _ = await running.ended(5)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stream.read()
+        assert remote_error(caught.value).reason == "SHUTTING_DOWN"
+        status, lines = await running.ended(5)
     assert status == 0
+    assert [line for line in lines if line["level"] == "ERROR"] == []
 
 
 async def test_a_second_signal_ends_at_once(small_mesh: Any) -> None:
@@ -143,9 +146,10 @@ async def test_a_second_signal_ends_at_once(small_mesh: Any) -> None:
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
         running.process.send_signal(signal.SIGTERM)
         status, lines = await running.ended(5)
-        assert await stream.code() is not grpc.StatusCode.OK
+        assert await stream.code() is grpc.StatusCode.UNAVAILABLE
     assert status == 0
     assert "stopping at once" in [line["message"] for line in lines]
+    assert [line for line in lines if line["level"] == "ERROR"] == []
 
 
 async def test_logs_are_json_with_the_ids_of_the_trace_and_without_payload(small_mesh: Any) -> None:

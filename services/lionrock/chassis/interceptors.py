@@ -40,6 +40,7 @@ from lionrock.chassis.errors import (
     MethodNotFound,
     Overloaded,
     RemoteError,
+    ShuttingDown,
     StreamIdle,
     encode_status,
     remote_error,
@@ -88,7 +89,10 @@ def mesh_error(error: Exception) -> MeshError:
     if isinstance(error, MeshError) and error.status not in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN):
         return error
     error_id = uuid7()
-    log.error("internal error", extra={"error_id": error_id, **exception_fields(error)})
+    fields = {"error_id": error_id, **exception_fields(error)}
+    if isinstance(error, RemoteError):
+        fields.update(remote_status=error.status.name, remote_reason=error.reason)
+    log.error("internal error", extra=fields)
     return Internal("internal error", metadata={"error_id": error_id})
 
 
@@ -157,6 +161,8 @@ class Guard(grpc.aio.ServerInterceptor):
         self._tenant_limit = settings.max_concurrent_rpcs_per_caller or tenants_share
         self._service_limit = settings.max_concurrent_rpcs_per_caller or settings.max_concurrent_rpcs
         self.draining = False
+        self._ending = False
+        self._serving: set[asyncio.Task[Any]] = set()
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self._unknown: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(self._refuse_unknown)
         self._validator = protovalidate.Validator()
@@ -268,6 +274,12 @@ class Guard(grpc.aio.ServerInterceptor):
         otel_context.attach(trace.set_span_in_context(span, parent))
         return span
 
+    def end_running(self) -> None:
+        """Cancel the handlers that run; their callers get SHUTTING_DOWN."""
+        self._ending = True
+        for task in tuple(self._serving):
+            task.cancel()
+
     async def _serve(
         self, method: Method, context: Context[Any, Any], body: Callable[[Any, Context[Any, Any]], Awaitable[Any]]
     ) -> Any:
@@ -276,17 +288,25 @@ class Guard(grpc.aio.ServerInterceptor):
         except MeshError as error:
             await self._refuse(context, error, method.full_name)
         began = time.perf_counter()
-        span = trace.INVALID_SPAN if method.probe else self._start_span(method, context, identity)
+        span, status, reason = trace.INVALID_SPAN, grpc.StatusCode.OK, None
+        task = asyncio.current_task()
+        assert task is not None, "gRPC serves each call in a task"
+        self._serving.add(task)
         self._active.add(1, method.attributes)
-        status, reason = grpc.StatusCode.OK, None
         try:
+            if not method.probe:
+                span = self._start_span(method, context, identity)
             return await self._run(method, context, identity, body)
         except grpc.aio.AbortError:
             status = context.code()
             raise
         except asyncio.CancelledError:
-            status = grpc.StatusCode.CANCELLED
-            raise
+            if not self._ending:
+                status = grpc.StatusCode.CANCELLED
+                raise
+            task.uncancel()
+            status, reason = grpc.StatusCode.UNAVAILABLE, ShuttingDown.reason
+            await abort(context, shutting_down())
         except Exception as error:  # noqa: BLE001  every error becomes a status here
             refusal = mesh_error(error)
             status, reason = refusal.status, refusal.reason
@@ -294,6 +314,7 @@ class Guard(grpc.aio.ServerInterceptor):
                 log.debug("call failed", extra={"reason": reason, "rpc": method.full_name})
             await abort(context, refusal)
         finally:
+            self._serving.discard(task)
             (self._probes if method.probe else self.work).leave(identity)
             self._finish(method, span, status, reason, began)
 

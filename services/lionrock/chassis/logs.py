@@ -77,7 +77,7 @@ class JsonFormatter(logging.Formatter):
         line.update((key, value) for key, value in vars(record).items() if key not in _STANDARD and key not in line)
         if record.exc_info and record.exc_info[1] is not None:
             line.update(exception_fields(record.exc_info[1]))
-        return json.dumps(line, ensure_ascii=False, default=lambda value: type(value).__name__)
+        return json.dumps(line, default=lambda value: type(value).__name__)
 
 
 def start_logs(service: str, level: str, stream: TextIO | None = None) -> logging.Handler:

@@ -132,8 +132,8 @@ class RunningServer:
                 await self._guard.work.idle()
         except TimeoutError:
             log.warning("drain grace is over", extra={"running_rpcs": self._guard.work.running})
-            await self._server.stop(None)
-        else:
+        finally:
+            self._guard.end_running()
             await self._server.stop(STOP_S)
 
 

@@ -8,7 +8,9 @@ wrapped in `PayloadFreeExporter`: OpenTelemetry copies exception texts into span
 
 from __future__ import annotations
 
+import base64
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import Status
 
 _TEXT_OF_EXCEPTIONS = frozenset({"exception.message", "exception.stacktrace"})
+_NOT_FINITE = {"inf": "Infinity", "-inf": "-Infinity", "nan": "NaN"}
 _HAS_IS_REMOTE, _IS_REMOTE = 0x100, 0x200
 
 
@@ -29,9 +32,11 @@ def _value(value: Any) -> dict[str, Any]:
         case int():
             return {"intValue": str(value)}
         case float():
-            return {"doubleValue": value if abs(value) < float("inf") else str(value)}
+            return {"doubleValue": value if math.isfinite(value) else _NOT_FINITE[str(value)]}
         case str():
             return {"stringValue": value}
+        case bytes():
+            return {"bytesValue": base64.b64encode(value).decode()}
         case Mapping():
             return {"kvlistValue": {"values": _attributes(value)}}
         case Sequence():
@@ -99,7 +104,7 @@ def encode_line(spans: Sequence[ReadableSpan]) -> str:
             for resource, scopes in groups.items()
         ]
     }
-    return json.dumps(request, ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(request, separators=(",", ":"))
 
 
 class SpanFileExporter(SpanExporter):
