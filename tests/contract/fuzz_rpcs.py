@@ -1,4 +1,7 @@
-"""Fuzz every RPC: `python tests/contract/fuzz_rpcs.py [--seconds 60] [--seed N]`. Ends with 1 at the first imprecise status, naming its seed."""
+"""Fuzz every RPC: `python tests/contract/fuzz_rpcs.py [--seconds 60] [--seed N]`.
+
+Ends with 1 at the first imprecise status, and says which method and seed it answers.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,8 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
-import grpc
-from real_services import METHODS, decoded, serve_all
+import grpc  # noqa: E402
+from real_services import METHODS, decoded, serve_all  # noqa: E402
 
 
 async def fuzz(seconds: float, seed: int) -> int:
