@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import sys
 from collections.abc import AsyncIterator
@@ -23,6 +24,8 @@ from lionrock.gateway.served_models import ServedModels
 from lionrock.gateway.servicer import GatewayServicer
 from lionrock.gateway.settings import GatewaySettings
 from lionrock.gateway.v1.gateway_pb2_grpc import add_GatewayServiceServicer_to_server
+
+log = logging.getLogger("lionrock.gateway")
 
 SERVICE_NAME = "lionrock.gateway.v1.GatewayService"
 
@@ -48,8 +51,11 @@ async def gateway(settings: GatewaySettings) -> AsyncIterator[Registration]:
         )
         servicer = GatewayServicer(settings.directory(), pipeline, peers, models)
         yield Registration(add_GatewayServiceServicer_to_server, servicer, SERVICE_NAME, AnyTenant())
-        async with asyncio.timeout(settings.limits.outcome_timeout_s):
-            await pipeline.settle()
+        try:
+            async with asyncio.timeout(2 * settings.limits.outcome_timeout_s):
+                await pipeline.settle()
+        except TimeoutError:
+            log.error("stopped with outcomes unwritten")
 
 
 async def main() -> None:

@@ -56,6 +56,9 @@ from lionrock.inference.v1 import inference_pb2 as inf
 
 log = logging.getLogger("lionrock.gateway")
 
+# gRPC ends a call at the deadline that the client's header rounds, a little before or after ours.
+_DEADLINE_SLACK_S = 0.05
+
 Send = Callable[[gw.ChatResponse], Awaitable[None]]
 Result = TypeVar("Result")
 
@@ -102,7 +105,8 @@ class ChatPipeline:
         self._salts = salts
         self._limits = limits
         self._metrics = metrics
-        self._closing: set[asyncio.Task[audit.AppendResponse]] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     async def answer(self, principal: Principal, request: gw.ChatRequest, deadline: Deadline, send: Send) -> None:
         """Answer one question through `send`. Raises the errors of gateway.proto; cancel the task when the client goes away."""
@@ -110,7 +114,7 @@ class ChatPipeline:
         try:
             await self._answer(turn)
         except asyncio.CancelledError:
-            turn.record.aborted(deadline_passed=deadline.passed)
+            turn.record.aborted(deadline_passed=deadline.left_s() < _DEADLINE_SLACK_S)
             raise
         except MeshError as error:
             late = isinstance(error, errors.PeerUnavailable) and deadline.passed
@@ -127,9 +131,8 @@ class ChatPipeline:
             self._close(turn)
 
     async def settle(self) -> None:
-        """Wait until every outcome that is being written is written, or has failed."""
-        while self._closing:
-            await asyncio.wait(self._closing)
+        """Wait until every request has ended and its outcome is written, or has failed to be."""
+        await self._idle.wait()
 
     async def _answer(self, turn: Turn) -> None:
         record = turn.record
@@ -159,6 +162,16 @@ class ChatPipeline:
         refuse_what_is_not_offered(request, self._limits.max_prompt_code_points)
         if deadline.left_s() < self._limits.min_deadline_s:
             raise DeadlineTooShort("the deadline leaves no time for an answer")
+        context = request_context(
+            principal,
+            uuid7(),
+            purpose=request.purpose,
+            case_id=request.case_id,
+            conversation_id=request.conversation_id,
+            data_class=request.data_class,
+        )
+        record = RequestRecord(context, _trace_id(), arrived_at)
+        params = effective_sampling(request.sampling)
         try:
             ticket = self._admission.admit(principal)
         except TenantFullError as full:
@@ -168,18 +181,10 @@ class ChatPipeline:
             ) from full
         except GatewayFullError as full:
             raise Overloaded("the gateway has no room", retry_after_s=full.retry_after_s) from full
-        context = request_context(
-            principal,
-            uuid7(),
-            purpose=request.purpose,
-            case_id=request.case_id,
-            conversation_id=request.conversation_id,
-            data_class=request.data_class,
-        )
         set_request_id(context.request_id)
+        self._idle.clear()
         self._metrics.opened(principal.tenant.name)
-        record = RequestRecord(context, _trace_id(), arrived_at)
-        return Turn(principal, request, effective_sampling(request.sampling), deadline, send, record, ticket)
+        return Turn(principal, request, params, deadline, send, record, ticket)
 
     async def _authorize(self, turn: Turn) -> str:
         """The model that the caller means and may use."""
@@ -272,7 +277,6 @@ class ChatPipeline:
         """Start writing the outcome, once. It outlives its request's task, and holds the request's place until it is done."""
         if turn.closing is None:
             turn.closing = asyncio.create_task(self._append_outcome(turn.record))
-            self._closing.add(turn.closing)
             turn.closing.add_done_callback(lambda closing: self._closed(turn, closing))
         return turn.closing
 
@@ -288,13 +292,16 @@ class ChatPipeline:
             return await self._peers.audit.append(record.outcome(), deadline)
 
     def _closed(self, turn: Turn, closing: asyncio.Task[audit.AppendResponse]) -> None:
-        self._closing.discard(closing)
         turn.ticket.release()
+        if not self._admission.open_streams:
+            self._idle.set()
         record = turn.record
         tenant = turn.principal.tenant.name
-        if closing.cancelled() or closing.exception() is not None:
+        error = asyncio.CancelledError() if closing.cancelled() else closing.exception()
+        if error is not None:
             self._metrics.outcome_unrecorded(tenant)
-            log.error("outcome not recorded", extra={"tenant": tenant, "outcome": audit.OutcomeStatus.Name(record.status)})
+            how = error.reason if isinstance(error, MeshError) else type(error).__name__
+            log.error("outcome not recorded", extra={"tenant": tenant, "reason": how, "request_id": record.context.request_id})
         self._metrics.closed(
             tenant,
             model=record.model,

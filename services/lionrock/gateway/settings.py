@@ -143,7 +143,7 @@ class GatewaySettings(ServiceSettings):
     tenants: tuple[TenantSettings, ...] = Field(
         min_length=1, description="who may come in; a caller that no tenant lists is refused"
     )
-    limits: LimitSettings = Field(default_factory=LimitSettings)
+    limits: LimitSettings = LimitSettings()
     cache_salt_file: Path | None = Field(
         default=None,
         description="secret of the prefix-cache salts, 32 bytes or more, the same for all gateways of a pool; unset: drawn at start",
