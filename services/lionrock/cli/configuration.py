@@ -24,6 +24,8 @@ START_ORDER = ("inference", "tokenization", "guardrails", "audit", "gateway")
 # The door first: what runs may finish, nothing new comes in.
 DRAIN_ORDER = (("gateway",), ("tokenization", "inference", "guardrails", "audit"))
 PEERS = ("tokenization", "inference", "guardrails", "audit")
+# `up` asks the gateway whether the models are ready; it should hear soon that they are.
+_MODELS_FRESH_S = 0.5
 # Below the range from which the kernel takes ports of outgoing connections, above Ray's worker ports.
 _FREE_PORTS = range(20000, 32000)
 
@@ -138,7 +140,11 @@ def _gateway(settings: MeshSettings, targets: Mapping[str, str]) -> dict[str, An
             }
         ],
     }
-    return {**{name: {"target": targets[name], "service": name} for name in PEERS}, "tenants": [tenant]}
+    return {
+        **{name: {"target": targets[name], "service": name} for name in PEERS},
+        "tenants": [tenant],
+        "limits": {"models_fresh_s": _MODELS_FRESH_S},
+    }
 
 
 def _inference(settings: MeshSettings, state: StateDir, certificates: Certificates, model: ModelSource) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lionrock.cli.certificates import SUPERVISOR, Certificates
+from lionrock.cli.certificates import CLIENT, SUPERVISOR, Certificates
 from lionrock.cli.configuration import (
     DRAIN_ORDER,
     START_ORDER,
@@ -32,7 +32,7 @@ from lionrock.cli.configuration import (
 )
 from lionrock.cli.errors import ServiceNotReady
 from lionrock.cli.logs import BoundedLog, last_lines
-from lionrock.cli.probe import health_probe
+from lionrock.cli.probe import health_probe, models_probe
 from lionrock.cli.settings import MeshSettings
 from lionrock.cli.state import Endpoint, MeshInfo, StateDir
 from lionrock.cli.supervisor import ChildFailed, ChildSpec, Event, State, Supervisor
@@ -68,12 +68,16 @@ class Mesh:
         return configuration
 
     def _spec(self, name: str) -> ChildSpec:
+        targets, certificates = self._configuration.targets, self._certificates
+        probe = health_probe(name, targets[name], certificates.tls(SUPERVISOR))
+        if name == "inference":
+            probe = models_probe(probe, targets["gateway"], certificates.tls(CLIENT))
         return ChildSpec(
             name=name,
             argv=(sys.executable, "-m", f"lionrock.{name}", "--config", str(self._state.config(name))),
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
             log=BoundedLog(self._state.log(name), max_bytes=self._settings.log_max_bytes),
-            probe=health_probe(name, self._configuration.targets[name], self._certificates.tls(SUPERVISOR)),
+            probe=probe,
             ready_timeout_s=self._settings.ready_timeout_s,
             drain_grace_s=self._settings.drain_grace_s + _DRAIN_MARGIN_S,
         )

@@ -1,4 +1,4 @@
-"""Asks a service of the mesh for its health over mutual TLS (grpc.health.v1), as `lionrock up` does.
+"""Asks the services of a mesh how they are over mutual TLS, as `lionrock up` does: grpc.health.v1, and for models the gateway.
 
 A channel a question: one that stays open would, after a refusal, wait before it tries again, and the service would seem late.
 """
@@ -14,6 +14,7 @@ from lionrock.chassis.channel import open_channel
 from lionrock.chassis.settings import PeerSettings, TlsSettings
 from lionrock.chassis.tls import TlsFilesUnusable
 from lionrock.cli.supervisor import Health
+from lionrock.gateway.v1 import gateway_pb2, gateway_pb2_grpc
 
 PROBE_TIMEOUT_S = 3.0
 
@@ -29,5 +30,23 @@ def health_probe(service: str, target: str, tls: TlsSettings) -> Callable[[], Aw
         except (grpc.RpcError, TlsFilesUnusable):
             return Health.UNREACHABLE
         return Health.SERVING if answer.status == health_pb2.HealthCheckResponse.SERVING else Health.NOT_SERVING
+
+    return probe
+
+
+def models_probe(health: Callable[[], Awaitable[Health]], gateway: str, client: TlsSettings) -> Callable[[], Awaitable[Health]]:
+    """Make a probe of inference, which serves before its models do: SERVING when the gateway lists every model as ready."""
+    peer = PeerSettings(target=gateway, service="gateway", timeout_s=PROBE_TIMEOUT_S)
+
+    async def probe() -> Health:
+        answer = await health()
+        if answer is not Health.SERVING:
+            return answer
+        try:
+            async with open_channel(peer, client, name="supervisor") as channel:
+                listed = await gateway_pb2_grpc.GatewayServiceStub(channel).ListModels(gateway_pb2.ListModelsRequest())
+        except (grpc.RpcError, TlsFilesUnusable):
+            return Health.NOT_SERVING
+        return Health.SERVING if listed.models and all(model.ready for model in listed.models) else Health.NOT_SERVING
 
     return probe

@@ -21,7 +21,7 @@ from lionrock.cli.state import StateDir
 
 _BAR_CELLS = 24
 _FOLD_OVER = 4
-_SHOWN_ATTRIBUTES = ("lionrock.shard.rank", "lionrock.rank", "rank", "chip", "replica")
+_SHOWN_ATTRIBUTES = ("lionrock.shard.rank", "lionrock.shard.chip")
 
 
 def run(wanted: str, state_dir: Path | None, *, as_json: bool) -> int:
