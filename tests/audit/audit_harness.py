@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rfc6962_reference import tree_hash
+
 from lionrock.audit.keys import KeyDirectory
 from lionrock.audit.leaf import Context, Event, Intent, Model, Outcome
 from lionrock.audit.log import AuditLogs, Limits, open_logs
@@ -17,7 +19,6 @@ from lionrock.audit.signed_checkpoints import SignedCheckpoints
 from lionrock.audit.store import LogStore
 from lionrock.audit.store.sqlite import SqliteLogStore
 from lionrock.chassis.ids import uuid7
-from rfc6962_reference import tree_hash
 
 PLATFORM = "audit.example.hk"
 TENANTS = ("bank", "broker")

@@ -160,9 +160,8 @@ def test_forgotten_salts_are_gone_from_the_bytes_on_disk(open_store: OpenStore, 
 
 
 def test_a_second_holder_is_refused_and_told_who_holds_the_store(open_store: OpenStore, tmp_path: Path) -> None:
-    with closing(open_store()):
-        with pytest.raises(StoreHeld, match=f'"pid": {os.getpid()}'):
-            open_store()
+    with closing(open_store()), pytest.raises(StoreHeld, match=f'"pid": {os.getpid()}'):
+        open_store()
     with closing(open_store()):
         pass
 

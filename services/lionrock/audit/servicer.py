@@ -31,8 +31,9 @@ class AuditServicer(AuditServiceServicer):
         del context
         try:
             event = event_of(request)
-        except ValueError as error:  # an enum number that the protos do not define
-            raise InvalidField("an enum has an undefined value", field_violations=[("event", "undefined enum value")]) from error
+        except ValueError as error:  # protovalidate has no rule for every enum and duration
+            why = "an enum or a duration is out of its range"
+            raise InvalidField(why, field_violations=[("event", why)]) from error
         with _mesh_errors():
             appended = await self._logs.append(event, want_receipt=request.want_receipt)
         response = pb.AppendResponse(position=_position(appended), salt=appended.salt)
