@@ -12,10 +12,10 @@ import pytest
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from cryptography.x509.verification import PolicyBuilder, Store
-from mesh_ca import DevCa
 
 from lionrock.chassis.devca import DevelopmentCa, renew_due, replace_file
 from lionrock.chassis.tls import TlsFilesUnusable, WatchedIdentity, read_identity
+from mesh_ca import DevCa
 
 
 def names(pem: bytes) -> x509.SubjectAlternativeName:

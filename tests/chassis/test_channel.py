@@ -86,7 +86,7 @@ async def test_a_call_without_a_deadline_gets_that_of_the_peer(small_mesh: Any, 
 
 @asynccontextmanager
 async def two_hops(mesh: Any, **server: Any) -> AsyncIterator[tuple[Any, Any]]:
-    """A server whose profile "hop" calls a second server of the same kind; yields a stub of the first, and the second's servicer."""
+    """A server whose profile "hop" calls a second one; yields a stub of the first, and the second's servicer."""
     far = type(mesh)(mesh.directory)
     async with far.serving() as far_running, far.calling(far_running, timeout_s=30) as far_stub:
 

@@ -32,8 +32,7 @@ def test_a_valid_id_is_read_back_as_it_was_written(trust_domain: str, path: list
 def test_whatever_parses_is_canonical(text: str) -> None:
     try:
         identity = SpiffeId.parse(text)
-    except ValueError as error:
-        assert not text or len(text) < 8 or text not in str(error)
+    except ValueError:
         return
     assert str(identity) == text
     assert re.fullmatch(r"spiffe://[a-z0-9._-]+(/[a-zA-Z0-9._-]+)+", text)

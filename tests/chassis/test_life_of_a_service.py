@@ -15,6 +15,10 @@ import grpc
 import pytest
 import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from lionrock.chassis.channel import MeshChannel
 from lionrock.chassis.errors import remote_error
@@ -63,7 +67,9 @@ def chunk(text: str) -> Any:
     return pb.InspectStreamRequest(chunk=pb.StreamChunk(text=text))
 
 
-def write_config(mesh: Any, *, for_tenants: bool = False, **server: Any) -> tuple[Path, Path]:
+def write_config(
+    mesh: Any, *, for_tenants: bool = False, telemetry: dict[str, Any] | None = None, **server: Any
+) -> tuple[Path, Path]:
     tls = mesh.ca.issue("guardrails")
     ready = mesh.directory / "ready"
     config = mesh.directory / "config.yaml"
@@ -75,7 +81,7 @@ def write_config(mesh: Any, *, for_tenants: bool = False, **server: Any) -> tupl
             **server,
         },
         "for_tenants": for_tenants,
-        "telemetry": {"span_dir": str(mesh.directory / "traces")},
+        "telemetry": {"span_dir": str(mesh.directory / "traces"), **(telemetry or {})},
     }
     config.write_text(yaml.safe_dump(content))
     return config, ready
@@ -171,6 +177,39 @@ async def test_logs_are_json_with_the_ids_of_the_trace_and_without_payload(small
     assert "canary" not in json.dumps(lines) + traces
 
 
+class Collector(trace_service_pb2_grpc.TraceServiceServicer, metrics_service_pb2_grpc.MetricsServiceServicer):
+    """An OTLP collector that keeps what it gets. The two services have a method of one name, so each has its own object."""
+
+    def __init__(self, response: Any) -> None:
+        self.response = response
+        self.received: list[Any] = []
+
+    async def Export(self, request: Any, context: Any) -> Any:
+        self.received.append(request)
+        return self.response
+
+
+async def test_traces_and_metrics_go_to_a_collector_when_one_is_named(small_mesh: Any) -> None:
+    traces, metrics = Collector(ExportTraceServiceResponse()), Collector(ExportMetricsServiceResponse())
+    collector = grpc.aio.server()
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(traces, collector)
+    metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(metrics, collector)
+    port = collector.add_insecure_port("127.0.0.1:0")
+    await collector.start()
+    async with service(small_mesh, telemetry={"otlp_endpoint": f"http://127.0.0.1:{port}"}) as running:
+        with pytest.raises(grpc.aio.AioRpcError):
+            await running.stub.Inspect(pb.InspectRequest(profile="Canary 4f1d"))
+        running.process.send_signal(signal.SIGTERM)
+        status, _ = await running.ended(10)
+    await collector.stop(None)
+    assert status == 0
+    spans = [span for request in traces.received for r in request.resource_spans for s in r.scope_spans for span in s.spans]
+    assert [span.name for span in spans] == ["lionrock.guardrails.v1.GuardrailsService/Inspect"]
+    names = {m.name for request in metrics.received for r in request.resource_metrics for s in r.scope_metrics for m in s.metrics}
+    assert {"rpc.server.duration", "rpc.server.active_requests"} <= names
+    assert "Canary" not in str(traces.received) + str(metrics.received)
+
+
 async def test_an_idle_service_weighs_no_more_than_eighty_mebibytes(small_mesh: Any) -> None:
     async with service(small_mesh) as running:
         for _ in range(50):
@@ -204,7 +243,7 @@ async def test_ten_thousand_idle_streams_of_one_caller_leave_the_others_unharmed
 
 
 async def all_but(opened: list[Any], rest: int) -> list[Any]:
-    """Wait until no more than `rest` calls are open; assert that the others were refused as OVERLOADED, and return the open ones."""
+    """Wait until no more than `rest` calls are open; the others must have been refused as OVERLOADED. Return the open ones."""
     pending = {asyncio.ensure_future(call.code()): call for call in opened}
     async with asyncio.timeout(30):
         while sum(not task.done() for task in pending) > rest:

@@ -31,7 +31,12 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, str], Pat
         inputs = workdir / name
         inputs.mkdir()
         protos = sorted(str(proto) for proto in (root / "protos").rglob("*.proto"))
-        arguments = [*hatch_build.protoc_inputs(root, inputs), "--include_imports", "--include_source_info", f"--descriptor_set_out={out}"]
+        arguments = [
+            *hatch_build.protoc_inputs(root, inputs),
+            "--include_imports",
+            "--include_source_info",
+            f"--descriptor_set_out={out}",
+        ]
         hatch_build.run_protoc([*arguments, *protos])
         return out
 
@@ -40,7 +45,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, str], Pat
 
 def buf(*arguments: str) -> None:
     """Run buf without a network; fail with what it found."""
-    done = subprocess.run([BUF, *arguments], capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)  # noqa: S603  own binary
+    done = subprocess.run([BUF, *arguments], capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -54,7 +59,7 @@ def test_no_committed_contract_is_broken(image: Callable[[Path, str], Path], tmp
         pytest.skip("not a git checkout: there is no committed contract to compare with")
 
     def committed(*arguments: str) -> bytes:
-        return subprocess.run([git, *arguments], capture_output=True, cwd=ROOT, timeout=60, check=True).stdout  # noqa: S603  fixed arguments
+        return subprocess.run([git, *arguments], capture_output=True, cwd=ROOT, timeout=60, check=True).stdout
 
     base = _revision_to_compare_with(committed)
     if base is None:
@@ -65,7 +70,7 @@ def test_no_committed_contract_is_broken(image: Callable[[Path, str], Path], tmp
 
 
 def _revision_to_compare_with(committed: Callable[..., bytes]) -> str | None:
-    """The last release if there is one; else the commit before the one that last changed the protos, or HEAD when they are edited."""
+    """The last release; without one the commit before the last change of the protos, or HEAD while they are edited."""
     tags = committed("tag", "--list", "v*", "--merged", "HEAD", "--sort=-v:refname").decode().split()
     if tags:
         return tags[0]

@@ -15,7 +15,7 @@ import asyncio
 import inspect
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -29,28 +29,19 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from lionrock.chassis import calls
 from lionrock.chassis.admission import Admission, shutting_down
 from lionrock.chassis.errors import (
-    DETAILS_KEY,
-    MAX_MESSAGE_CHARS,
     CallerNotPermitted,
     DeadlineExceeded,
-    DependencyUnavailable,
     Internal,
     MalformedRequest,
     MeshError,
     MethodNotFound,
-    Overloaded,
-    RemoteError,
     ShuttingDown,
-    StreamIdle,
-    encode_status,
-    remote_error,
 )
 from lionrock.chassis.identity import AnyMember, Callers, SpiffeId, permits, verified_identity
-from lionrock.chassis.ids import uuid7
-from lionrock.chassis.logs import exception_fields
+from lionrock.chassis.refusals import abort, mesh_error
 from lionrock.chassis.settings import ServerSettings
 from lionrock.chassis.telemetry import meter, tracer
-from lionrock.chassis.validation import Decoder
+from lionrock.chassis.validation import Decoder, Requests
 
 log = logging.getLogger("lionrock.chassis")
 
@@ -72,64 +63,6 @@ _SERVER_FAULTS = frozenset(
         grpc.StatusCode.DATA_LOSS,
     }
 )
-
-
-def mesh_error(error: Exception) -> MeshError:
-    """Return what the caller may know of an error; the unknown becomes Internal with an id that the log line carries."""
-    if isinstance(error, grpc.aio.AioRpcError):
-        error = remote_error(error)
-    if isinstance(error, RemoteError):
-        match error.status:
-            case grpc.StatusCode.UNAVAILABLE:
-                return DependencyUnavailable("a service that is needed does not answer", retry_after_s=error.retry_after_s)
-            case grpc.StatusCode.RESOURCE_EXHAUSTED:
-                return Overloaded("a service that is needed is busy", retry_after_s=error.retry_after_s)
-            case grpc.StatusCode.DEADLINE_EXCEEDED:
-                return DeadlineExceeded("a service that is needed did not answer in time")
-    if isinstance(error, MeshError) and error.status not in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN):
-        return error
-    error_id = uuid7()
-    fields = {"error_id": error_id, **exception_fields(error)}
-    if isinstance(error, RemoteError):
-        fields.update(remote_status=error.status.name, remote_reason=error.reason)
-    log.error("internal error", extra=fields)
-    return Internal("internal error", metadata={"error_id": error_id})
-
-
-async def abort(context: Context[Any, Any], error: MeshError) -> None:
-    """End the RPC with an error's status and details; trailing metadata that the handler set is kept."""
-    trailing = (*(context.trailing_metadata() or ()), (DETAILS_KEY, encode_status(error)))
-    await context.abort(error.status, error.message[:MAX_MESSAGE_CHARS], trailing)
-
-
-class _Requests:
-    """The request stream of one RPC: decoded, checked, and given up when nothing arrives for too long."""
-
-    def __init__(self, context: Context[Any, Any], decoder: Decoder, idle_timeout_s: float) -> None:
-        self._context = context
-        self._decoder = decoder
-        self._idle_timeout_s = idle_timeout_s
-        self.refused: MeshError | None = None
-
-    def __aiter__(self) -> AsyncIterator[Any]:
-        return self
-
-    async def __anext__(self) -> Any:
-        try:
-            async with asyncio.timeout(self._idle_timeout_s) as silence:
-                encoded = await self._context.read()
-        except TimeoutError:
-            if not silence.expired():
-                raise
-            self.refused = StreamIdle("nothing arrived on the request stream for too long")
-            raise self.refused from None
-        if encoded is grpc.aio.EOF:
-            raise StopAsyncIteration
-        try:
-            return self._decoder.decode(encoded)
-        except MeshError as refused:
-            self.refused = refused
-            raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +221,8 @@ class Guard(grpc.aio.ServerInterceptor):
         except MeshError as error:
             await self._refuse(context, error, method.full_name)
         began = time.perf_counter()
-        span, status, reason = trace.INVALID_SPAN, grpc.StatusCode.OK, None
+        span: trace.Span = trace.INVALID_SPAN
+        status, reason = grpc.StatusCode.OK, None
         task = asyncio.current_task()
         assert task is not None, "gRPC serves each call in a task"
         self._serving.add(task)
@@ -328,7 +262,7 @@ class Guard(grpc.aio.ServerInterceptor):
         allowed_s = self._allowed_s(context)
         deadline = asyncio.get_running_loop().time() + allowed_s
         calls.enter_call(calls.Call(context, identity, deadline))
-        requests = _Requests(context, method.decoder, self._settings.stream_idle_timeout_s)
+        requests = Requests(context, method.decoder, self._settings.stream_idle_timeout_s)
         try:
             async with asyncio.timeout_at(deadline) as limit:
                 if method.handler.request_streaming:

@@ -39,7 +39,7 @@ def _import_errors() -> None:
 
 
 def all_reasons() -> list[Reason]:
-    """Import all rooms' errors and return their reasons, those of the chassis first. Raises ValueError for one without a meaning."""
+    """Import all rooms' errors and return their reasons, the chassis' first. Raises ValueError for one without a meaning."""
     _import_errors()
     found: set[Reason] = set()
     for error in _subclasses(MeshError):

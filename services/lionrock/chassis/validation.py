@@ -1,17 +1,20 @@
 """From bytes on the wire to a message that keeps the rules of its proto.
 
-Knows protobuf and protovalidate. Violations name the field and the rule; neither values nor map keys, which are the caller's text.
+Knows protobuf, protovalidate and how a request stream is read. Violations name the field and the rule; neither values nor map keys,
+which are the caller's text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import grpc
 import protovalidate
 from google.protobuf.message import DecodeError, Message
 
-from lionrock.chassis.errors import FieldViolation, InvalidField, MalformedRequest
+from lionrock.chassis.errors import FieldViolation, InvalidField, MalformedRequest, MeshError, StreamIdle
 
 MAX_VIOLATIONS = 32
 
@@ -58,3 +61,33 @@ class Decoder:
             found = [_violation(violation) for violation in violations[:MAX_VIOLATIONS]]
             raise InvalidField("the request breaks the rules of its fields", field_violations=found)
         return message
+
+
+class Requests:
+    """The request stream of one RPC: decoded, checked, and given up when nothing arrives for too long."""
+
+    def __init__(self, context: grpc.aio.ServicerContext[Any, Any], decoder: Decoder, idle_timeout_s: float) -> None:
+        self._context = context
+        self._decoder = decoder
+        self._idle_timeout_s = idle_timeout_s
+        self.refused: MeshError | None = None
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    async def __anext__(self) -> Any:
+        try:
+            async with asyncio.timeout(self._idle_timeout_s) as silence:
+                encoded = await self._context.read()
+        except TimeoutError:
+            if not silence.expired():
+                raise
+            self.refused = StreamIdle("nothing arrived on the request stream for too long")
+            raise self.refused from None
+        if encoded is grpc.aio.EOF:
+            raise StopAsyncIteration
+        try:
+            return self._decoder.decode(encoded)
+        except MeshError as refused:
+            self.refused = refused
+            raise
