@@ -31,7 +31,10 @@ RULE = "rules:\n  - {id: a, type: A, phrases: [x], actions: {prompt: mask}}\n"
             HEAD + "rules:\n  - {id: a, type: A, patterns: ['x*'], actions: {}}\n",
             r"yaml:5: .*patterns\[0\]: '\*' at 1 is unb",
         ),
-        (HEAD + "rules:\n  - {id: a, type: A, patterns: ['[b-a]'], actions: {prompt: mask}}\n", "RE2 refuses"),
+        (
+            HEAD + "rules:\n  - {id: a, type: A, patterns: ['[b-a]'], actions: {prompt: mask}}\n",
+            r"p.yaml:5: .*patterns\[0\]: RE2 refuses",
+        ),
         (HEAD + "rules:\n  - {id: a, type: A, phrases: ['\u200b'], actions: {}}\n", "no visible character"),
         (HEAD + RULE + "  - {id: a, type: A, phrases: [y], actions: {}}\n", "rule 'a' is there twice"),
         (HEAD + RULE.replace("phrases", "min_confidence: 2, phrases"), "p.yaml:5: rules.0.min_confidence"),

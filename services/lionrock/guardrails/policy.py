@@ -8,20 +8,21 @@ texts.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Final, Literal, NewType
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from lionrock.guardrails import strict_yaml
 from lionrock.guardrails.detectors import DETECTORS, Shape
 from lionrock.guardrails.detectors.phrases import normalise_phrase
 from lionrock.guardrails.languages import Language
 from lionrock.guardrails.patterns import MAX_LENGTH, PatternInvalid, parse
-from lionrock.guardrails.program import Action, ActiveRule, Program
+from lionrock.guardrails.program import Action, ActiveRule, Program, check_pattern
 
 ProfileName = NewType("ProfileName", str)
 
@@ -96,17 +97,17 @@ class _Rule(_Strict):
                 raise ValueError(f"phrases[{number}] is longer than {MAX_LENGTH} characters")
         for number, pattern in enumerate(self.patterns):
             try:
-                parse(pattern)
+                check_pattern(parse(pattern))
             except PatternInvalid as error:
                 raise ValueError(f"patterns[{number}]: {error}") from error
         return self
 
-    def activate(self, action: Action) -> ActiveRule:
-        """Return the rule for one direction and source."""
+    def compile(self) -> ActiveRule:
+        """Return the rule as it is matched, with an action that `_active` replaces."""
         return ActiveRule(
             self.id,
             self.type,
-            action,
+            Action.ALLOW,
             self.placeholder or f"[{self.type}]",
             self.confidence,
             self.min_confidence,
@@ -144,26 +145,28 @@ class Policy:
         self.version = file.version
         self.digest = digest_of(file)
         self.safe_messages: Mapping[Language, str] = MappingProxyType({Language(k): v for k, v in file.safe_messages.items()})
-        compiled: dict[tuple[ActiveRule, ...], Program] = {}
+        matched = [(rule.actions, rule.compile()) for rule in file.rules]
+        compiled: dict[tuple[tuple[object, ...], ...], Program] = {}
         self._programs: dict[tuple[Direction, Source], Program] = {}
         for direction in Direction:
             for source in Source:
-                rules = tuple(_active(file.rules, direction, source))
-                if rules not in compiled:
-                    compiled[rules] = Program(rules)
-                self._programs[direction, source] = compiled[rules]
+                rules = tuple(_active(matched, direction, source))
+                finding = tuple(rule.finding for rule in rules)
+                if finding not in compiled:
+                    compiled[finding] = Program(rules)
+                self._programs[direction, source] = compiled[finding].acting(rules)
 
     def program(self, direction: Direction, source: Source) -> Program:
         """Return the rules for texts that go this way and come from there."""
         return self._programs[direction, source]
 
 
-def _active(rules: list[_Rule], direction: Direction, source: Source) -> Iterator[ActiveRule]:
-    for rule in rules:
-        said = getattr(rule.actions, direction.value)
+def _active(rules: Sequence[tuple[_Actions, ActiveRule]], direction: Direction, source: Source) -> Iterator[ActiveRule]:
+    for actions, rule in rules:
+        said = getattr(actions, direction.value)
         name = said.get(source.value) if isinstance(said, dict) else said
         if name is not None:
-            yield rule.activate(Action[name.upper()])
+            yield replace(rule, action=Action[name.upper()])
 
 
 def digest_of(file: _File) -> str:
@@ -175,25 +178,15 @@ def digest_of(file: _File) -> str:
 def parse_policy(text: str, name: str) -> Policy:
     """Compile the text of a policy file; `name` is what errors call it. Raises PolicyInvalid."""
     try:
-        _refuse_aliases(text, name)
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        if root is None:
-            raise PolicyInvalid(f"{name}:1: the file is empty")
-        _refuse_repeated_keys(root, name)
-        content = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        raise PolicyInvalid(f"{name}:{mark.line + 1 if mark else 1}: {error.problem or error.context}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        if isinstance(error, PolicyInvalid):
-            raise
-        raise PolicyInvalid(f"{name}:1: not YAML") from error
+        document = strict_yaml.load(text)
+    except strict_yaml.YamlInvalid as error:
+        raise PolicyInvalid(f"{name}:{error.line}: {error.reason}") from error
     try:
-        file = _File.model_validate(content)
+        file = _File.model_validate(document.content)
         return Policy(file)
     except ValidationError as error:
         lines = [
-            f"{name}:{_line(root, e['loc'])}: {'.'.join(map(str, e['loc'])) or 'policy'}: {e['msg']}"
+            f"{name}:{document.line_of(e['loc'])}: {'.'.join(map(str, e['loc'])) or 'policy'}: {e['msg']}"
             for e in error.errors(include_url=False, include_input=False)
         ]
         raise PolicyInvalid("\n".join(lines)) from error
@@ -223,40 +216,3 @@ def load_policies(directory: Path | None) -> Mapping[ProfileName, Policy]:
             here[policy.profile] = path.name
             policies[policy.profile] = policy
     return MappingProxyType(policies)
-
-
-def _refuse_aliases(text: str, name: str) -> None:
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
-            line = event.start_mark.line + 1 if event.start_mark else 1
-            raise PolicyInvalid(f"{name}:{line}: anchors and aliases are not supported")
-
-
-def _refuse_repeated_keys(node: yaml.Node, name: str) -> None:
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            if key.value in seen:
-                raise PolicyInvalid(f"{name}:{key.start_mark.line + 1}: key {key.value!r} is there twice")
-            seen.add(key.value)
-            _refuse_repeated_keys(value, name)
-    elif isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _refuse_repeated_keys(item, name)
-
-
-def _line(node: yaml.Node, location: tuple[int | str, ...]) -> int:
-    """Return the line of the innermost node that `location` leads to, from 1."""
-    line: int = node.start_mark.line + 1
-    for step in location:
-        if isinstance(node, yaml.MappingNode):
-            found = next(((k, v) for k, v in node.value if k.value == str(step)), None)
-            if found is None:
-                break
-            line, node = found[0].start_mark.line + 1, found[1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
-            node = node.value[step]
-            line = node.start_mark.line + 1
-        else:
-            break
-    return line

@@ -6,6 +6,7 @@ matched around a captured group, and what follows from the text before a match i
 """
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, NamedTuple
@@ -14,7 +15,7 @@ import re2
 
 from lionrock.guardrails.detectors import CONTEXT_LENGTH, Detector, Hit, Shape
 from lionrock.guardrails.detectors.phrases import PhraseSet, phrase_view
-from lionrock.guardrails.patterns import PatternInvalid, lengths, prefixes, render, starts_with_word
+from lionrock.guardrails.patterns import Node, PatternInvalid, lengths, prefixes, render, starts_with_word
 
 _SET_MEMORY: Final = 32 << 20
 
@@ -48,6 +49,11 @@ class ActiveRule:
     detector: Detector | None
     phrases: tuple[str, ...]
     shapes: tuple[Shape, ...]
+
+    @property
+    def finding(self) -> tuple[object, ...]:
+        """Everything that decides what the rule finds."""
+        return self.id, self.confidence, self.min_confidence, self.detector, self.phrases, self.shapes
 
 
 class Match(NamedTuple):
@@ -110,6 +116,13 @@ class Program:
         self._phrases = PhraseSet(phrases) if phrases else None
         self.hold_limit = max(self.hold_limit, self._phrases.longest if self._phrases else 0)
 
+    def acting(self, rules: Sequence[ActiveRule]) -> "Program":
+        """Return this program with rules that find the same and act otherwise. Compiled rules are megabytes, actions are not."""
+        assert [r.finding for r in rules] == [r.finding for r in self.rules], "rules that find something else"
+        program = copy(self)
+        program.rules = tuple(rules)
+        return program
+
     @property
     def extractors(self) -> int:
         """Number of expressions, each with its own place to resume from."""
@@ -170,6 +183,11 @@ class Program:
             yield Match(first, first + hit.end, number, hit.confidence)
             resume[index] = first + hit.end
             position = window.byte(first + hit.end)
+
+
+def check_pattern(pattern: Node) -> None:
+    """Raise PatternInvalid for what RE2 refuses, such as a range from b to a."""
+    _compile(render(pattern))
 
 
 def _expressions(shape: Shape) -> tuple[str, str]:
