@@ -197,7 +197,9 @@ class ListLog(Faulty, audit_rpc.AuditServiceServicer):
         self.salts.append(secrets.token_bytes(32))
         async with self.changed:
             self.changed.notify_all()
-        return audit.AppendResponse(position=self._position(len(self.leaves) - 1), salt=self.salts[-1], receipt=self._receipt(len(self.leaves) - 1))
+        return audit.AppendResponse(
+            position=self._position(len(self.leaves) - 1), salt=self.salts[-1], receipt=self._receipt(len(self.leaves) - 1)
+        )
 
     async def GetReceipt(self, request: audit.GetReceiptRequest, context: Any) -> audit.GetReceiptResponse:
         await self.at("GetReceipt")
@@ -218,7 +220,7 @@ class ListLog(Faulty, audit_rpc.AuditServiceServicer):
 
 
 class Parrot(Faulty, inf_rpc.InferenceServiceServicer):
-    """Says `text`, a code point a token, `chunk` tokens a message, as fast as `pace` lets it; breaks as told.
+    """Says `text`, a code point a token, or `ids` as they are, `chunk` tokens a message, as fast as `pace` lets it; breaks as told.
 
     `losses`: after so many tokens of each call the call ends with that error; one entry is used up a call.
     """
@@ -226,6 +228,7 @@ class Parrot(Faulty, inf_rpc.InferenceServiceServicer):
     def __init__(self) -> None:
         super().__init__()
         self.text = "Hello, world."
+        self.ids: list[int] | None = None
         self.chunk = 1
         self.pace: asyncio.Semaphore | None = None
         self.losses: list[tuple[int, Exception]] = []
@@ -240,7 +243,9 @@ class Parrot(Faulty, inf_rpc.InferenceServiceServicer):
 
     def identity(self, call: int) -> model.ModelIdentity:
         weights = self.weights[min(call, len(self.weights) - 1)]
-        return model.ModelIdentity(model=MODEL, weights_digest=weights, tokenizer_digest=CodePointTokenizer.digest, engine="parrot/1")
+        return model.ModelIdentity(
+            model=MODEL, weights_digest=weights, tokenizer_digest=CodePointTokenizer.digest, engine="parrot/1"
+        )
 
     async def Generate(self, request: inf.GenerateRequest, context: Any) -> AsyncIterator[inf.GenerateResponse]:
         self.requests.append(request)
@@ -254,8 +259,9 @@ class Parrot(Faulty, inf_rpc.InferenceServiceServicer):
                 return
             yield inf.GenerateResponse(started=inf.GenerateResponse.Started(model=self.identity(len(self.requests) - 1)))
             said = request.resumed_tokens
-            most = request.sampling.max_tokens or len(self.text)
-            ids = [ord(character) for character in self.text[said:most]]
+            whole = self.ids if self.ids is not None else [ord(character) for character in self.text]
+            most = request.sampling.max_tokens or len(whole)
+            ids = whole[said:most]
             for start in range(0, len(ids), self.chunk):
                 if loss is not None and start >= loss[0]:
                     raise loss[1]
@@ -267,7 +273,7 @@ class Parrot(Faulty, inf_rpc.InferenceServiceServicer):
             self.spoken.set()
             await self.at("Generate.finish")
             usage = sampling.TokenUsage(prompt_tokens=len(request.token_ids) - said, completion_tokens=said + len(ids))
-            reason = self.finish if most >= len(self.text) else sampling.FINISH_REASON_LENGTH
+            reason = self.finish if most >= len(whole) else sampling.FINISH_REASON_LENGTH
             yield inf.GenerateResponse(finished=inf.GenerateResponse.Finished(reason=reason, usage=usage))
         except asyncio.CancelledError:
             self.cancelled_at.append(asyncio.get_running_loop().time())
@@ -280,7 +286,9 @@ class Parrot(Faulty, inf_rpc.InferenceServiceServicer):
         self.requests.append(request)
         await self.at("ListModels")
         served = [
-            inf.ServedModel(identity=model.ModelIdentity(model=name, weights_digest=self.weights[0]), context_window=4096, ready=True)
+            inf.ServedModel(
+                identity=model.ModelIdentity(model=name, weights_digest=self.weights[0]), context_window=4096, ready=True
+            )
             for name in self.models
         ]
         return inf.ListModelsResponse(models=served)
@@ -308,8 +316,16 @@ class ScriptedMesh:
         self.targets: dict[str, str] = {}
         self.peer_timeout_s = 5.0
         self._services: dict[str, tuple[Any, Any, str]] = {
-            "tokenization": (tok_rpc.add_TokenizationServiceServicer_to_server, self.tokenizer, "lionrock.tokenization.v1.TokenizationService"),
-            "guardrails": (guard_rpc.add_GuardrailsServiceServicer_to_server, self.guardrails, "lionrock.guardrails.v1.GuardrailsService"),
+            "tokenization": (
+                tok_rpc.add_TokenizationServiceServicer_to_server,
+                self.tokenizer,
+                "lionrock.tokenization.v1.TokenizationService",
+            ),
+            "guardrails": (
+                guard_rpc.add_GuardrailsServiceServicer_to_server,
+                self.guardrails,
+                "lionrock.guardrails.v1.GuardrailsService",
+            ),
             "audit": (audit_rpc.add_AuditServiceServicer_to_server, self.log, "lionrock.audit.v1.AuditService"),
             "inference": (inf_rpc.add_InferenceServiceServicer_to_server, self.engine, "lionrock.inference.v1.InferenceService"),
         }
@@ -352,121 +368,6 @@ class ScriptedMesh:
             yield self
 
     async def _stop_all(self) -> None:
-        for server in self.servers.values():
-            await server.stop()
-
-    def identity(self, call: int) -> model.ModelIdentity:
-        weights = self.weights[min(call, len(self.weights) - 1)]
-        return model.ModelIdentity(model=MODEL, weights_digest=weights, tokenizer_digest=CodePointTokenizer.digest, engine="parrot/1")
-
-    async def Generate(self, request: inf.GenerateRequest, context: Any) -> AsyncIterator[inf.GenerateResponse]:
-        self.requests.append(request)
-        loss = self.losses.pop(0) if self.losses else None
-        self.running += 1
-        try:
-            await self.at("Generate")
-            for response in self.responses or ():
-                yield response
-            if self.responses is not None:
-                return
-            yield inf.GenerateResponse(started=inf.GenerateResponse.Started(model=self.identity(len(self.requests) - 1)))
-            said = request.resumed_tokens
-            most = request.sampling.max_tokens or len(self.text)
-            ids = [ord(character) for character in self.text[said:most]]
-            for start in range(0, len(ids), self.chunk):
-                if loss is not None and start >= loss[0]:
-                    raise loss[1]
-                if self.pace is not None:
-                    await self.pace.acquire()
-                yield inf.GenerateResponse(tokens=inf.GenerateResponse.Tokens(token_ids=ids[start : start + self.chunk]))
-            if loss is not None:
-                raise loss[1]
-            self.spoken.set()
-            await self.at("Generate.finish")
-            usage = sampling.TokenUsage(prompt_tokens=len(request.token_ids) - said, completion_tokens=said + len(ids))
-            reason = self.finish if most >= len(self.text) else sampling.FINISH_REASON_LENGTH
-            yield inf.GenerateResponse(finished=inf.GenerateResponse.Finished(reason=reason, usage=usage))
-        except asyncio.CancelledError:
-            self.cancelled_at.append(asyncio.get_running_loop().time())
-            self.cancelled.set()
-            raise
-        finally:
-            self.running -= 1
-
-    async def ListModels(self, request: Any, context: Any) -> inf.ListModelsResponse:
-        self.requests.append(request)
-        await self.at("ListModels")
-        served = [
-            inf.ServedModel(identity=model.ModelIdentity(model=name, weights_digest=self.weights[0]), context_window=4096, ready=True)
-            for name in self.models
-        ]
-        return inf.ListModelsResponse(models=served)
-
-
-class PeerServiceSettings(ServiceSettings):
-    """Settings of a scripted service."""
-
-
-def tenant(name: str, **principal: Any) -> dict[str, Any]:
-    """Settings of a tenant whose users may do what `principal` says."""
-    grant = {"spiffe_id": f"spiffe://{TRUST_DOMAIN}/tenant/{name}/user/*", "purposes": ["testing", "drafting"], **principal}
-    return {"name": name, "principals": [grant]}
-
-
-class ScriptedMesh:
-    """All five services in one event loop. `start` them, then `calling` gives stubs of the gateway."""
-
-    def __init__(self, directory: Path) -> None:
-        self.ca = DevCa(directory)
-        self.tokenizer, self.guardrails, self.log, self.engine = CodePointTokenizer(), ThreeWordGuardrails(), ListLog(), Parrot()
-        self.servers: dict[str, RunningServer] = {}
-        self.tenants: list[dict[str, Any]] = [tenant("bank"), tenant("broker")]
-        self.limits: dict[str, Any] = {}
-        self.targets: dict[str, str] = {}
-        self.peer_timeout_s = 5.0
-        self._services: dict[str, tuple[Any, Any, str]] = {
-            "tokenization": (tok_rpc.add_TokenizationServiceServicer_to_server, self.tokenizer, "lionrock.tokenization.v1.TokenizationService"),
-            "guardrails": (guard_rpc.add_GuardrailsServiceServicer_to_server, self.guardrails, "lionrock.guardrails.v1.GuardrailsService"),
-            "audit": (audit_rpc.add_AuditServiceServicer_to_server, self.log, "lionrock.audit.v1.AuditService"),
-            "inference": (inf_rpc.add_InferenceServiceServicer_to_server, self.engine, "lionrock.inference.v1.InferenceService"),
-        }
-
-    def server_settings(self, service: str, **server: Any) -> dict[str, Any]:
-        return {"server": ServerSettings(tls=self.ca.issue(service), trust_domain=TRUST_DOMAIN, **server)}
-
-    async def start_peer(self, service: str, port: int = 0) -> None:
-        """Start one inner service, on the port where it was if one is given."""
-        add, servicer, name = self._services[service]
-        settings = PeerServiceSettings(**self.server_settings(service, listen=f"127.0.0.1:{port}"))
-        self.servers[service] = await start_server(settings, service, [Registration(add, servicer, name, frozenset({"gateway"}))])
-        self.targets[service] = f"127.0.0.1:{self.servers[service].port}"
-
-    async def kill_peer(self, service: str) -> None:
-        """End one inner service with all its calls."""
-        await self.servers.pop(service).stop()
-
-    def gateway_settings(self) -> GatewaySettings:
-        peers = {
-            name: PeerSettings(target=self.targets[name], service=name, timeout_s=self.peer_timeout_s) for name in self._services
-        }
-        return GatewaySettings(
-            **self.server_settings("gateway"), **peers, tenants=self.tenants, limits=LimitSettings(**self.limits)
-        )
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[ScriptedMesh]:
-        """The mesh, from start to stop."""
-        for service in self._services:
-            if service not in self.targets:
-                await self.start_peer(service)
-        settings = self.gateway_settings()
-        async with gateway(settings) as registration:
-            self.servers["gateway"] = await start_server(settings, "gateway", [registration])
-            self.targets["gateway"] = f"127.0.0.1:{self.servers['gateway'].port}"
-            try:
-                yield self
-            finally:
-                await self.servers.pop("gateway").stop()
         for server in self.servers.values():
             await server.stop()
 

@@ -15,7 +15,9 @@ from lionrock.client.retry import RetryPolicy
 from lionrock.gateway.v1 import gateway_pb2 as gw
 
 
-def wait(error: errors.CallError, attempt: int = 1, *, received: bool = False, left_s: float = 60, draw: float = 0.0) -> float | None:
+def wait(
+    error: errors.CallError, attempt: int = 1, *, received: bool = False, left_s: float = 60, draw: float = 0.0
+) -> float | None:
     return RetryPolicy().wait_s(error, attempt, received=received, left_s=left_s, random=lambda: draw)
 
 
@@ -51,7 +53,9 @@ def test_the_wait_is_the_servers_lengthened_by_at_most_the_jitter() -> None:
         (StatusCode.NOT_FOUND, "PROMPT_BLOCKED", errors.NotFound),
     ],
 )
-def test_reason_and_status_together_choose_the_error(status: StatusCode, reason: str | None, expected: type[errors.CallError]) -> None:
+def test_reason_and_status_together_choose_the_error(
+    status: StatusCode, reason: str | None, expected: type[errors.CallError]
+) -> None:
     assert type(call_error(RemoteError(status, reason, "text"))) is expected
 
 

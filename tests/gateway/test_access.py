@@ -38,7 +38,9 @@ def granted(**changes: Any) -> Grant:
 
 def test_every_combination_of_role_purpose_class_and_model_decides_as_the_table_says() -> None:
     purposes, classes, models = ("testing", "marketing"), ("public", "suspicion"), ("a", "b")
-    for role, action, purpose, data_class, model in itertools.product((*ROLE_ACTIONS, "stranger"), Action, purposes, classes, models):
+    for role, action, purpose, data_class, model in itertools.product(
+        (*ROLE_ACTIONS, "stranger"), Action, purposes, classes, models
+    ):
         who = principal(granted(roles=(role,), models=frozenset({"a"})))
         decision = decide(who, AccessRequest(action, purpose, data_class, model))
         expected = (
@@ -77,7 +79,15 @@ def test_an_exact_id_wins_over_its_kind_and_nothing_else_matches() -> None:
     assert directory.principal(f"{base}/user/ada").grant is exact
     assert directory.principal(f"{base}/user/bob").grant is kind
     assert directory.principal(f"{base}/user/bob").actor == f"{base}/user/bob"
-    for stranger in (f"{base}/workload/ada", f"{base}/user/*", f"{base}/user/ada/x", "spiffe://td/tenant/broker/user/ada", base, ""):
+    for stranger in (
+        f"{base}/workload/ada",
+        f"{base}/user/*",
+        f"{base}/user/ada/x",
+        "spiffe://td/tenant/broker/user/ada",
+        base,
+        "",
+        f"{base}/user/{'x' * 500}",
+    ):
         with pytest.raises(UnknownPrincipalError):
             directory.principal(stranger)
 

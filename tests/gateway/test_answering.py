@@ -11,7 +11,9 @@ from lionrock.audit.v1 import audit_pb2 as audit
 from lionrock.common.v1 import sampling_pb2 as sampling
 
 
-async def test_an_answer_is_started_then_text_then_finished_with_its_receipt(mesh: ScriptedMesh, stub: Any, ask: Any, hear: Any) -> None:
+async def test_an_answer_is_started_then_text_then_finished_with_its_receipt(
+    mesh: ScriptedMesh, stub: Any, ask: Any, hear: Any
+) -> None:
     heard = await hear(stub.Chat(ask("Hi")))
 
     assert heard.kinds[0] == "started"
@@ -26,7 +28,9 @@ async def test_an_answer_is_started_then_text_then_finished_with_its_receipt(mes
     assert heard.finished.time_to_first_token.ToNanoseconds() > 0
 
 
-async def test_the_log_holds_the_intent_and_then_the_outcome_that_names_it(mesh: ScriptedMesh, stub: Any, ask: Any, hear: Any) -> None:
+async def test_the_log_holds_the_intent_and_then_the_outcome_that_names_it(
+    mesh: ScriptedMesh, stub: Any, ask: Any, hear: Any
+) -> None:
     heard = await hear(stub.Chat(ask("Hi", purpose="drafting", case_id="CASE-1")))
 
     intent, outcome = mesh.log.leaves
@@ -170,7 +174,9 @@ async def test_masked_spans_of_the_answer_are_reported(mesh: ScriptedMesh, stub:
     assert [finding.rule for finding in heard.finished.answer_findings] == [f"word.{MASKED_WORD}"]
 
 
-async def test_a_stop_string_across_tokens_ends_the_answer_and_the_engine(mesh: ScriptedMesh, stub: Any, ask: Any, hear: Any) -> None:
+async def test_a_stop_string_across_tokens_ends_the_answer_and_the_engine(
+    mesh: ScriptedMesh, stub: Any, ask: Any, hear: Any
+) -> None:
     mesh.engine.text = "one two three"
     mesh.engine.faults["Generate.finish"] = asyncio.Event().wait
     heard = await hear(stub.Chat(ask(sampling=sampling.SamplingParams(stop=["two", "thr"]))))
@@ -182,7 +188,9 @@ async def test_a_stop_string_across_tokens_ends_the_answer_and_the_engine(mesh: 
     assert list(mesh.log.intents[0].intent.sampling.stop) == ["two", "thr"]
 
 
-async def test_what_could_have_become_a_stop_string_is_released_at_the_end(mesh: ScriptedMesh, stub: Any, ask: Any, hear: Any) -> None:
+async def test_what_could_have_become_a_stop_string_is_released_at_the_end(
+    mesh: ScriptedMesh, stub: Any, ask: Any, hear: Any
+) -> None:
     mesh.engine.text = "one tw"
     heard = await hear(stub.Chat(ask(sampling=sampling.SamplingParams(stop=["two"]))))
     assert heard.text == "one tw"
@@ -211,7 +219,9 @@ async def test_the_cache_salt_is_the_tenants_and_no_others(mesh: ScriptedMesh, s
     assert salts[0] == salts[1] != salts[2]
 
 
-async def test_a_receipt_is_found_again_by_its_own_tenant_only(mesh: ScriptedMesh, stub: Any, ask: Any, hear: Any, failure: Any) -> None:
+async def test_a_receipt_is_found_again_by_its_own_tenant_only(
+    mesh: ScriptedMesh, stub: Any, ask: Any, hear: Any, failure: Any
+) -> None:
     from lionrock.gateway.v1 import gateway_pb2 as gw
 
     heard = await hear(stub.Chat(ask()))

@@ -68,7 +68,9 @@ async def test_an_intent_under_way_is_named_by_the_outcome_of_a_client_that_went
     assert [leaf.WhichOneof("event") for leaf in mesh.log.leaves] == ["intent", "outcome"]
 
 
-async def test_a_client_that_goes_while_the_outcome_is_written_leaves_an_answered_request(mesh: ScriptedMesh, stub: Any, ask: Any) -> None:
+async def test_a_client_that_goes_while_the_outcome_is_written_leaves_an_answered_request(
+    mesh: ScriptedMesh, stub: Any, ask: Any
+) -> None:
     durable, asked = asyncio.Event(), asyncio.Event()
 
     async def slow() -> None:

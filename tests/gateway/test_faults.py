@@ -49,7 +49,9 @@ async def idle(mesh: ScriptedMesh) -> None:
 
 
 @pytest.mark.parametrize("service", ["guardrails", "tokenization"])
-async def test_a_peer_that_comes_back_is_used_again(mesh: ScriptedMesh, stub: Any, ask: Any, hear: Any, failure: Any, service: str) -> None:
+async def test_a_peer_that_comes_back_is_used_again(
+    mesh: ScriptedMesh, stub: Any, ask: Any, hear: Any, failure: Any, service: str
+) -> None:
     port = mesh.servers[service].port
     await mesh.kill_peer(service)
     await failure(stub.Chat(ask()))
@@ -126,7 +128,9 @@ async def test_a_failed_intent_stops_the_engine_and_releases_nothing(mesh: Scrip
     assert mesh.engine.running == 0
 
 
-async def test_an_outcome_that_cannot_be_written_takes_the_place_of_finished(mesh: ScriptedMesh, stub: Any, ask: Any, failure: Any) -> None:
+async def test_an_outcome_that_cannot_be_written_takes_the_place_of_finished(
+    mesh: ScriptedMesh, stub: Any, ask: Any, failure: Any
+) -> None:
     mesh.log.faults["Append.outcome"] = raising(Trouble("disk"))
     assert (await failure(stub.Chat(ask()))).reason == "AUDIT_UNAVAILABLE"
 
@@ -145,7 +149,9 @@ WRONG_STREAMS = {
 
 
 @pytest.mark.parametrize("wrong", WRONG_STREAMS)
-async def test_an_engine_that_breaks_the_contract_is_unavailable(mesh: ScriptedMesh, stub: Any, ask: Any, failure: Any, wrong: str) -> None:
+async def test_an_engine_that_breaks_the_contract_is_unavailable(
+    mesh: ScriptedMesh, stub: Any, ask: Any, failure: Any, wrong: str
+) -> None:
     mesh.engine.responses = WRONG_STREAMS[wrong]
     assert (await failure(stub.Chat(ask()))).reason == "INFERENCE_UNAVAILABLE"
     assert mesh.log.outcomes[0].outcome.status == audit.OUTCOME_STATUS_FAILED
@@ -160,7 +166,9 @@ async def test_ids_that_the_tokenizer_does_not_know_end_the_answer(mesh: Scripte
 
 
 @pytest.mark.parametrize("action", [guard.ACTION_UNSPECIFIED, 99])
-async def test_a_verdict_that_nobody_knows_is_no_permission(mesh: ScriptedMesh, stub: Any, ask: Any, failure: Any, action: Any) -> None:
+async def test_a_verdict_that_nobody_knows_is_no_permission(
+    mesh: ScriptedMesh, stub: Any, ask: Any, failure: Any, action: Any
+) -> None:
     async def inspect(request: Any, context: Any) -> guard.InspectResponse:
         return guard.InspectResponse(action=action)
 
@@ -173,7 +181,9 @@ async def test_a_verdict_that_nobody_knows_is_no_permission(mesh: ScriptedMesh, 
     assert (error.reason, error.metadata["peer_reason"]) == ("GUARDRAILS_UNAVAILABLE", "UNKNOWN_ACTION")
 
 
-async def test_an_engine_without_room_is_overloaded_and_says_when_to_come_back(mesh: ScriptedMesh, stub: Any, ask: Any, failure: Any) -> None:
+async def test_an_engine_without_room_is_overloaded_and_says_when_to_come_back(
+    mesh: ScriptedMesh, stub: Any, ask: Any, failure: Any
+) -> None:
     mesh.engine.faults["Generate"] = raising(EngineFull("full", retry_after_s=2.5))
     error = await failure(stub.Chat(ask()))
     assert (error.status.name, error.reason, error.retry_after_s) == ("RESOURCE_EXHAUSTED", "OVERLOADED", 2.5)
@@ -206,7 +216,14 @@ class NoModel(Trouble):
 @pytest.mark.parametrize(
     ("service", "point", "theirs", "status", "reason", "fields"),
     [
-        ("inference", "Generate", TooLong("long", field_violations=[("token_ids", "long")]), "INVALID_ARGUMENT", "PROMPT_TOO_LONG", ["messages"]),
+        (
+            "inference",
+            "Generate",
+            TooLong("long", field_violations=[("token_ids", "long")]),
+            "INVALID_ARGUMENT",
+            "PROMPT_TOO_LONG",
+            ["messages"],
+        ),
         (
             "inference",
             "Generate",
@@ -228,7 +245,16 @@ class NoModel(Trouble):
     ],
 )
 async def test_what_the_caller_can_mend_comes_through_in_the_callers_own_fields(
-    mesh: ScriptedMesh, stub: Any, ask: Any, failure: Any, service: str, point: str, theirs: Any, status: str, reason: str, fields: list[str]
+    mesh: ScriptedMesh,
+    stub: Any,
+    ask: Any,
+    failure: Any,
+    service: str,
+    point: str,
+    theirs: Any,
+    status: str,
+    reason: str,
+    fields: list[str],
 ) -> None:
     faulty(mesh, service).faults[point] = raising(theirs)
     error = await failure(stub.Chat(ask()))
@@ -236,7 +262,9 @@ async def test_what_the_caller_can_mend_comes_through_in_the_callers_own_fields(
     assert [path for path, _ in error.field_violations] == fields
 
 
-async def test_a_masked_text_that_is_missing_is_a_failure_of_the_guardrails(mesh: ScriptedMesh, stub: Any, ask: Any, failure: Any) -> None:
+async def test_a_masked_text_that_is_missing_is_a_failure_of_the_guardrails(
+    mesh: ScriptedMesh, stub: Any, ask: Any, failure: Any
+) -> None:
     from scripted_mesh import ThreeWordGuardrails
 
     class Forgetful(ThreeWordGuardrails):
@@ -278,7 +306,9 @@ async def test_a_lost_answer_goes_on_where_it_was(mesh: ScriptedMesh, stub: Any,
     assert mesh.log.outcomes[0].outcome.resumptions == 2
 
 
-async def test_an_answer_lost_after_its_last_token_is_finished_without_the_engine(mesh: ScriptedMesh, stub: Any, ask: Any, hear: Any) -> None:
+async def test_an_answer_lost_after_its_last_token_is_finished_without_the_engine(
+    mesh: ScriptedMesh, stub: Any, ask: Any, hear: Any
+) -> None:
     mesh.engine.losses = [(13, ShardGroupLost("gone", retry_after_s=0.05))]
     heard = await hear(stub.Chat(ask(sampling=sampling.SamplingParams(max_tokens=13))))
     assert heard.text == mesh.engine.text

@@ -16,6 +16,7 @@ from typing import NewType
 TenantName = NewType("TenantName", str)
 
 ANY_MODEL = "*"
+MAX_ACTOR_CHARS = 512  # RequestContext.actor
 
 
 class UnknownPrincipalError(Exception):
@@ -81,7 +82,7 @@ class TenantDirectory:
         """Return the principal of a verified SPIFFE id. Raises UnknownPrincipalError."""
         kind = spiffe_id.rpartition("/")[0] + "/*"
         found = self._grants.get(spiffe_id) or self._grants.get(kind)
-        if found is None or spiffe_id.endswith("/*"):
-            raise UnknownPrincipalError(spiffe_id)
+        if found is None or spiffe_id.endswith("/*") or len(spiffe_id) > MAX_ACTOR_CHARS:
+            raise UnknownPrincipalError("no tenant lists this identity")
         tenant, grant = found
         return Principal(actor=spiffe_id, tenant=tenant, grant=grant)
