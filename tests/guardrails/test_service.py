@@ -132,6 +132,10 @@ async def test_a_large_chunk_and_a_large_prompt_are_judged_beside_the_event_loop
     assert (await stub.Inspect(prompt(text + "A123456(3)"))).findings[0].start == len(text)
     responses = await stream(stub, opened(), chunk(text[:200_000]), END)
     assert "".join(r.released for r in responses) == text[:200_000]
+    dense = "A123456(3) " * (MAX_FINDINGS + 1)
+    masked = (await stream(stub, opened(), chunk(dense), END))[1]
+    assert (masked.released, len(masked.findings)) == (dense.replace("A123456(3)", "[HKID]"), MAX_FINDINGS)
+    assert masked.findings_truncated
 
 
 async def test_more_large_texts_than_may_wait_are_refused_and_the_rest_answered(stub: GuardrailsServiceAsyncStub) -> None:

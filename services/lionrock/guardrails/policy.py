@@ -51,10 +51,6 @@ class PolicyInvalid(ValueError):
     """A policy file cannot be used. The message names the file, the line and the reason."""
 
 
-class ProfileUnknown(LookupError):
-    """No policy has this name."""
-
-
 _ActionName = Literal["allow", "mask", "review", "block"]
 _Identifier = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9_.-]{0,61}[a-z0-9])?$")]
 _Score = Annotated[float, Field(ge=0, le=1)]

@@ -164,6 +164,7 @@ def _stream_response(step: Step, policy: Policy) -> pb.InspectStreamResponse:
         released=step.released,
         findings=[_finding(finding, 0) for finding in step.findings[: inspection.MAX_FINDINGS]],
         held_back=step.held_back,
+        findings_truncated=len(step.findings) > inspection.MAX_FINDINGS,
     )
     if step.blocked is not None:
         message = policy.safe_messages[main_language(step.blocked.sample)]
