@@ -1,14 +1,14 @@
 """What inference refuses or loses on the wire, and how an error crosses from a Ray replica to the front without its traceback.
 
-    MeshError
-     ├─ ModelNotFound                NOT_FOUND            MODEL_NOT_FOUND
-     ├─ PromptTooLong                INVALID_ARGUMENT     PROMPT_TOO_LONG
-     ├─ UnknownTokenId               INVALID_ARGUMENT     UNKNOWN_TOKEN_ID
-     ├─ UnsupportedSamplingOption    UNIMPLEMENTED        UNSUPPORTED_SAMPLING_OPTION
-     ├─ UnsupportedOutputConstraint  UNIMPLEMENTED        UNSUPPORTED_OUTPUT_CONSTRAINT
-     ├─ EngineFull                   RESOURCE_EXHAUSTED   ENGINE_FULL
-     ├─ ModelNotReady                UNAVAILABLE          MODEL_NOT_READY
-     └─ ShardGroupLost               UNAVAILABLE          SHARD_GROUP_LOST
+MeshError
+├─ ModelNotFound                NOT_FOUND            MODEL_NOT_FOUND
+├─ PromptTooLong                INVALID_ARGUMENT     PROMPT_TOO_LONG
+├─ UnknownTokenId               INVALID_ARGUMENT     UNKNOWN_TOKEN_ID
+├─ UnsupportedSamplingOption    UNIMPLEMENTED        UNSUPPORTED_SAMPLING_OPTION
+├─ UnsupportedOutputConstraint  UNIMPLEMENTED        UNSUPPORTED_OUTPUT_CONSTRAINT
+├─ EngineFull                   RESOURCE_EXHAUSTED   ENGINE_FULL
+├─ ModelNotReady                UNAVAILABLE          MODEL_NOT_READY
+└─ ShardGroupLost               UNAVAILABLE          SHARD_GROUP_LOST
 """
 
 from __future__ import annotations

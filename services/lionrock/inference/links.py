@@ -1,8 +1,8 @@
 """Control links between an engine and its ranks: framed bytes over one socket a rank.
 
-A step travels as one small frame to every rank and one frame back, so that no Ray call and no pickle stands on the hot path. Ranks on
-the engine's node connect over a Unix socket in a directory of our own (mode 0700), others over mutual TLS; both prove themselves with
-the group's secret, which travelled through Ray's authenticated channel. The end of a stream is how a dead rank shows at once.
+A step travels as one small frame to every rank and one frame back, so that no Ray call and no pickle stands on the hot path. Ranks
+on the engine's node connect over a Unix socket in a directory of our own (mode 0700), others over mutual TLS; both prove themselves
+with the group's secret, which travelled through Ray's authenticated channel. The end of a stream is how a dead rank shows at once.
 Knows sockets, not steps.
 """
 
@@ -46,6 +46,9 @@ class Kind(IntEnum):
     BEAT = 5  # from a rank: it lives
     ENDED = 6  # to a rank: a traced sequence is over; id and traceparent
     CLOSE = 7  # to a rank: leave
+
+
+_KINDS = frozenset(kind.value for kind in Kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +128,7 @@ class Link:
     def _frames(self) -> Iterator[tuple[Kind, bytes]]:
         while len(self._buffer) >= _HEADER.size:
             size, kind = _HEADER.unpack_from(self._buffer)
-            if size > MAX_FRAME_BYTES or kind not in Kind:
+            if size > MAX_FRAME_BYTES or kind not in _KINDS:
                 raise LinkClosed("the peer speaks another protocol")
             end = _HEADER.size + size
             if len(self._buffer) < end:

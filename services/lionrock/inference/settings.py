@@ -44,7 +44,7 @@ class ModelSettings(BaseModel):
     collective: str | None = Field(None, description="torch.distributed back end; unset: that of the chip table")
     threads_per_rank: int | None = Field(None, ge=1, description="compute threads of a CPU rank; unset: cores by ranks on the node")
     tokenizer_digest: Digest | None = Field(None, description="digest of the tokenizer that belongs to it, reported with answers")
-    limits: LimitSettings = Field(default_factory=LimitSettings)
+    limits: LimitSettings = LimitSettings()
 
 
 class HealthSettings(BaseModel):
@@ -68,7 +68,7 @@ class RaySettings(BaseModel):
     token_file: Path = Field(description="file with the cluster's authentication token, readable by its owner only")
     node_address: str = Field("127.0.0.2", description="address of a local head; Ray replaces 127.0.0.1 by a public one")
     collective_interface: str | None = Field("lo", description="network interface of gloo; unset: gloo chooses")
-    temp_dir: Path | None = Field(None, description="a local head's files, a short path; unset: a new directory in /tmp, removed after")
+    temp_dir: Path | None = Field(None, description="a local head's files, a short path; unset: a new one in /tmp, removed after")
     object_store_bytes: int = Field(100 << 20, ge=80 << 20, description="a local head's object store")
     namespace: str = Field("lionrock", pattern=r"^[a-z][a-z0-9-]{0,62}$", description="Ray namespace")
 
@@ -86,5 +86,5 @@ class InferenceSettings(ServiceSettings):
 
     models: dict[str, ModelSettings] = Field(min_length=1, description="served models by name")
     ray: RaySettings
-    health: HealthSettings = Field(default_factory=HealthSettings)
+    health: HealthSettings = HealthSettings()
     image_digest: Digest | None = Field(None, description="digest of the container image, reported with answers")

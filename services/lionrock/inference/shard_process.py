@@ -1,7 +1,7 @@
 """One rank's process: device, process group, worker, and the loop that answers steps beside the methods that the group calls.
 
-Steps run in a thread of their own, so that the process stays answerable, and another thread gives signs of life: a frozen process gives
-none. Knows torch, links and the worker; not Ray, which calls these methods, nor policy.
+Steps run in a thread of their own, so that the process stays answerable, and another thread gives signs of life: a frozen process
+gives none. Knows torch, links and the worker; not Ray, which calls these methods, nor policy.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lionrock.planner.chips import chip
 from lionrock.planner.plan import ShardPlan
 
 if TYPE_CHECKING:
-    from torch.distributed import TCPStore
+    from torch.distributed.distributed_c10d import TCPStore
 
     from lionrock.inference.model.worker import ShardWorker
 
@@ -70,16 +70,15 @@ class ShardProcess:
             os.environ[self._chip.visible_devices] = visible_devices
         if settings.collective_interface is not None:
             os.environ["GLOO_SOCKET_IFNAME"] = settings.collective_interface
-        import torch
+        import torch  # noqa: F401  # the slow part of a start, before the group waits for it
 
         if self._chip.torch_module is not None:
             importlib.import_module(self._chip.torch_module)
-        if settings.threads is not None:
-            torch.set_num_threads(settings.threads)
         from lionrock.chassis.telemetry import start_telemetry
 
         self._telemetry = start_telemetry("inference-shard", settings.telemetry)
         self._store: TCPStore | None = None
+        self._threads = 1
         self._worker: ShardWorker | None = None
 
     def ping(self) -> bool:
@@ -88,32 +87,37 @@ class ShardProcess:
 
     def open_store(self, host: str) -> int:
         """Keep the group's store (rank 0 of a group on several nodes). Returns its port."""
-        from torch.distributed import TCPStore
+        from torch.distributed.distributed_c10d import TCPStore
 
         self._store = TCPStore(host, 0, len(self._settings.plan.shards), is_master=True, wait_for_workers=False)
         return int(self._store.port)
 
-    def join(self, rendezvous: Rendezvous) -> int:
+    def join(self, rendezvous: Rendezvous, local_ranks: int) -> int:
         """Form the process groups and load the weights. Returns how many KV blocks this rank can hold.
 
+        local_ranks: ranks of the group on this node, which share its cores.
         Raises ShardGroupLost when a peer does not come, and what ShardWorker raises for a bad model.
         """
+        import torch
         import torch.distributed as dist
+        from torch.distributed.distributed_c10d import FileStore, Store, TCPStore
 
         from lionrock.inference.model.collectives import form_groups
         from lionrock.inference.model.worker import ShardWorker
 
         settings, plan = self._settings, self._settings.plan
+        self._threads = settings.threads or max(1, len(os.sched_getaffinity(0)) // local_ranks)
+        torch.set_num_threads(self._threads)
         timeout = datetime.timedelta(seconds=settings.collective_timeout_s)
         groups = None
         if plan.ranks > 1:
-            store: dist.Store
+            store: Store
             if rendezvous.file is not None:
-                store = dist.FileStore(rendezvous.file, plan.ranks)
+                store = FileStore(rendezvous.file, plan.ranks)
             else:
                 assert rendezvous.host is not None
                 assert rendezvous.port is not None
-                store = self._store or dist.TCPStore(rendezvous.host, rendezvous.port, plan.ranks, timeout=timeout)
+                store = self._store or TCPStore(rendezvous.host, rendezvous.port, plan.ranks, timeout=timeout)
             backend = settings.collective or self._chip.collective
             dist.init_process_group(backend, store=store, rank=self._rank, world_size=plan.ranks, timeout=timeout)
             groups = form_groups(plan.tensor_parallel, plan.pipeline_parallel, timeout)
@@ -128,7 +132,7 @@ class ShardProcess:
         self._worker.allocate_kv_cache(blocks)
         return self._worker.spec()
 
-    def attach(self, address: LinkAddress, *, same_node: bool) -> None:
+    def attach(self, address: LinkAddress, same_node: bool) -> None:
         """Connect to the engine and answer steps from now on. Raises LinkClosed, OSError."""
         assert self._worker is not None, "join comes first"
         link = connect(address, self._rank, same_node=same_node, tls=self._settings.tls)
@@ -151,8 +155,7 @@ class ShardProcess:
         """Answer steps until the engine goes away (a thread), then end the process: a rank alone is of no use."""
         import torch
 
-        if self._settings.threads is not None:
-            torch.set_num_threads(self._settings.threads)
+        torch.set_num_threads(self._threads)
         try:
             while not leaving.is_set():
                 link.wait(_IDLE_WAIT_S)

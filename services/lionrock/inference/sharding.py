@@ -7,6 +7,7 @@ Knows links and heartbeats; not Ray, torch or policy.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import select
 import threading
@@ -36,7 +37,10 @@ class ShardGroup:
         kill: Callable[[], None],
         on_lost: Callable[[ShardGroup, str], None],
     ) -> None:
-        """Take over the links. kill: end every rank's process; on_lost: told once, from any thread, when the group is of no more use."""
+        """Take over the links.
+
+        kill: ends every rank's process. on_lost: told once, from any thread, when the group is of no more use.
+        """
         self._links = tuple(links)
         self._spec = spec
         self._interval_s = heartbeat_interval_s
@@ -97,10 +101,8 @@ class ShardGroup:
         self._closing.set()
         with self._reading:
             for link in self._links:
-                try:
+                with contextlib.suppress(LinkClosed):
                     link.send(Kind.CLOSE)
-                except LinkClosed:
-                    pass
                 link.close()
 
     def _raise_if_lost(self) -> None:
@@ -135,7 +137,7 @@ class ShardGroup:
             if not self._reading.acquire(blocking=False):
                 continue  # a step reads
             try:
-                if self._lost is None and not self._closing.is_set():
+                if not self._closing.is_set():
                     self._read(0)
             except LinkClosed as error:
                 self._lose(str(error))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -35,7 +36,7 @@ def current_traceparent() -> str | None:
     return carrier.get("traceparent")
 
 
-def _context(traceparent: str | None) -> trace.Context:
+def _context(traceparent: str | None) -> Context:
     return _PROPAGATOR.extract({} if traceparent is None else {"traceparent": traceparent})
 
 

@@ -1,0 +1,60 @@
+"""`python -m lionrock.inference --config FILE`: the front, with Ray and the deployments behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+from lionrock.chassis.server import Registration, serve
+from lionrock.chassis.settings import load_settings
+from lionrock.inference.front import Front, RayUnavailable
+from lionrock.inference.model.errors import ModelError
+from lionrock.inference.served_model import describe_model
+from lionrock.inference.servicer import InferenceServicer
+from lionrock.inference.settings import InferenceSettings
+from lionrock.inference.v1 import inference_pb2_grpc
+from lionrock.modelstore.errors import ModelStoreError
+from lionrock.planner.chips import UnknownChip
+from lionrock.planner.plan import PlanError
+
+
+def engine_name() -> str:
+    """Name and version of the engine, part of every answer's identity."""
+    try:
+        return f"lionrock-torch/{version('lionrock')}"
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        return "lionrock-torch/source"
+
+
+async def run(settings: InferenceSettings) -> None:
+    """Serve until told to stop. Raises SystemExit(1), having said why, when a model or Ray is unusable."""
+    try:
+        models = {name: describe_model(name, model) for name, model in settings.models.items()}
+    except (ModelStoreError, ModelError, UnknownChip, PlanError) as error:
+        raise SystemExit(f"lionrock inference: {error}") from None
+    front = Front(settings, models)
+    servicer = InferenceServicer(front.models, engine=engine_name(), image_digest=settings.image_digest)
+    registration = Registration(
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server,
+        servicer,
+        "lionrock.inference.v1.InferenceService",
+        frozenset({"gateway"}),
+    )
+    starting = asyncio.create_task(front.start(), name="lionrock-start")
+    serving = asyncio.create_task(serve(settings, "inference", [registration]), name="lionrock-serve")
+    try:
+        await asyncio.wait({starting, serving}, return_when=asyncio.FIRST_EXCEPTION)
+        if starting.done():
+            await starting
+        await serving
+    except RayUnavailable as error:
+        raise SystemExit(f"lionrock inference: {error}") from None
+    finally:
+        serving.cancel()
+        await asyncio.gather(starting, serving, return_exceptions=True)
+        await front.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(run(load_settings(InferenceSettings, sys.argv[1:])))

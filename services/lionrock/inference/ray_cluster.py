@@ -1,0 +1,119 @@
+"""The Ray cluster under the service: joined where it exists, else a local head that lives and dies with this process.
+
+Ray reads TLS, token and Serve's mode from its environment, so `prepare_environment` writes them before Ray is imported. A local
+head binds where Ray lets it: a loopback address other than 127.0.0.1, which Ray would replace by a public one. Its processes get a death
+signal from the kernel when the thread that started them ends, so Ray is started in a thread that lives as long as the cluster.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from lionrock.inference.settings import MAX_TEMP_DIR_BYTES, RaySettings
+
+T = TypeVar("T")
+
+
+class RayUnavailable(Exception):
+    """The cluster cannot be joined or started; the message says what to change."""
+
+
+def prepare_environment(settings: RaySettings) -> None:
+    """Set what Ray reads from the environment. Raises RayUnavailable for a token file that others can read."""
+    try:
+        mode = settings.token_file.stat().st_mode
+    except OSError as error:
+        raise RayUnavailable(f"ray.token_file: {settings.token_file}: {error.strerror}") from None
+    if stat.S_IMODE(mode) & 0o077:
+        raise RayUnavailable(f"ray.token_file: {settings.token_file} can be read by others; its mode must be 0600")
+    os.environ.update(
+        RAY_USE_TLS="1",
+        RAY_TLS_SERVER_CERT=str(settings.tls.cert_file),
+        RAY_TLS_SERVER_KEY=str(settings.tls.key_file),
+        RAY_TLS_CA_CERT=str(settings.tls.ca_file),
+        RAY_AUTH_MODE="token",
+        RAY_AUTH_TOKEN_PATH=str(settings.token_file),
+        RAY_USAGE_STATS_ENABLED="0",
+        # Direct channels with back-pressure and cancellation between the front and the replicas …
+        RAY_SERVE_THROUGHPUT_OPTIMIZED="1",
+        RAY_SERVE_LOG_TO_STDERR="0",
+        GRPC_ENABLE_FORK_SUPPORT="0",
+        # … without the HTTP and gRPC ports that this mode would open on each replica.
+        RAY_SERVE_ENABLE_DIRECT_INGRESS="0",
+        RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH="",
+    )
+
+
+class RayCluster:
+    """A connection to the cluster, and its thread: every blocking call of Ray goes through `call`."""
+
+    def __init__(self, settings: RaySettings, *, local_cpus: int) -> None:
+        """local_cpus: CPU resources of a local head; ranks on CPUs and replicas take one each."""
+        self._settings = settings
+        self._local_cpus = local_cpus
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="lionrock-ray")
+        self._own_directory: str | None = None
+
+    async def start(self) -> None:
+        """Join or start the cluster. Raises RayUnavailable."""
+        prepare_environment(self._settings)
+        await self.call(self._init)
+
+    async def call(self, function: Callable[[], T]) -> T:
+        """Run a blocking call of Ray in its thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+
+    async def close(self) -> None:
+        """Leave the cluster; a local one ends with all its processes."""
+        await self.call(self._shutdown)
+        self._thread.shutdown()
+
+    def _init(self) -> None:
+        import ray
+
+        settings = self._settings
+        try:
+            if settings.address is not None:
+                ray.init(
+                    address=settings.address,
+                    namespace=settings.namespace,
+                    log_to_driver=False,
+                    configure_logging=False,
+                )
+                return
+            ray.init(
+                _node_ip_address=settings.node_address,
+                _temp_dir=self._temp_dir(),
+                include_dashboard=False,
+                num_cpus=self._local_cpus,
+                object_store_memory=settings.object_store_bytes,
+                namespace=settings.namespace,
+                log_to_driver=False,
+                configure_logging=False,
+            )
+        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+            raise RayUnavailable(f"Ray does not start: {error}") from error
+
+    def _temp_dir(self) -> str:
+        if self._settings.temp_dir is not None:
+            self._settings.temp_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+            return str(self._settings.temp_dir)
+        self._own_directory = tempfile.mkdtemp(prefix="lionrock-ray-")
+        if len(self._own_directory.encode()) > MAX_TEMP_DIR_BYTES:
+            raise RayUnavailable("the system's temporary directory has a long path; set ray.temp_dir to a shorter one")
+        return self._own_directory
+
+    def _shutdown(self) -> None:
+        import ray
+
+        ray.shutdown()
+        if self._own_directory is not None:
+            shutil.rmtree(Path(self._own_directory), ignore_errors=True)

@@ -1,0 +1,88 @@
+"""What is served under a name: its files and digest, its configuration and its shard plan. Read without torch, weights unread.
+
+Both the front, which tells callers, and the replica, which builds the shard group, make it from the same settings.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from lionrock.inference.model.config import ModelConfig, from_config_json, from_gguf
+from lionrock.inference.model.errors import MalformedWeights
+from lionrock.inference.settings import ModelSettings
+from lionrock.modelstore.gguf_metadata import read_gguf_header
+from lionrock.modelstore.source import ModelFiles, ModelSource, open_source
+from lionrock.planner.chips import chip
+from lionrock.planner.memory import ModelShape
+from lionrock.planner.plan import ShardPlan, plan_shards
+
+_CONFIG_MAX_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """One model as it is to be served."""
+
+    name: str
+    settings: ModelSettings
+    source: ModelSource
+    config: ModelConfig
+    plan: ShardPlan
+
+
+def describe_model(name: str, settings: ModelSettings) -> ServedModel:
+    """Find, digest and plan a model.
+
+    Raises ModelStoreError, UnsupportedModel, MalformedWeights, UnknownChip, PlanError.
+    """
+    source = open_source(name, settings.path)
+    config = read_config(ModelFiles(name, source.format, source.files, source.directory))
+    plan = plan_shards(
+        shape_of(config),
+        chip(settings.chip),
+        dtype=settings.dtype,
+        tensor_parallel=settings.tensor_parallel,
+        pipeline_parallel=settings.pipeline_parallel,
+    )
+    return ServedModel(name, settings, source, config, plan)
+
+
+def read_config(files: ModelFiles) -> ModelConfig:
+    """Read the configuration of a model on disk. Raises what `describe_model` raises for a bad one."""
+    if files.format == "gguf":
+        header = read_gguf_header(files.files[0])
+        rows = next((tensor.shape[-1] for tensor in header.tensors if tensor.name == "token_embd.weight"), None)
+        if rows is None:
+            raise MalformedWeights("the GGUF file has no token_embd.weight")
+        return from_gguf(header.metadata, frozenset(tensor.name for tensor in header.tensors), rows)
+    documents: list[dict[str, object] | None] = []
+    for name in ("config.json", "generation_config.json"):
+        path = files.directory / name
+        if not path.is_file() or path.stat().st_size > _CONFIG_MAX_BYTES:
+            documents.append(None)
+            continue
+        try:
+            documents.append(json.loads(path.read_bytes()))
+        except (ValueError, RecursionError):
+            raise MalformedWeights(f"{name} is not JSON") from None
+    config, generation = documents
+    if not isinstance(config, dict):
+        raise MalformedWeights("the model has no config.json")
+    return from_config_json(config, generation)
+
+
+def shape_of(config: ModelConfig) -> ModelShape:
+    """Sizes that the planner counts with."""
+    return ModelShape(
+        layers=config.layers,
+        hidden=config.hidden_size,
+        query_heads=config.query_heads,
+        kv_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        mlp_columns=config.mlp_columns,
+        vocabulary=config.vocab_size,
+        context_window=config.context_window,
+        tied_embeddings=config.tied_embeddings,
+        attention_bias=config.qkv_bias,
+    )
