@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -217,6 +218,9 @@ async def test_a_server_that_is_full_says_when_to_come_back(small_mesh: Any, ins
         assert (error.status, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
         assert error.retry_after_s is not None
         assert error.retry_after_s > 0
+        async with _bare_channel(small_mesh, running) as channel:
+            healthy = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+        assert healthy.status == health_pb2.HealthCheckResponse.SERVING, "a busy server is not a broken one"
         small_mesh.servicer.release.set()
         assert (await first).action == pb.ACTION_ALLOW
         assert (await stub.Inspect(inspect())).action == pb.ACTION_ALLOW

@@ -189,9 +189,12 @@ class Guard(grpc.aio.ServerInterceptor):
         self.work.enter(identity, self._tenant_limit if identity.service is None else self._service_limit)
         return identity
 
-    def _allowed_s(self, context: Context[Any, Any]) -> float:
+    def _allowed_s(self, method: Method, context: Context[Any, Any]) -> float:
         remaining: float | None = context.time_remaining()
-        return self._settings.default_deadline_s if remaining is None else min(remaining, self._settings.max_deadline_s)
+        if remaining is None and not method.probe:
+            return self._settings.default_deadline_s
+        longest = self._settings.max_deadline_s
+        return longest if remaining is None else min(remaining, longest)
 
     def _start_span(self, method: Method, context: Context[Any, Any], identity: SpiffeId) -> trace.Span:
         carrier = {
@@ -259,7 +262,7 @@ class Guard(grpc.aio.ServerInterceptor):
         identity: SpiffeId,
         body: Callable[[Any, Context[Any, Any]], Awaitable[Any]],
     ) -> Any:
-        allowed_s = self._allowed_s(context)
+        allowed_s = self._allowed_s(method, context)
         deadline = asyncio.get_running_loop().time() + allowed_s
         calls.enter_call(calls.Call(context, identity, deadline))
         requests = Requests(context, method.decoder, self._settings.stream_idle_timeout_s)

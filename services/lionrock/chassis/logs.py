@@ -81,7 +81,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def start_logs(service: str, level: str, stream: TextIO | None = None) -> logging.Handler:
-    """Send all logs to standard error as JSON, replacing what was configured. Returns the handler, for `stop_logs`."""
+    """Send all logs to standard error as JSON. Returns the handler, for `stop_logs`."""
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter(service))
     root = logging.getLogger()

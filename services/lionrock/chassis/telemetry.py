@@ -100,10 +100,11 @@ class _Provider(TracerProvider):
     """The process's tracer provider, which remembers its fan."""
 
     def __init__(self, resource: Resource, sample_ratio: float) -> None:
+        self.fan = _Fan()
         limits = SpanLimits(max_span_attributes=64, max_events=64, max_links=16, max_span_attribute_length=512)
+        # Also where nothing is exported: the decision travels with the trace, and others may export their part of it.
         sampler = ParentBased(TraceIdRatioBased(sample_ratio))
         super().__init__(sampler=sampler, resource=resource, shutdown_on_exit=False, span_limits=limits)
-        self.fan = _Fan()
         self.add_span_processor(self.fan)
 
 
@@ -153,6 +154,6 @@ def start_telemetry(name: str, settings: TelemetrySettings) -> Telemetry:
         meter_provider = otlp.start_metrics(
             settings.otlp_endpoint, settings.otlp_ca_file, resource, interval_s=settings.metrics_interval_s
         )
-    fan = _provider_fan(resource, settings.sample_ratio if processors else 0.0)
+    fan = _provider_fan(resource, settings.sample_ratio)
     fan.processors = (*fan.processors, *processors)
     return Telemetry(fan, tuple(processors), handler, meter_provider)
