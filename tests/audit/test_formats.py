@@ -46,6 +46,21 @@ def test_published_notes_open(key: str, note: str) -> None:
     assert open_note(note, [VerifierKey.parse(key)]) == note.rpartition("\n\n")[0] + "\n"
 
 
+def test_the_published_signer_key_makes_the_published_signature() -> None:
+    signer = Ed25519Signer.decode("PRIVATE+KEY+PeterNeumann+c74f20a3+AYEKFALVFGyNhPJEMzD1QIDr+Y7hfZx09iUvxdXHKDFz")
+    assert str(signer.verifier_key) == GO_KEY
+    assert sign_note(GO_TEXT, signer) == GO_NOTE
+    assert Ed25519Signer.decode(signer.encode()).verifier_key == signer.verifier_key
+
+
+@pytest.mark.parametrize(
+    "text", ["", GO_KEY, "PRIVATE+KEY+PeterNeumann+c74f20a4+AYEKFALVFGyNhPJEMzD1QIDr+Y7hfZx09iUvxdXHKDFz", "PRIVATE+KEY+a+b+AA=="]
+)
+def test_what_is_not_a_signer_key_is_refused(text: str) -> None:
+    with pytest.raises(MalformedNote):
+        Ed25519Signer.decode(text)
+
+
 @pytest.mark.parametrize("text", [SPEC_KEY, GO_KEY, SUM_KEY, LOG_KEY])
 def test_verifier_keys_survive_parsing(text: str) -> None:
     assert str(VerifierKey.parse(text)) == text
@@ -116,8 +131,16 @@ def test_what_is_not_a_note_is_refused(note: str, signer: Ed25519Signer) -> None
 
 @pytest.mark.parametrize(
     "key",
-    ["", "a+b", "+530d903a+AekyeRrm56hApGFkyQR4ZCbV54Id2LKaANYcrnKv3U2k", SPEC_KEY.replace("530d", "530e"), SPEC_KEY[:-4]]
-    + ["a b+530d903a+AekyeRrm56hApGFkyQR4ZCbV54Id2LKaANYcrnKv3U2k", "a+530d903a+", SPEC_KEY.replace("+Ae", "+Be")],
+    [
+        "",
+        "a+b",
+        "+530d903a+AekyeRrm56hApGFkyQR4ZCbV54Id2LKaANYcrnKv3U2k",
+        SPEC_KEY.replace("530d", "530e"),
+        SPEC_KEY[:-4],
+        "a b+530d903a+AekyeRrm56hApGFkyQR4ZCbV54Id2LKaANYcrnKv3U2k",
+        "a+530d903a+",
+        SPEC_KEY.replace("+Ae", "+Be"),
+    ],
 )
 def test_what_is_not_a_verifier_key_is_refused(key: str) -> None:
     with pytest.raises(MalformedNote):
@@ -160,8 +183,6 @@ def test_stray_bits_under_the_padding_are_refused() -> None:
         "\n1\n" + LOG_TEXT.split("\n")[2] + "\n",
         LOG_TEXT.replace("\n8\n", "\n08\n"),
         LOG_TEXT.replace("\n8\n", "\n-1\n"),
-    ]
-    + [
         LOG_TEXT.replace("\n8\n", "\n٨\n"),
         LOG_TEXT.replace("Xcna", ""),
         LOG_TEXT + "\nx\n",
@@ -202,9 +223,10 @@ def test_proof_files_survive_parsing(leaf: bytes | None, index: int, path: list[
         "c2sp.org/tlog-proof@v2\nindex 0\n\nx",
         "c2sp.org/tlog-proof@v1\n\nx",
         "c2sp.org/tlog-proof@v1\nindex 01\n\nx",
-    ]
-    + ["c2sp.org/tlog-proof@v1\nindex 0\nAAAA\n\nx", "c2sp.org/tlog-proof@v1\nextra !\nindex 0\n\nx"]
-    + ["c2sp.org/tlog-proof@v1\nindex 0\n" + "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=\n" * 64 + "\nx"],
+        "c2sp.org/tlog-proof@v1\nindex 0\nAAAA\n\nx",
+        "c2sp.org/tlog-proof@v1\nextra !\nindex 0\n\nx",
+        "c2sp.org/tlog-proof@v1\nindex 0\n" + "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=\n" * 64 + "\nx",
+    ],
 )
 def test_what_is_not_a_proof_file_is_refused(text: str) -> None:
     with pytest.raises(MalformedNote):

@@ -9,19 +9,18 @@ import os
 import stat
 from pathlib import Path
 
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
 from lionrock.audit.failures import KeyUnusable
-from lionrock.audit.note import Ed25519Signer
+from lionrock.audit.note import Ed25519Signer, MalformedNote
 
 _OTHERS_OR_GROUP_WRITE = stat.S_IRWXO | stat.S_IWGRP
 """Group read is allowed: a mounted secret often comes with it."""
+_KEY_MAX_BYTES = 4096
 
 
 class KeyDirectory:
-    """Private keys as PKCS #8 PEM, `<tenant>.key`, mode 0600."""
+    """Private keys as signer keys of golang.org/x/mod/sumdb/note, `<tenant>.key`, mode 0600; the key names its log."""
 
     def __init__(self, directory: Path) -> None:
         """Use `directory`, made with mode 0700 when it is not there."""
@@ -39,27 +38,27 @@ class KeyDirectory:
             with path.open("rb") as file:
                 if os.fstat(file.fileno()).st_mode & _OTHERS_OR_GROUP_WRITE:
                     raise KeyUnusable(f"{path} is open to others: chmod 600 it, and replace the key if it may have been read")
-                key = load_pem_private_key(file.read(), password=None)
+                signer = Ed25519Signer.decode(file.read(_KEY_MAX_BYTES).decode("utf-8").strip())
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
-            raise KeyUnusable(f"{path} is not a readable private key in PEM") from error
-        if not isinstance(key, Ed25519PrivateKey):
-            raise KeyUnusable(f"{path} is not an Ed25519 key")
-        return Ed25519Signer(key_name, key)
+        except (OSError, UnicodeDecodeError, MalformedNote) as error:
+            raise KeyUnusable(f"{path} is not a readable Ed25519 signer key: restore it from its backup") from error
+        if signer.verifier_key.name != key_name:
+            raise KeyUnusable(f"{path} is the key of {signer.verifier_key.name}, not of {key_name}: restore it from its backup")
+        return signer
 
     def create(self, tenant: str, key_name: str) -> Ed25519Signer:
         """Make a key and write it through to the disk. Raises FileExistsError, OSError."""
-        key = Ed25519PrivateKey.generate()
+        signer = Ed25519Signer(key_name, Ed25519PrivateKey.generate())
         path = self.path(tenant)
         draft = path.with_name(f".{path.name}.{os.getpid()}")
-        write_through(draft, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        write_through(draft, f"{signer.encode()}\n".encode())
         try:
             os.link(draft, path)  # unlike a rename, fails when the name is taken
         finally:
             draft.unlink()
         sync_directory(self._directory)
-        return Ed25519Signer(key_name, key)
+        return signer
 
 
 def write_through(path: Path, content: bytes) -> None:

@@ -21,6 +21,7 @@ NOTE_MAX_BYTES = 1_000_000
 SIGNATURES_MAX = 64
 """The format asks for at least 16."""
 KEY_ID_BYTES = 4
+_SIGNER_KEY_PREFIX = "PRIVATE+KEY+"
 
 
 class MalformedNote(ValueError):
@@ -98,6 +99,25 @@ class Ed25519Signer:
         _check_name(name)
         self._private_key = private_key
         self.verifier_key = VerifierKey(name, SignatureType.ED25519, private_key.public_key().public_bytes_raw())
+
+    @classmethod
+    def decode(cls, text: str) -> "Ed25519Signer":
+        """Read a signer key, "PRIVATE+KEY+<name>+<key id>+<type and seed>" (golang.org/x/mod/sumdb/note). Raises MalformedNote."""
+        name, _, rest = text.removeprefix(_SIGNER_KEY_PREFIX).partition("+")
+        key_id, _, encoded = rest.partition("+")
+        material = decode_base64(encoded)
+        if not text.startswith(_SIGNER_KEY_PREFIX) or len(material) != 33 or material[0] != SignatureType.ED25519:
+            raise MalformedNote("not an Ed25519 signer key")
+        signer = cls(name, Ed25519PrivateKey.from_private_bytes(material[1:]))
+        if signer.verifier_key.key_id.hex() != key_id:
+            raise MalformedNote("the key id does not belong to the key")
+        return signer
+
+    def encode(self) -> str:
+        """Write the signer key. A secret."""
+        key = self.verifier_key
+        material = base64.b64encode(bytes([key.type]) + self._private_key.private_bytes_raw()).decode("ascii")
+        return f"{_SIGNER_KEY_PREFIX}{key.name}+{key.key_id.hex()}+{material}"
 
     def sign(self, text: str) -> bytes:
         """Signature over the text of a note, its final newline included."""
