@@ -1,8 +1,8 @@
 """The Ray cluster under the service: joined where it exists, else a local head that lives and dies with this process.
 
 Ray reads TLS, token and Serve's mode from its environment, so `prepare_environment` writes them before Ray is imported. A local
-head binds where Ray lets it: a loopback address other than 127.0.0.1, which Ray would replace by a public one. Its processes get a death
-signal from the kernel when the thread that started them ends, so Ray is started in a thread that lives as long as the cluster.
+head binds where Ray lets it: a loopback address other than 127.0.0.1, which Ray would replace by a public one. Its processes get a
+death signal from the kernel when the thread that started them ends, so that thread lives as long as the cluster.
 """
 
 from __future__ import annotations

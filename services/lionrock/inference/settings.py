@@ -23,10 +23,10 @@ class LimitSettings(BaseModel):
 
     model_config = _FROZEN
 
-    max_running: int = Field(64, ge=1, le=4096, description="sequences in one step")
-    max_waiting: int = Field(256, ge=0, description="sequences that wait; more are refused with ENGINE_FULL")
-    max_step_tokens: int = Field(512, ge=16, description="tokens of one step, prompts cut into chunks")
-    max_answer_tokens: int = Field(131072, ge=1, description="tokens of one answer")
+    max_running: int = Field(default=64, ge=1, le=4096, description="sequences in one step")
+    max_waiting: int = Field(default=256, ge=0, description="sequences that wait; more are refused with ENGINE_FULL")
+    max_step_tokens: int = Field(default=512, ge=16, description="tokens of one step, prompts cut into chunks")
+    max_answer_tokens: int = Field(default=131072, ge=1, description="tokens of one answer")
 
 
 class ModelSettings(BaseModel):
@@ -35,15 +35,21 @@ class ModelSettings(BaseModel):
     model_config = _FROZEN
 
     path: Path = Field(description="model-store entry, GGUF file, or directory with safetensors files")
-    chip: str = Field("cpu", description="row of the chip table")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="type of weights, activations and KV cache")
-    tensor_parallel: int = Field(1, ge=1, description="ranks that share each layer")
-    pipeline_parallel: int = Field(1, ge=1, description="stages of layers")
-    replicas: int = Field(1, ge=1, le=64, description="copies of the model, each with ranks of its own")
-    kv_cache_bytes: int = Field(256 << 20, ge=1 << 20, description="KV cache of each rank, bytes")
-    collective: str | None = Field(None, description="torch.distributed back end; unset: that of the chip table")
-    threads_per_rank: int | None = Field(None, ge=1, description="compute threads of a CPU rank; unset: cores by ranks on the node")
-    tokenizer_digest: Digest | None = Field(None, description="digest of the tokenizer that belongs to it, reported with answers")
+    chip: str = Field(default="cpu", description="row of the chip table")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        default="bfloat16", description="type of weights, activations and KV cache"
+    )
+    tensor_parallel: int = Field(default=1, ge=1, description="ranks that share each layer")
+    pipeline_parallel: int = Field(default=1, ge=1, description="stages of layers")
+    replicas: int = Field(default=1, ge=1, le=64, description="copies of the model, each with ranks of its own")
+    kv_cache_bytes: int = Field(default=256 << 20, ge=1 << 20, description="KV cache of each rank, bytes")
+    collective: str | None = Field(default=None, description="torch.distributed back end; unset: that of the chip table")
+    threads_per_rank: int | None = Field(
+        default=None, ge=1, description="compute threads of a CPU rank; unset: cores by ranks on the node"
+    )
+    tokenizer_digest: Digest | None = Field(
+        default=None, description="digest of the tokenizer that belongs to it, reported with answers"
+    )
     limits: LimitSettings = LimitSettings()
 
 
@@ -52,10 +58,10 @@ class HealthSettings(BaseModel):
 
     model_config = _FROZEN
 
-    heartbeat_interval_s: float = Field(0.25, gt=0, description="time between two signs of life of a rank")
-    heartbeat_timeout_s: float = Field(1.5, gt=0, description="silence after which a rank counts as lost")
-    collective_timeout_s: float = Field(30, gt=0, description="longest wait inside a collective")
-    start_timeout_s: float = Field(120, gt=0, description="longest start of a shard group, loading included")
+    heartbeat_interval_s: float = Field(default=0.25, gt=0, description="time between two signs of life of a rank")
+    heartbeat_timeout_s: float = Field(default=1.5, gt=0, description="silence after which a rank counts as lost")
+    collective_timeout_s: float = Field(default=30, gt=0, description="longest wait inside a collective")
+    start_timeout_s: float = Field(default=120, gt=0, description="longest start of a shard group, loading included")
 
 
 class RaySettings(BaseModel):
@@ -63,14 +69,16 @@ class RaySettings(BaseModel):
 
     model_config = _FROZEN
 
-    address: str | None = Field(None, description="host:port of an existing cluster's GCS; unset: a local head is started")
+    address: str | None = Field(default=None, description="host:port of an existing cluster's GCS; unset: a local head is started")
     tls: TlsSettings = Field(description="identity for Ray's own channels; its certificate names this node's IP address")
     token_file: Path = Field(description="file with the cluster's authentication token, readable by its owner only")
-    node_address: str = Field("127.0.0.2", description="address of a local head; Ray replaces 127.0.0.1 by a public one")
-    collective_interface: str | None = Field("lo", description="network interface of gloo; unset: gloo chooses")
-    temp_dir: Path | None = Field(None, description="a local head's files, a short path; unset: a new one in /tmp, removed after")
-    object_store_bytes: int = Field(100 << 20, ge=80 << 20, description="a local head's object store")
-    namespace: str = Field("lionrock", pattern=r"^[a-z][a-z0-9-]{0,62}$", description="Ray namespace")
+    node_address: str = Field(default="127.0.0.2", description="address of a local head; Ray replaces 127.0.0.1 by a public one")
+    collective_interface: str | None = Field(default="lo", description="network interface of gloo; unset: gloo chooses")
+    temp_dir: Path | None = Field(
+        default=None, description="a local head's files, a short path; unset: a new one in /tmp, removed after"
+    )
+    object_store_bytes: int = Field(default=100 << 20, ge=80 << 20, description="a local head's object store")
+    namespace: str = Field(default="lionrock", pattern=r"^[a-z][a-z0-9-]{0,62}$", description="Ray namespace")
 
     @model_validator(mode="after")
     def _temp_dir_is_short(self) -> Self:
@@ -87,4 +95,4 @@ class InferenceSettings(ServiceSettings):
     models: dict[str, ModelSettings] = Field(min_length=1, description="served models by name")
     ray: RaySettings
     health: HealthSettings = HealthSettings()
-    image_digest: Digest | None = Field(None, description="digest of the container image, reported with answers")
+    image_digest: Digest | None = Field(default=None, description="digest of the container image, reported with answers")

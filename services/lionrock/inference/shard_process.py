@@ -24,7 +24,7 @@ from lionrock.planner.chips import chip
 from lionrock.planner.plan import ShardPlan
 
 if TYPE_CHECKING:
-    from torch.distributed.distributed_c10d import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     from lionrock.inference.model.worker import ShardWorker
 
@@ -87,7 +87,7 @@ class ShardProcess:
 
     def open_store(self, host: str) -> int:
         """Keep the group's store (rank 0 of a group on several nodes). Returns its port."""
-        from torch.distributed.distributed_c10d import TCPStore
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
         self._store = TCPStore(host, 0, len(self._settings.plan.shards), is_master=True, wait_for_workers=False)
         return int(self._store.port)
@@ -100,7 +100,7 @@ class ShardProcess:
         """
         import torch
         import torch.distributed as dist
-        from torch.distributed.distributed_c10d import FileStore, Store, TCPStore
+        from torch.distributed import FileStore, Store, TCPStore  # type: ignore[attr-defined]
 
         from lionrock.inference.model.collectives import form_groups
         from lionrock.inference.model.worker import ShardWorker
