@@ -179,6 +179,7 @@ def _refuse(program: str, problems: Sequence[str]) -> SystemExit:
 def _parser(cls: type[ServiceSettings], program: str, prefix: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=program,
+        usage=f"{program} [--config FILE] [--SETTING VALUE ...]",
         description=(cls.__doc__ or "").strip(),
         epilog="Order: command line, environment, configuration file. Lists and mappings are written as YAML or JSON.",
         allow_abbrev=False,
