@@ -87,7 +87,7 @@ class Place:
 
 
 def check_store(store_file: Path, tenant: str = "bank") -> list[bytes]:
-    """Leaves of a log after a literal check: indexes without gap or repetition, hashes, root. The store must not be open elsewhere."""
+    """Leaves of a log after a literal check: indexes without gap, hashes, root. The store must not be open elsewhere."""
     with closing(SqliteLogStore(store_file)) as store:
         stored = store.find_log(f"{PLATFORM}/audit/{tenant}")
         assert stored is not None

@@ -2,10 +2,10 @@
 
     python tests/audit/kill_rounds.py --rounds 1000 --writers 32 --seed 7
 
-One store lives through all rounds. Writers append intents and outcomes with receipts; what was not acknowledged is sent again under the
-same event id in the next round, as a gateway does. At the end every acknowledged leaf must be at its index with its hash, once; every
-checkpoint ever shown must be a prefix of the last one; every receipt must verify. The seed is printed, so a failure can be replayed
-(up to scheduling).
+One store lives through all rounds. Writers append intents and outcomes with receipts; what was not acknowledged is sent again
+under the same event id in the next round, as a gateway does. At the end every acknowledged leaf must be at its index with its
+hash, once; every checkpoint ever shown must be a prefix of the last one; every receipt must verify. The seed is printed, so a
+failure can be replayed (up to scheduling).
 """
 
 from __future__ import annotations

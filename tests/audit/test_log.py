@@ -386,8 +386,8 @@ async def test_a_key_file_belongs_to_its_owner_alone(place: Place) -> None:
         "UPDATE leaves SET data = cast(replace(data, 'customer_support', 'customer_suppor7') AS BLOB) WHERE leaf_index = 9",
         "UPDATE leaves SET subtree_hashes = zeroblob(32) WHERE leaf_index = 8",
         "DELETE FROM leaves WHERE leaf_index = 9",
-        "INSERT INTO leaves (log_id, leaf_index, event_id, recorded_at_us, subtree_hashes, data) SELECT log_id, 10, 'e', 0, subtree_hashes, data"
-        " FROM leaves WHERE leaf_index = 8",
+        "INSERT INTO leaves (log_id, leaf_index, event_id, recorded_at_us, subtree_hashes, data)"
+        " SELECT log_id, 10, 'e', 0, subtree_hashes, data FROM leaves WHERE leaf_index = 8",
         "UPDATE logs SET size = 9",
         "UPDATE logs SET root = zeroblob(32)",
         "UPDATE logs SET checkpoint = replace(checkpoint, char(10) || '10' || char(10), char(10) || '11' || char(10))",

@@ -101,18 +101,26 @@ def test_logs_do_not_see_each_other(store: LogStore, bank: StoredLog) -> None:
 
 
 def test_a_transaction_that_raises_leaves_nothing(store: LogStore, bank: StoredLog) -> None:
-    with pytest.raises(RuntimeError), store.transaction() as transaction:
-        transaction.add_leaves(bank.log_id, leaves(3))
-        raise RuntimeError
+    def interrupted() -> None:
+        with store.transaction() as transaction:
+            transaction.add_leaves(bank.log_id, leaves(3))
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        interrupted()
     assert store.next_index(bank.log_id) == 0
     add(store, bank, 3)
 
 
 def test_advance_compares_size_and_root(store: LogStore, bank: StoredLog) -> None:
-    for old_size, old_root in [(1, bank.root), (0, b"\x09" * 32)]:
-        with pytest.raises(StoreConflict), store.transaction() as transaction:
+    def forge(old_size: int, old_root: bytes) -> None:
+        with store.transaction() as transaction:
             transaction.add_leaves(bank.log_id, leaves(1))
             transaction.advance(bank.log_id, old_size, old_root, 1, b"\x01" * 32, "forged")
+
+    for old_size, old_root in [(1, bank.root), (0, b"\x09" * 32)]:
+        with pytest.raises(StoreConflict):
+            forge(old_size, old_root)
     assert store.find_log(bank.origin) == bank
     assert store.next_index(bank.log_id) == 0
 
