@@ -1,8 +1,9 @@
 """A real gateway before inner services that fail on command.
 
-The inner services here are real gRPC servers with certificates of the test CA, written to the contracts in protos/, with the least behaviour
-that these allow: a token is a code point, the guardrails know three words, the log is a list. They exist for the faults that the real
-services do not have on demand: dying in mid-stream, hanging, answering nonsense. Nothing here stands in for a service in that service's own tests.
+The inner services here are real gRPC servers with certificates of the test CA, written to the contracts in protos/, with the
+least behaviour that these allow: a token is a code point, the guardrails know three words, the log is a list. They exist for the
+faults that the real services do not have on demand: dying in mid-stream, hanging, answering nonsense. Nothing here stands in for
+a service in that service's own tests.
 """
 
 from __future__ import annotations
@@ -14,10 +15,9 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import grpc
-from mesh_ca import TRUST_DOMAIN, DevCa
 
 from lionrock.audit.v1 import audit_pb2 as audit
 from lionrock.audit.v1 import audit_pb2_grpc as audit_rpc
@@ -36,6 +36,7 @@ from lionrock.inference.v1 import inference_pb2 as inf
 from lionrock.inference.v1 import inference_pb2_grpc as inf_rpc
 from lionrock.tokenization.v1 import tokenization_pb2 as tok
 from lionrock.tokenization.v1 import tokenization_pb2_grpc as tok_rpc
+from mesh_ca import TRUST_DOMAIN, DevCa
 
 MODEL = "parrot"
 BLOCKED_WORD, MASKED_WORD, REVIEWED_WORD, MASK = "forbidden", "secret", "doubtful", "[masked]"
@@ -117,7 +118,7 @@ class ThreeWordGuardrails(Faulty, guard_rpc.GuardrailsServiceServicer):
     """Blocks one word, masks another, wants a third reviewed. In a stream a word is seen only within one chunk."""
 
     policy = guard.PolicyIdentity(profile="default", version="1", digest="sha256:" + "2" * 64)
-    actions = {BLOCKED_WORD: guard.ACTION_BLOCK, MASKED_WORD: guard.ACTION_MASK, REVIEWED_WORD: guard.ACTION_REVIEW}
+    actions: ClassVar = {BLOCKED_WORD: guard.ACTION_BLOCK, MASKED_WORD: guard.ACTION_MASK, REVIEWED_WORD: guard.ACTION_REVIEW}
 
     def _findings(self, text: str, part: int = 0) -> list[guard.Finding]:
         found = [(text.find(word), word, action) for word, action in self.actions.items() if word in text]

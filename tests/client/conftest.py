@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from scripted_mesh import ScriptedMesh
 
 from lionrock.client import Tls
+from scripted_mesh import ScriptedMesh
 
 
 @pytest.fixture

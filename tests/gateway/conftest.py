@@ -8,11 +8,11 @@ from typing import Any
 
 import grpc
 import pytest
-from scripted_mesh import ScriptedMesh
 
 from lionrock.chassis.errors import RemoteError, remote_error
 from lionrock.common.v1 import chat_pb2 as chat
 from lionrock.gateway.v1 import gateway_pb2 as gw
+from scripted_mesh import ScriptedMesh
 
 
 @pytest.fixture
@@ -68,17 +68,20 @@ def hear() -> Callable[..., Any]:
     return read
 
 
+async def drain(call: Any) -> None:
+    """Read a stream to its end."""
+    async for _ in call:
+        pass
+
+
 @pytest.fixture
 def failure() -> Callable[..., Any]:
     """Await a call that has to fail, and return its error as its caller sees it."""
 
     async def read(call: Any) -> RemoteError:
+        answered = drain(call) if hasattr(call, "read") else call
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            if hasattr(call, "read"):
-                async for _ in call:
-                    pass
-            else:
-                await call
+            await answered
         return remote_error(caught.value)
 
     return read

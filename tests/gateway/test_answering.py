@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from scripted_mesh import BLOCKED_WORD, MASK, MASKED_WORD, MODEL, REVIEWED_WORD, SAFE_MESSAGE, ScriptedMesh
-
 from lionrock.audit.v1 import audit_pb2 as audit
 from lionrock.common.v1 import sampling_pb2 as sampling
+from scripted_mesh import BLOCKED_WORD, MASK, MASKED_WORD, MODEL, REVIEWED_WORD, SAFE_MESSAGE, ScriptedMesh
 
 
 async def test_an_answer_is_started_then_text_then_finished_with_its_receipt(

@@ -7,9 +7,9 @@ from typing import Any
 
 import grpc
 import pytest
-from scripted_mesh import ScriptedMesh, hang
 
 from lionrock.audit.v1 import audit_pb2 as audit
+from scripted_mesh import ScriptedMesh, hang
 
 
 async def test_the_engine_stops_within_100_ms_of_a_cancelled_answer(mesh: ScriptedMesh, stub: Any, ask: Any) -> None:
@@ -113,12 +113,11 @@ async def test_a_deadline_that_leaves_no_time_is_refused_before_any_work(idle_me
 
 async def test_a_stopping_gateway_writes_the_outcomes_of_what_it_cut_off(idle_mesh: ScriptedMesh, ask: Any) -> None:
     idle_mesh.engine.pace = asyncio.Semaphore(2)
-    async with idle_mesh.running():
-        async with idle_mesh.calling() as stub:
-            call = stub.Chat(ask())
-            await anext(aiter(call))
-            await anext(aiter(call))
-            await idle_mesh.servers["gateway"].stop()
+    async with idle_mesh.running(), idle_mesh.calling() as stub:
+        call = stub.Chat(ask())
+        await anext(aiter(call))
+        await anext(aiter(call))
+        await idle_mesh.servers["gateway"].stop()
     assert [leaf.outcome.status for leaf in idle_mesh.log.outcomes] == [audit.OUTCOME_STATUS_ABORTED]
 
 

@@ -11,12 +11,12 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.message import Message
-from scripted_mesh import ScriptedMesh
 
 from lionrock.chassis.channel import open_channel
 from lionrock.chassis.errors import remote_error
 from lionrock.chassis.settings import PeerSettings
 from lionrock.gateway.v1 import gateway_pb2 as gw
+from scripted_mesh import ScriptedMesh
 
 SERVICE = gw.DESCRIPTOR.services_by_name["GatewayService"]
 ROUNDS = 150

@@ -12,12 +12,10 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
-import models
 import pytest
 import yaml
-from mesh_ca import TRUST_DOMAIN, DevCa
-from scripted_mesh import ScriptedMesh
 
+import models
 from lionrock.audit.verify import check_opening, verify_receipt
 from lionrock.chassis.channel import open_channel
 from lionrock.chassis.settings import PeerSettings
@@ -25,6 +23,8 @@ from lionrock.common.v1 import sampling_pb2 as sampling
 from lionrock.gateway.v1 import gateway_pb2 as gw
 from lionrock.tokenization.v1 import tokenization_pb2 as tok
 from lionrock.tokenization.v1 import tokenization_pb2_grpc as tok_rpc
+from mesh_ca import TRUST_DOMAIN, DevCa
+from scripted_mesh import ScriptedMesh
 
 MODEL = "smollm2"
 

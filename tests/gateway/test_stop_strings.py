@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -30,7 +32,7 @@ def test_any_chunking_gives_what_reading_by_code_point_gives(text: str, stops: l
     cutter = StopStringCutter(stops)
     bounds = [0, *sorted(cuts), len(text)]
     released = ""
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in pairwise(bounds):
         released += cutter.push(text[start:end])
         assert text.startswith(released)
     stopped = cutter.stopped

@@ -40,8 +40,8 @@ Response = TypeVar("Response")
 class Chat(Iterator[Delta]):
     """One answer, while it is written: iterate over it, or `complete()`.
 
-    Leaving the iteration early does not end the call: use `with`, or `close`. Ctrl-C in the iteration does. `started`, `finished` and
-    `receipt` are None until they have arrived.
+    Leaving the iteration early does not end the call: use `with`, or `close`. Ctrl-C in the iteration does. `started`, `finished`
+    and `receipt` are None until they have arrived.
     """
 
     def __init__(self, connection: BlockingConnection, request: gw.ChatRequest, deadline: float, retry: RetryPolicy) -> None:

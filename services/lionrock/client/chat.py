@@ -28,7 +28,7 @@ class Message:
 
 
 Messages = str | Sequence[Message | Mapping[str, str]]
-"""A conversation: one user turn as text, or turns, oldest first; a mapping has the keys role and content, and tool_call_id for tools."""
+"""One user turn as text, or turns, oldest first; a mapping has the keys role and content, and tool_call_id for tools."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,10 @@ class Answer:
 
 
 def wire_messages(messages: Messages) -> list[chat.ChatMessage]:
-    """The turns as protobuf messages. Raises ValueError for an unknown role, an unknown key, or text that UTF-8 cannot hold."""
+    """Return the turns as protobuf messages.
+
+    Raises ValueError for an unknown role, an unknown key, or text that UTF-8 cannot hold.
+    """
     if isinstance(messages, str):
         messages = [Message("user", messages)]
     wire = []
@@ -91,7 +94,7 @@ class ChatOptions(TypedDict, total=False):
 
 
 def chat_request(messages: Messages, options: ChatOptions) -> gw.ChatRequest:
-    """The request. Raises ValueError or TypeError, before anything is sent, for what no message can hold."""
+    """Build the request. Raises ValueError or TypeError, before anything is sent, for what no message can hold."""
     params = SamplingParams()
     if "sampling" in options:
         params.CopyFrom(options["sampling"])
@@ -142,12 +145,12 @@ class ChatProgress:
             raise StreamBroken("the stream ended before its last message")
 
     def answer(self) -> Answer:
-        """The whole answer, after `ended`."""
+        """Return the whole answer, after `ended`."""
         assert self.started is not None
         assert self.finished is not None
         return Answer("".join(self.texts), self.started, self.finished)
 
 
 def receipt_of(finished: Finished | None) -> Receipt | None:
-    """The receipt of a finished answer; None before."""
+    """Return the receipt of a finished answer; None before."""
     return finished.receipt if finished is not None and finished.HasField("receipt") else None

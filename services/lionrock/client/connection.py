@@ -1,7 +1,8 @@
 """A blocking channel to the gateway: mutual TLS that follows its files, and the caller's trace context.
 
-The async client uses the chassis' channel; gRPC's blocking API has its own channel type, so this is the same for it. gRPC clients cannot
-reload certificates: when the files change, the next call gets a new channel, and the old one is closed when its last call has ended.
+The async client uses the chassis' channel; gRPC's blocking API has its own channel type, so this is the same for it. gRPC clients
+cannot reload certificates: when the files change, the next call gets a new channel, and the old one is closed when its last call
+has ended.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ class Tls:
     ca: str | Path
 
     def settings(self) -> TlsSettings:
-        """The same as the chassis names it."""
+        """Return the same as the chassis names it."""
         return TlsSettings(cert_file=Path(self.cert), key_file=Path(self.key), ca_file=Path(self.ca))
 
 
 def trace_metadata() -> tuple[tuple[str, str], ...]:
-    """The caller's own W3C trace context, if there is one, so that the mesh's spans join its trace."""
+    """Return the caller's own W3C trace context, if there is one, so that the mesh's spans join its trace."""
     carrier: dict[str, str] = {}
     _PROPAGATOR.inject(carrier)
     return tuple(carrier.items())
@@ -67,7 +68,7 @@ class BlockingConnection:
 
     @contextmanager
     def stub(self) -> Iterator[GatewayServiceStub]:
-        """A stub whose channel stays open for as long as the block."""
+        """Return a stub whose channel stays open for as long as the block."""
         with self._lock:
             self._identity.latest()
             if self._identity.version != self._version:

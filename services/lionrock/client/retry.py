@@ -1,7 +1,8 @@
 """When a failed call may be made again. Pure.
 
-Only where the server says that it is safe: UNAVAILABLE or RESOURCE_EXHAUSTED with RetryInfo, and nothing of the answer received. A call
-that reached no gateway carries no RetryInfo and is not repeated here: gRPC itself repeats what provably never left this machine.
+Only where the server says that it is safe: UNAVAILABLE or RESOURCE_EXHAUSTED with RetryInfo, and nothing of the answer received.
+A call that reached no gateway carries no RetryInfo and is not repeated here: gRPC itself repeats what provably never left this
+machine.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ SERVICE_NAME = "lionrock.gateway.v1.GatewayService"
 
 @asynccontextmanager
 async def gateway(settings: GatewaySettings) -> AsyncIterator[Registration]:
-    """The gateway's service with its channels open. Leaving writes the outcomes that are still being written, then closes them."""
+    """Open the channels and return the service. Leaving writes the outcomes that are still being written, then closes them."""
     async with AsyncExitStack() as stack:
 
         async def channel(peer: PeerSettings) -> grpc.aio.Channel:

@@ -1,8 +1,8 @@
 """How much at a time: open answers of a caller, of a tenant and of the whole gateway.
 
-Counts; does not queue. A request over a bound is refused at once with an estimate of when to come back, since a queue here would only
-move the wait to where nobody sees it (the engine has the one queue). Imports neither grpc nor stubs. State lives in this process:
-several gateways each have their own counters.
+Counts; does not queue. A request over a bound is refused at once with an estimate of when to come back, since a queue here would
+only move the wait to where nobody sees it (the engine has the one queue). Imports neither grpc nor stubs. State lives in this
+process: several gateways each have their own counters.
 """
 
 from __future__ import annotations

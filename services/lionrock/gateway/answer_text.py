@@ -1,7 +1,8 @@
 """Token ids in, text that may be shown out: decode, cut at stop strings, guard.
 
-Knows the order of the three and how to end them; does not know where ids come from or where text goes. Nothing leaves `push` or `end`
-that the guardrails have not released. Both inner streams are opened when this is made, so that they are ready before the first token.
+Knows the order of the three and how to end them; does not know where ids come from or where text goes. Nothing leaves `push` or
+`end` that the guardrails have not released. Both inner streams are opened when this is made, so that they are ready before the
+first token.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class AnswerText:
     """One answer on its way from ids to text."""
 
     def __init__(self, decoding: Decoding, guarding: Guarding, stops: Sequence[str], verdict: Verdict) -> None:
-        """`stops`: stop strings. `verdict` collects what the guardrails say."""
+        """Take `stops`, the stop strings; `verdict` collects what the guardrails say."""
         self._decoding = decoding
         self._guarding = guarding
         self._cutter = StopStringCutter(stops)

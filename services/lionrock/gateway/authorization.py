@@ -1,8 +1,8 @@
 """May this principal do this, for this purpose, with this class of data, on this model? Default deny.
 
-`decide` is a pure function of its arguments: no clock, no state, no I/O, so that it can be tabulated exhaustively and exchanged for a
-policy language behind the same signature. It does not know whether the model exists: a model that a principal may not use and one that
-nobody serves must look the same to them.
+`decide` is a pure function of its arguments: no clock, no state, no I/O, so that it can be tabulated exhaustively and exchanged
+for a policy language behind the same signature. It does not know whether the model exists: a model that a principal may not use
+and one that nobody serves must look the same to them.
 
 Sources: role and purpose as conditions of access, PDPO Data Protection Principles 3 and 4; separation of operators from payloads.
 """

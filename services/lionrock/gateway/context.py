@@ -33,7 +33,7 @@ def request_context(
     conversation_id: str = "",
     data_class: ctx.DataClass.ValueType = ctx.DATA_CLASS_PERSONAL,
 ) -> ctx.RequestContext:
-    """The envelope of every inner call. An empty purpose is the grant's default, an undeclared data class is personal."""
+    """Return the envelope of every inner call. An empty purpose is the grant's default, an undeclared data class is personal."""
     return ctx.RequestContext(
         request_id=request_id,
         tenant=principal.tenant.name,
@@ -50,7 +50,7 @@ def request_context(
 
 
 def committed_prompt(messages: Sequence[chat.ChatMessage], constraint: sampling.OutputConstraint | None) -> bytes:
-    """The conversation that the model saw, as canonical JSON (RFC 8785): what the INTENT leaf commits to.
+    """Return the conversation that the model saw, as canonical JSON (RFC 8785): what the INTENT leaf commits to.
 
     {"messages": [{"content", "role", "tool_call_id"?}], "constraint"?: {"regex": "…"}}; roles as in "user".
     """
@@ -62,7 +62,7 @@ def committed_prompt(messages: Sequence[chat.ChatMessage], constraint: sampling.
 
 
 def effective_sampling(asked: sampling.SamplingParams) -> sampling.SamplingParams:
-    """What is asked for, with a seed wherever one counts."""
+    """Return what is asked for, with a seed wherever one counts."""
     params = sampling.SamplingParams()
     params.CopyFrom(asked)
     if params.temperature > 0 and not params.HasField("seed"):
@@ -71,7 +71,7 @@ def effective_sampling(asked: sampling.SamplingParams) -> sampling.SamplingParam
 
 
 def engine_sampling(params: sampling.SamplingParams) -> sampling.SamplingParams:
-    """What the engine is told: all but the stop strings, which are text, and which the gateway cuts where the text is first seen."""
+    """Return what the engine is told: all but the stop strings, which the gateway cuts where text is first seen."""
     told = sampling.SamplingParams()
     told.CopyFrom(params)
     del told.stop[:]
@@ -88,7 +88,7 @@ class CacheSalts:
         self._secret = secret
 
     def of(self, tenant: TenantName) -> bytes:
-        """The tenant's salt, 32 bytes."""
+        """Return the tenant's salt, 32 bytes."""
         return hmac.digest(self._secret, b"lionrock/cache-salt/v1\x00" + tenant.encode(), sha256)
 
 

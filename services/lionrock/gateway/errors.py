@@ -22,8 +22,8 @@
         ├── TokenizationUnavailable                       TOKENIZATION_UNAVAILABLE
         └── InferenceUnavailable                          INFERENCE_UNAVAILABLE
 
-and from the chassis InvalidField, Overloaded, DeadlineTooShort, DeadlineExceeded, ShuttingDown, Internal. No message carries text of a
-prompt or an answer; `request_id` in the metadata finds the request in the audit log.
+and from the chassis InvalidField, Overloaded, DeadlineTooShort, DeadlineExceeded, ShuttingDown, Internal. No message carries text
+of a prompt or an answer; `request_id` in the metadata finds the request in the audit log.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """One answer's token ids, over as many Generate calls as it takes.
 
-Knows the engine's stream and how to resume it: when a shard group is lost, the tokens received stay valid, and prompt + tokens go to
-whichever group comes up (sampling is keyed by seed and position, so the answer is the one that would have come). Does not know text.
+Knows the engine's stream and how to resume it: when a shard group is lost, the tokens received stay valid, and prompt + tokens go
+to whichever group comes up (sampling is keyed by seed and position, so the answer is the one that would have come). Does not know
+text.
 
-Bounded: at most `max_pending` ids wait for the consumer, then the engine's stream is not read; losses are counted, and the time to find
-another group is limited.
+Bounded: at most `max_pending` ids wait for the consumer, then the engine's stream is not read; losses are counted, and the time
+to find another group is limited.
 """
 
 from __future__ import annotations
@@ -91,8 +92,8 @@ class Generation:
     async def take(self, most: int, not_before: float = 0.0) -> Sequence[int]:
         """Return the ids that have arrived since the last call, at most `most`; empty once generation has ended.
 
-        Waits for one id at least, and, so that tokens gather under load, until the loop's time `not_before` unless the end comes first.
-        Raises like started, after all ids that arrived before the failure were taken.
+        Waits for one id at least, and, so that tokens gather under load, until the loop's time `not_before` unless the end comes
+        first. Raises like started, after all ids that arrived before the failure were taken.
         """
         while self._taken == len(self._received) and self._finished is None:
             await self._wait_for_progress()
@@ -158,7 +159,10 @@ class Generation:
                 wait_s = min(2 * wait_s, self._policy.max_wait_s)
 
     def _resumable(self, error: RemoteError, *, resuming: bool) -> bool:
-        """Whether another call can go on. An engine that never took the sequence is only waited for when it says that it comes back."""
+        """Whether another call can go on.
+
+        An engine that never took the sequence is only waited for when it says that it comes back.
+        """
         if error.reason == "SHARD_GROUP_LOST":
             return True
         return resuming and error.status in (StatusCode.UNAVAILABLE, StatusCode.RESOURCE_EXHAUSTED)

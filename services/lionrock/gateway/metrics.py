@@ -40,7 +40,7 @@ class GatewayMetrics:
         self._unrecorded = meter.create_counter("lionrock.gateway.outcomes_unrecorded", description="Outcome leaves that failed.")
 
     def opened(self, tenant: str) -> None:
-        """An answer was admitted."""
+        """Count an answer that was admitted."""
         self._open.add(1, {"lionrock.tenant": tenant})
 
     def closed(
@@ -55,7 +55,7 @@ class GatewayMetrics:
         tokens: int,
         resumptions: int,
     ) -> None:
-        """An answer ended. `model` is empty when none took the request; `reason` is empty when it was answered."""
+        """Count an answer that ended. `model` is empty when none took the request; `reason` is empty when it was answered."""
         self._open.add(-1, {"lionrock.tenant": tenant})
         attributes = {"gen_ai.operation.name": "chat", "gen_ai.provider.name": "lionrock", "lionrock.tenant": tenant}
         if model:
@@ -72,5 +72,5 @@ class GatewayMetrics:
         self._duration.record(total_s, attributes)
 
     def outcome_unrecorded(self, tenant: str) -> None:
-        """An outcome leaf could not be written."""
+        """Count an outcome leaf that could not be written."""
         self._unrecorded.add(1, {"lionrock.tenant": tenant})

@@ -29,11 +29,14 @@ class PairedStream(Generic[Request, Response]):
         self._opened = asyncio.create_task(self._exchange(opening))
 
     async def opened(self) -> Response:
-        """The answer to the opening message. Raises like exchange."""
+        """Return the answer to the opening message. Raises like exchange."""
         return await asyncio.shield(self._opened)
 
     async def exchange(self, request: Request) -> Response:
-        """Send one message and return its answer. Raises what `translate` makes of a failure, of an early end or of a late answer."""
+        """Send one message and return its answer.
+
+        Raises what `translate` makes of a failure, of an early end or of a late answer.
+        """
         await self.opened()
         return await self._exchange(request)
 

@@ -1,8 +1,8 @@
 """What an inner service's failure means to the gateway's caller.
 
-Knows the reasons in the inner contracts and the reasons in the gateway's own. An error that the caller can mend is passed on with the
-field path of the request that they sent; every other one says only which service failed, with its status and reason as metadata, since
-its text was written for another reader.
+Knows the reasons in the inner contracts and the reasons in the gateway's own. An error that the caller can mend is passed on with
+the field path of the request that they sent; every other one says only which service failed, with its status and reason as
+metadata, since its text was written for another reader.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def translated(translate: Translate) -> Iterator[None]:
 
 
 def protocol_violation(detail: str) -> RemoteError:
-    """An answer that the contract does not allow; `detail` is a reason such as STREAM_ENDED_EARLY."""
+    """Return an answer that the contract does not allow; `detail` is a reason such as STREAM_ENDED_EARLY."""
     return _failure(StatusCode.INTERNAL, detail)
 
 
@@ -119,7 +119,7 @@ def _unavailable(kind: type[errors.PeerUnavailable], message: str, error: Remote
 
 
 def _numbers(error: RemoteError) -> dict[str, str]:
-    """Counts that the engine reported, such as prompt_tokens and context_window; nothing else passes."""
+    """Return counts that the engine reported, such as prompt_tokens and context_window; nothing else passes."""
     return {key: value for key, value in error.metadata.items() if value.isdigit() and len(value) < 16}
 
 

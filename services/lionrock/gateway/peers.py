@@ -50,7 +50,7 @@ class Deadline:
 
     @classmethod
     def after(cls, seconds: float) -> Deadline:
-        """The deadline `seconds` from now."""
+        """Return the deadline `seconds` from now."""
         return cls(asyncio.get_running_loop().time() + seconds)
 
     @property
@@ -73,7 +73,7 @@ class Guardrails:
     async def inspect_prompt(
         self, context: ctx.RequestContext, messages: Sequence[chat.ChatMessage], deadline: Deadline
     ) -> guard.InspectResponse:
-        """The verdict on a conversation, one part a turn."""
+        """Return the verdict on a conversation, one part a turn."""
         parts = [guard.TextPart(text=message.content, source=_SOURCES[message.role]) for message in messages]
         request = guard.InspectRequest(context=context, direction=guard.DIRECTION_PROMPT, parts=parts)
         with translated(from_guardrails):
@@ -96,7 +96,7 @@ class Tokenization:
     async def encode(
         self, context: ctx.RequestContext, model: str, messages: Sequence[chat.ChatMessage], deadline: Deadline
     ) -> tok.EncodeResponse:
-        """The ids of a conversation."""
+        """Return the ids of a conversation."""
         request = tok.EncodeRequest(context=context, model=model, conversation=tok.Conversation(messages=messages))
         with translated(from_tokenization):
             return await self._stub.Encode(request, timeout=deadline.left_s(self._timeout_s))
@@ -129,7 +129,7 @@ class Inference:
         return self._stub.Generate(request, timeout=deadline.left_s())
 
     async def list_models(self, deadline: Deadline) -> Sequence[inf.ServedModel]:
-        """What is served now."""
+        """Return what is served now."""
         with translated(from_inference):
             response = await self._stub.ListModels(inf.ListModelsRequest(), timeout=deadline.left_s(self._timeout_s))
         return response.models
@@ -148,13 +148,13 @@ class AuditLog:
             return await self._stub.Append(request, timeout=deadline.left_s(self._timeout_s))
 
     async def receipt(self, context: ctx.RequestContext, event_id: str, deadline: Deadline) -> audit.Receipt:
-        """The proof of an event of the tenant."""
+        """Return the proof of an event of the tenant."""
         request = audit.GetReceiptRequest(context=context, event_id=event_id)
         with translated(from_audit_query):
             return (await self._stub.GetReceipt(request, timeout=deadline.left_s(self._timeout_s))).receipt
 
     async def verifier_keys(self, context: ctx.RequestContext, deadline: Deadline) -> Sequence[str]:
-        """The verifier keys of the tenant's log, newest first."""
+        """Return the verifier keys of the tenant's log, newest first."""
         with translated(from_audit):
             response = await self._stub.ListKeys(audit.ListKeysRequest(context=context), timeout=deadline.left_s(self._timeout_s))
         return response.verifier_keys

@@ -7,7 +7,8 @@ Knows the order and what may overlap. Does not know wires (servicer.py), retries
 (answer_text.py), or what a leaf looks like (record.py).
 
 Duties kept here: nothing reaches the client before the INTENT leaf is durable; `finished` is sent only after the OUTCOME leaf is;
-every admitted request gets an OUTCOME, however it ends; when anything fails or the client goes away, the engine is cancelled at once.
+every admitted request gets an OUTCOME, however it ends; when anything fails or the client goes away, the engine is cancelled at
+once.
 """
 
 from __future__ import annotations
@@ -187,7 +188,7 @@ class ChatPipeline:
         return Turn(principal, request, params, deadline, send, record, ticket)
 
     async def _authorize(self, turn: Turn) -> str:
-        """The model that the caller means and may use."""
+        """Return the model that the caller means and may use."""
         asked = AccessRequest(
             Action.CHAT, turn.record.context.purpose, data_class_name(turn.record.context.data_class), turn.request.model or None
         )

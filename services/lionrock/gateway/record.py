@@ -1,7 +1,7 @@
 """What the audit log will say of one request: collected on its way, written once when it ends.
 
-Knows the INTENT and OUTCOME leaves; does not know how a request is answered. The outcome's event id is the request id, so that a receipt
-is found again by request id without any state in the gateway. Source: audit.proto.
+Knows the INTENT and OUTCOME leaves; does not know how a request is answered. The outcome's event id is the request id, so that a
+receipt is found again by request id without any state in the gateway. Source: audit.proto.
 """
 
 from __future__ import annotations
@@ -69,17 +69,20 @@ class RequestRecord:
         self.answer_bytes += len(text.encode())
 
     def answered(self, reason: sampling.FinishReason.ValueType) -> None:
-        """Generation ended and everything that may be shown was sent. A guardrail that cut the answer makes it a blocked one."""
+        """Say that generation ended and everything that may be shown was sent.
+
+        A guardrail that cut the answer makes it a blocked one.
+        """
         blocked = reason == sampling.FINISH_REASON_BLOCKED
         self._end(audit.OUTCOME_STATUS_BLOCKED if blocked else audit.OUTCOME_STATUS_ANSWERED, "ANSWER_BLOCKED" if blocked else "")
         self.finish_reason = reason
 
     def refused(self, error: MeshError) -> None:
-        """The request ends with an error that the client sees."""
+        """Say that the request ends with an error that the client sees."""
         self._end(audit.OUTCOME_STATUS_BLOCKED if isinstance(error, PromptBlocked) else audit.OUTCOME_STATUS_FAILED, error.reason)
 
     def aborted(self, *, deadline_passed: bool) -> None:
-        """The client went away, or its time is up."""
+        """Say that the client went away, or its time is up."""
         if deadline_passed:
             self._end(audit.OUTCOME_STATUS_FAILED, DEADLINE_EXCEEDED)
         else:
@@ -100,7 +103,7 @@ class RequestRecord:
         return self.ended_at - self.arrived_at
 
     def outcome(self) -> audit.AppendRequest:
-        """The OUTCOME leaf. The intent must have ended; one that failed leaves its index unset."""
+        """Return the OUTCOME leaf. The intent must have ended; one that failed leaves its index unset."""
         assert self.ended
         leaf = audit.Outcome(
             status=self.status,
@@ -142,7 +145,7 @@ def intent_leaf(
     prompt_tokens: int,
     prompt: bytes,
 ) -> audit.AppendRequest:
-    """The INTENT leaf of a chat. `prompt` and the stop strings in `params` are committed to, not stored."""
+    """Return the INTENT leaf of a chat. `prompt` and the stop strings in `params` are committed to, not stored."""
     intent = audit.Intent(
         action="chat",
         model=model,

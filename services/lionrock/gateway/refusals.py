@@ -44,7 +44,10 @@ def refuse_what_is_not_offered(request: gw.ChatRequest, max_prompt_code_points: 
 
 
 def refuse_what_the_policy_refuses(judged: guard.InspectResponse) -> None:
-    """Let through what is allowed or masked. Raises PromptBlocked, ReviewRequired, and GuardrailsUnavailable for a verdict nobody knows."""
+    """Let through what is allowed or masked.
+
+    Raises PromptBlocked, ReviewRequired, and GuardrailsUnavailable for a verdict nobody knows.
+    """
     match judged.action:
         case guard.ACTION_ALLOW | guard.ACTION_MASK:
             return
@@ -57,7 +60,7 @@ def refuse_what_the_policy_refuses(judged: guard.InspectResponse) -> None:
 
 
 def masked(messages: Sequence[chat.ChatMessage], judged: guard.InspectResponse) -> Sequence[chat.ChatMessage]:
-    """The conversation with its masked texts in place. Raises GuardrailsUnavailable when one is missing."""
+    """Return the conversation with its masked texts in place. Raises GuardrailsUnavailable when one is missing."""
     if len(judged.masked_texts) != len(messages):
         raise from_guardrails(protocol_violation("MASKED_TEXTS_MISSING"))
     return [

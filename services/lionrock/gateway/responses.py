@@ -11,7 +11,7 @@ from lionrock.inference.v1 import inference_pb2 as inf
 
 
 def started(record: RequestRecord, engine: inf.GenerateResponse.Started, seed: int, prompt: Verdict) -> gw.ChatResponse:
-    """The first message."""
+    """Return the first message."""
     return gw.ChatResponse(
         started=gw.ChatResponse.Started(
             request_id=record.context.request_id,
@@ -26,7 +26,7 @@ def started(record: RequestRecord, engine: inf.GenerateResponse.Started, seed: i
 def finished(
     record: RequestRecord, intent: audit.AppendResponse, outcome: audit.AppendResponse, blocked: guard.Blocked | None
 ) -> gw.ChatResponse:
-    """The last message."""
+    """Return the last message."""
     last = gw.ChatResponse.Finished(
         reason=record.finish_reason,
         usage=record.usage,

@@ -1,7 +1,7 @@
 """Which models the engine serves, as lately seen: what an empty model name means, and what ListModels shows.
 
-Knows names and placements; does not decide who may use them. The list is asked for at most once a `fresh_s`, by one request at a time,
-so that a crowd of callers costs the engine one call.
+Knows names and placements; does not decide who may use them. The list is asked for at most once a `fresh_s`, by one request at a
+time, so that a crowd of callers costs the engine one call.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class ServedModels:
         self._asking = asyncio.Lock()
 
     async def usable_by(self, principal: Principal, deadline: Deadline) -> Sequence[inf.ServedModel]:
-        """The served models that the grant names, by name. Raises InferenceUnavailable."""
+        """Return the served models that the grant names, by name. Raises InferenceUnavailable."""
         loop = asyncio.get_running_loop()
         if loop.time() >= self._fresh_until:
             async with self._asking:
@@ -38,10 +38,10 @@ class ServedModels:
         return [model for model in self._models if principal.may_use(model.identity.model)]
 
     async def resolve(self, principal: Principal, name: str, deadline: Deadline) -> str:
-        """The model that a request means: the name, or the only usable one.
+        """Return the model that a request means: the name, or the only usable one.
 
-        Raises InvalidField when there are several, ModelNotFound when there is none, InferenceUnavailable. A name is not looked up here:
-        the tokenizer and the engine know best what they serve.
+        Raises InvalidField when there are several, ModelNotFound when there is none, InferenceUnavailable. A name is not looked
+        up here: the tokenizer and the engine know best what they serve.
         """
         if name:
             return name

@@ -1,4 +1,4 @@
-"""GatewayService on the wire: who calls, until when, and what the inner services say. Chat is the pipeline's; the rest is answered here.
+"""GatewayService on the wire: who calls, until when, and what the inner services say. Chat is the pipeline's, the rest is here.
 
 Knows messages and the current call; decides nothing itself. Errors leave as they come, the chassis puts them on the wire.
 """
@@ -44,6 +44,7 @@ class GatewayServicer(GatewayServiceServicer):
 
     async def CountTokens(self, request: gw.CountTokensRequest, context: Context) -> gw.CountTokensResponse:  # noqa: N802
         """Count the tokens of a conversation."""
+        del context
         principal, deadline = self._caller()
         permit(principal, AccessRequest(Action.COUNT_TOKENS, model=request.model or None))
         model = await self._models.resolve(principal, request.model, deadline)
@@ -52,6 +53,7 @@ class GatewayServicer(GatewayServiceServicer):
 
     async def ListModels(self, request: gw.ListModelsRequest, context: Context) -> gw.ListModelsResponse:  # noqa: N802
         """List what is served and permitted."""
+        del request, context
         principal, deadline = self._caller()
         permit(principal, AccessRequest(Action.LIST_MODELS))
         served = await self._models.usable_by(principal, deadline)
@@ -63,6 +65,7 @@ class GatewayServicer(GatewayServiceServicer):
 
     async def GetReceipt(self, request: gw.GetReceiptRequest, context: Context) -> gw.GetReceiptResponse:  # noqa: N802
         """Fetch the proof of an answer of the caller's tenant: its log is the only one that is asked."""
+        del context
         principal, deadline = self._caller()
         permit(principal, AccessRequest(Action.GET_RECEIPT))
         receipt = await self._peers.audit.receipt(_context(principal), request.request_id, deadline)
@@ -70,6 +73,7 @@ class GatewayServicer(GatewayServiceServicer):
 
     async def ListAuditKeys(self, request: gw.ListAuditKeysRequest, context: Context) -> gw.ListAuditKeysResponse:  # noqa: N802
         """List the verifier keys of the caller's log."""
+        del request, context
         principal, deadline = self._caller()
         permit(principal, AccessRequest(Action.LIST_AUDIT_KEYS))
         keys = await self._peers.audit.verifier_keys(_context(principal), deadline)
@@ -86,5 +90,5 @@ class GatewayServicer(GatewayServiceServicer):
 
 
 def _context(principal: Principal) -> ctx.RequestContext:
-    """The envelope of a call that is not a question."""
+    """Return the envelope of a call that is not a question."""
     return request_context(principal, uuid7())

@@ -18,7 +18,9 @@ from lionrock.gateway.tenants import Grant, Tenant, TenantDirectory, TenantName
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 _LABEL = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 _CODE = r"^[a-z][a-z0-9_]{0,62}$"
-_DATA_CLASSES = frozenset(name.removeprefix("DATA_CLASS_").lower() for name in ctx.DataClass.keys()) - {"unspecified"}
+_DATA_CLASSES = frozenset(name.removeprefix("DATA_CLASS_").lower() for name in ctx.DataClass.DESCRIPTOR.values_by_name) - {
+    "unspecified"
+}
 
 
 class PrincipalSettings(BaseModel):
@@ -83,13 +85,12 @@ class TenantSettings(BaseModel):
             # A kind is checked like an id with one more segment: "*" is no character of a SPIFFE id.
             base = principal.spiffe_id[:-1] + "any" if principal.spiffe_id.endswith("/*") else principal.spiffe_id
             if SpiffeId.parse(base).tenant != self.name:
-                raise ValueError(
-                    f"principal {principal.spiffe_id} is not of the form spiffe://<trust domain>/tenant/{self.name}/<user|workload>/<name>"
-                )
+                form = f"spiffe://<trust domain>/tenant/{self.name}/<user|workload>/<name>"
+                raise ValueError(f"principal {principal.spiffe_id} is not of the form {form}")
         return self
 
     def tenant(self) -> Tenant:
-        """The tenant as the directory knows it."""
+        """Return the tenant as the directory knows it."""
         grants = {
             principal.spiffe_id: Grant(
                 roles=principal.roles,
@@ -112,14 +113,14 @@ class LimitSettings(BaseModel):
     max_streams: int = Field(default=192, ge=1, description="open answers of all tenants at a time")
     max_prompt_code_points: int = Field(default=1_000_000, ge=1, le=1_000_000, description="code points of a conversation")
     max_answer_bytes: int = Field(
-        4 * 2**20, ge=1024, le=8 * 2**20 - 65536, description="an answer that grows beyond this ends with reason LENGTH"
+        default=4 * 2**20, ge=1024, le=8 * 2**20 - 65536, description="an answer that grows beyond this ends with reason LENGTH"
     )
     max_pending_tokens: int = Field(
-        4096, ge=1, description="tokens that wait for a slow client before the engine's stream is not read"
+        default=4096, ge=1, description="tokens that wait for a slow client before the engine's stream is not read"
     )
     max_delta_tokens: int = Field(default=256, ge=1, le=65536, description="tokens in one delta at most")
     gathering_s_per_stream: float = Field(
-        0.005, ge=0, description="time that tokens gather between deltas, for each other open answer, in seconds"
+        default=0.005, ge=0, description="time that tokens gather between deltas, for each other open answer, in seconds"
     )
     max_gathering_s: float = Field(default=0.2, ge=0, description="the same at most, in seconds")
     min_deadline_s: float = Field(default=0.05, ge=0, description="a request with less time left is refused, in seconds")
@@ -146,7 +147,7 @@ class GatewaySettings(ServiceSettings):
     limits: LimitSettings = LimitSettings()
     cache_salt_file: Path | None = Field(
         default=None,
-        description="secret of the prefix-cache salts, 32 bytes or more, the same for all gateways of a pool; unset: drawn at start",
+        description="secret of the prefix-cache salts, 32 bytes or more, the same in all gateways; unset: drawn at start",
     )
 
     @model_validator(mode="after")
@@ -160,5 +161,5 @@ class GatewaySettings(ServiceSettings):
         return self
 
     def directory(self) -> TenantDirectory:
-        """The tenants, indexed by SPIFFE id."""
+        """Return the tenants, indexed by SPIFFE id."""
         return TenantDirectory(tenant.tenant() for tenant in self.tenants)

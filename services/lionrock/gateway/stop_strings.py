@@ -1,9 +1,9 @@
 """Cuts an answer before its first stop string, while it is written.
 
-Knows text only. Engines work on token ids, and a stop string may begin or end inside a token, so the cut is made here, where the text
-is first seen. The result is a function of the text alone, however it is cut into chunks: the text is read code point by code point, the
-first stop string to be complete ends it (of several that complete together, the longest), and everything before that string's first
-code point is the answer.
+Knows text only. Engines work on token ids, and a stop string may begin or end inside a token, so the cut is made here, where the
+text is first seen. The result is a function of the text alone, however it is cut into chunks: the text is read code point by code
+point, the first stop string to be complete ends it (of several that complete together, the longest), and everything before that
+string's first code point is the answer.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ class StopStringCutter:
     """Passes text through, holding back at most one code point less than the longest stop string."""
 
     def __init__(self, stops: Sequence[str]) -> None:
-        """`stops`: non-empty strings; none at all lets everything through."""
+        """Take `stops`, non-empty strings; none at all lets everything through."""
         assert all(stops), "an empty stop string ends every answer before it begins"
         self._stops = tuple(dict.fromkeys(stops))
         self._held = ""

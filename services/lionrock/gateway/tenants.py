@@ -1,10 +1,10 @@
 """Who may come in: tenants, and the principals that belong to them.
 
-Knows which SPIFFE id belongs to which tenant and what was granted to it. Does not know certificates (the chassis verifies them), what
-a grant permits (authorization.py) or how much is in use (admission.py). Imports neither grpc nor stubs.
+Knows which SPIFFE id belongs to which tenant and what was granted to it. Does not know certificates (the chassis verifies them),
+what a grant permits (authorization.py) or how much is in use (admission.py). Imports neither grpc nor stubs.
 
-A principal's id is exact (`spiffe://td/tenant/bank/workload/desk`) or names a kind (`spiffe://td/tenant/bank/user/*`). An exact id wins
-over a kind, and nothing else matches: there is no default principal.
+A principal's id is exact (`spiffe://td/tenant/bank/workload/desk`) or names a kind (`spiffe://td/tenant/bank/user/*`). An exact
+id wins over a kind, and nothing else matches: there is no default principal.
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """A tenant. `territory` is an ISO 3166-1 alpha-2 code; `grants` maps an exact SPIFFE id, or a kind ending in "/*", to its grant."""
+    """A tenant.
+
+    `territory` is an ISO 3166-1 alpha-2 code; `grants` maps an exact SPIFFE id, or a kind ending in "/*", to its grant.
+    """
 
     name: TenantName
     territory: str

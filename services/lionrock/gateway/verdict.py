@@ -34,12 +34,12 @@ class Verdict:
                 self.masked.append(finding)
 
     def block(self, rule: str) -> None:
-        """A rule ended the text, whether or not a finding said so."""
+        """Take note that a rule ended the text, whether or not a finding said so."""
         self.action = guard.ACTION_BLOCK
         self._counts[rule] = max(1, self._counts[rule])  # named even when the list is full
 
     def summary(self) -> audit.GuardrailSummary:
-        """The verdict as a leaf records it."""
+        """Return the verdict as a leaf records it."""
         return audit.GuardrailSummary(
             action=guard.Action.Name(self.action).removeprefix("ACTION_").lower(),
             findings=dict(self._counts),
@@ -53,7 +53,7 @@ class Verdict:
 
 
 def prompt_verdict(response: guard.InspectResponse) -> Verdict:
-    """The verdict on a whole prompt."""
+    """Return the verdict on a whole prompt."""
     verdict = Verdict(response.policy)
     verdict.add(response.findings)
     verdict.action = max(verdict.action, response.action)
