@@ -6,7 +6,7 @@ Rule
   log at that size, so neither a step of the wall clock nor a quick restart closes a request that lives.
 - It gets an outcome with status "failed", reason "OUTCOME_MISSING" and recorded_by "recovery", under the context of its intent. The
   event id is the request id, as the gateway's own outcome would have had it, or a new one where that is taken.
-- An outcome that arrives after that is refused (IntentClosed): its gateway must not release a final frame.
+- An outcome that arrives after that is refused (EventAlreadyRecorded or IntentClosed): its gateway must not release a final frame.
 """
 
 import asyncio

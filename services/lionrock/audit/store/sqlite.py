@@ -53,6 +53,8 @@ _LEAVES_BETWEEN: Final = """
     SELECT leaf_index, event_id, recorded_at_us, subtree_hashes, data FROM leaves
     WHERE log_id = ? AND leaf_index >= ? AND leaf_index < ? ORDER BY leaf_index"""
 _BUSY_TIMEOUT_S: Final = 5.0
+_WAL_CHECKPOINT_PAGES: Final = 4000
+"""Folding the write-ahead log into the file costs fsyncs of both; every 16 MiB, not every 4 as by default."""
 _WAL_LIMIT_BYTES: Final = 64 * 2**20
 
 
@@ -273,6 +275,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")
         connection.execute("PRAGMA secure_delete=ON")  # a salt that was forgotten is overwritten
+        connection.execute(f"PRAGMA wal_autocheckpoint={_WAL_CHECKPOINT_PAGES}")
         connection.execute(f"PRAGMA journal_size_limit={_WAL_LIMIT_BYTES}")
     if mode != "wal":
         connection.close()
