@@ -27,12 +27,11 @@ def reference(logits: torch.Tensor, position: int, item: SamplingRow) -> int:
     weight = {i: math.exp((values[i] - best) / item.temperature) for i in by_rank}
     kept = by_rank[: item.top_k]
     if item.top_p < 1:
-        mass, nucleus = sum(weight[i] for i in kept), []
-        for i in kept:
-            nucleus.append(i)
-            if sum(weight[j] for j in nucleus) >= item.top_p * mass:
-                break
-        kept = nucleus
+        mass, reached, count = sum(weight[i] for i in kept), 0.0, 0
+        while reached < item.top_p * mass and count < len(kept):
+            reached += weight[kept[count]]
+            count += 1
+        kept = kept[:count]
     kept = sorted(i for i in kept if weight[i] >= item.min_p)
     draw, cumulated = uniform(item.seed, position) * sum(weight[i] for i in kept), 0.0
     for i in kept:

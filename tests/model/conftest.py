@@ -1,0 +1,20 @@
+"""Makes the helpers beside this file importable by name; one compute thread, because the machine is shared."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from models import smollm2_path
+
+sys.path.insert(0, str(Path(__file__).parent))
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The GGUF file of the real model."""
+    return smollm2_path()
