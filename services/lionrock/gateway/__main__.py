@@ -15,6 +15,7 @@ from lionrock.chassis.channel import open_channel
 from lionrock.chassis.server import AnyTenant, Registration, serve
 from lionrock.chassis.settings import PeerSettings, load_settings
 from lionrock.chassis.telemetry import meter
+from lionrock.chassis.tls import TlsFilesUnusable
 from lionrock.gateway.admission import Admission
 from lionrock.gateway.context import CacheSalts
 from lionrock.gateway.metrics import GatewayMetrics
@@ -36,7 +37,9 @@ async def gateway(settings: GatewaySettings) -> AsyncIterator[Registration]:
     async with AsyncExitStack() as stack:
 
         async def channel(peer: PeerSettings) -> grpc.aio.Channel:
-            return await stack.enter_async_context(open_channel(peer, settings.server.tls, name="gateway"))
+            opened = await stack.enter_async_context(open_channel(peer, settings.server.tls, name="gateway"))
+            opened.get_state(try_to_connect=True)  # so that the first question does not pay for the handshake
+            return opened
 
         peers = Peers(
             Guardrails(await channel(settings.guardrails), settings.guardrails.timeout_s),
@@ -44,10 +47,9 @@ async def gateway(settings: GatewaySettings) -> AsyncIterator[Registration]:
             Inference(await channel(settings.inference), settings.inference.timeout_s),
             AuditLog(await channel(settings.audit), settings.audit.timeout_s),
         )
-        secret = settings.cache_salt_file.read_bytes() if settings.cache_salt_file is not None else secrets.token_bytes(32)
         models = ServedModels(peers.inference, settings.limits.models_fresh_s)
         pipeline = ChatPipeline(
-            peers, models, Admission(settings.limits.max_streams), CacheSalts(secret), settings.limits, GatewayMetrics(meter())
+            peers, models, Admission(settings.limits.max_streams), _cache_salts(settings), settings.limits, GatewayMetrics(meter())
         )
         servicer = GatewayServicer(settings.directory(), pipeline, peers, models)
         yield Registration(add_GatewayServiceServicer_to_server, servicer, SERVICE_NAME, AnyTenant())
@@ -58,10 +60,21 @@ async def gateway(settings: GatewaySettings) -> AsyncIterator[Registration]:
             log.error("stopped with outcomes unwritten")
 
 
+def _cache_salts(settings: GatewaySettings) -> CacheSalts:
+    """Read or draw the secret. Raises OSError, ValueError."""
+    if settings.cache_salt_file is None:
+        return CacheSalts(secrets.token_bytes(32))
+    return CacheSalts(settings.cache_salt_file.read_bytes())
+
+
 async def main() -> None:
     """Serve until told to stop."""
     settings = load_settings(GatewaySettings, sys.argv[1:])
-    async with gateway(settings) as registration:
+    async with AsyncExitStack() as stack:
+        try:
+            registration = await stack.enter_async_context(gateway(settings))
+        except (OSError, ValueError, TlsFilesUnusable) as error:
+            sys.exit(f"lionrock gateway: {error}")
         await serve(settings, "gateway", [registration])
 
 
