@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
@@ -17,6 +18,8 @@ from lionrock.inference.v1 import inference_pb2_grpc
 from lionrock.modelstore.errors import ModelStoreError
 from lionrock.planner.chips import UnknownChip
 from lionrock.planner.plan import PlanError
+
+log = logging.getLogger("lionrock.inference")
 
 
 def engine_name() -> str:
@@ -44,13 +47,15 @@ async def run(settings: InferenceSettings) -> None:
     starting = asyncio.create_task(front.start(), name="lionrock-start")
     serving = asyncio.create_task(serve(settings, "inference", [registration]), name="lionrock-serve")
     try:
-        await asyncio.wait({starting, serving}, return_when=asyncio.FIRST_EXCEPTION)
-        if starting.done():
+        await asyncio.wait({starting, serving}, return_when=asyncio.FIRST_COMPLETED)
+        if not serving.done():
             await starting
         await serving
     except RayUnavailable as error:
+        log.error("%s", error)
         raise SystemExit(f"lionrock inference: {error}") from None
     finally:
+        starting.cancel()
         serving.cancel()
         await asyncio.gather(starting, serving, return_exceptions=True)
         await front.close()

@@ -8,18 +8,25 @@ death signal from the kernel when the thread that started them ends, so that thr
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import queue
 import shutil
 import stat
 import tempfile
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeVar
 
 from lionrock.inference.settings import MAX_TEMP_DIR_BYTES, RaySettings
 
+log = logging.getLogger("lionrock.inference")
+
 T = TypeVar("T")
+
+CLOSE_S = 15.0
 
 
 class RayUnavailable(Exception):
@@ -59,7 +66,9 @@ class RayCluster:
         """local_cpus: CPU resources of a local head; ranks on CPUs and replicas take one each."""
         self._settings = settings
         self._local_cpus = local_cpus
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="lionrock-ray")
+        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        # Not an executor's thread: interpreters wait for those at their end, and a call of Ray may never return.
+        threading.Thread(target=self._work, name="lionrock-ray", daemon=True).start()
         self._own_directory: str | None = None
 
     async def start(self) -> None:
@@ -69,12 +78,30 @@ class RayCluster:
 
     async def call(self, function: Callable[[], T]) -> T:
         """Run a blocking call of Ray in its thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+        done: Future[T] = Future()
+
+        def run() -> None:
+            if done.set_running_or_notify_cancel():
+                try:
+                    done.set_result(function())
+                except BaseException as error:  # noqa: BLE001  # it belongs to whoever called
+                    done.set_exception(error)
+
+        self._calls.put(run)
+        return await asyncio.wrap_future(done)
 
     async def close(self) -> None:
-        """Leave the cluster; a local one ends with all its processes."""
-        await self.call(self._shutdown)
-        self._thread.shutdown()
+        """Leave the cluster; a local one ends with all its processes, at the latest when this process does."""
+        try:
+            async with asyncio.timeout(CLOSE_S):
+                await self.call(self._shutdown)
+        except TimeoutError:
+            log.warning("Ray does not answer; its processes end with this one")
+        self._calls.put(None)
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            call()
 
     def _init(self) -> None:
         import ray
