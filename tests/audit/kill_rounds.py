@@ -13,13 +13,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import random
 import signal
 import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,8 @@ async def audit_process(place: Place, config: Path) -> AsyncIterator[tuple[async
         yield process, int(ready.read_text(encoding="ascii"))
     finally:
         if process.returncode is None:
-            process.kill()
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)  # not process.kill(), which reaps what asyncio waits for
         await process.wait()
 
 
@@ -147,7 +149,7 @@ async def kill_rounds(place: Place, *, rounds: int, writers: int, seed: int) -> 
                 history.keys = keys
                 writing = [asyncio.ensure_future(write(stub, history)) for _ in range(writers)]
                 await asyncio.sleep(chance.uniform(0.0, 0.4))  # the moment of the crash, not a wait for something
-                process.send_signal(signal.SIGKILL)
+                os.kill(process.pid, signal.SIGKILL)
                 await asyncio.gather(*writing)
         if sys.stderr.isatty():
             print(f"\rround {number + 1}, {len(history.acknowledged)} acknowledged", end="", file=sys.stderr)

@@ -37,8 +37,11 @@ def float32_decimal(value: float) -> str:
     wanted = struct.pack("<f", value)
     for digits in range(1, 9):
         text = f"{value:.{digits}g}"
-        if struct.pack("<f", float(text)) == wanted:
-            return text
+        try:
+            if struct.pack("<f", float(text)) == wanted:
+                return text
+        except OverflowError:  # rounded up beyond the largest float32
+            continue
     return f"{value:.9g}"
 
 
