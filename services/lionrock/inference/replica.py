@@ -116,6 +116,7 @@ class Replica:
             raise WireShardGroupLost("the shard group is being restarted", retry_after_s=RESTART_RETRY_AFTER_S)
         stream = engine.submit(engine_request(request, deadline_s))
         span = start_sequence_span(traceparent, self._model, self._id)
+        ranks_traceparent = span.traceparent  # none once the span has ended
         outcome = "cancelled"
         try:
             yield pb.GenerateResponse(started=pb.GenerateResponse.Started(replica=self._id))
@@ -125,7 +126,7 @@ class Replica:
                 if output.finish is not None:
                     assert output.timings is not None, "the last output has timings"
                     span.finish(output.timings, output.finish.value)
-                    self._report(group, output, span.traceparent)
+                    self._report(group, output, ranks_traceparent)
                     outcome = ""
                     yield finished_message(output)
         except EngineError as error:
