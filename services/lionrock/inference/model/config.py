@@ -14,7 +14,6 @@ from lionrock.inference.model.errors import MalformedWeights, UnsupportedModel
 
 _MAX_SIZE = 1 << 24  # of any dimension: far beyond real models, small enough that products stay within 64 bits
 _MAX_LAYERS = 1024
-_SAME_WINDOW_ONLY = "sliding-window attention is not offered"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +93,11 @@ def from_config_json(config: Mapping[str, Any], generation: Mapping[str, Any] | 
         raise UnsupportedModel(f"model_type {architecture!r} is not llama or qwen2")
     if config.get("hidden_act", "silu") != "silu":
         raise UnsupportedModel("only the SiLU activation is offered")
-    if config.get("use_sliding_window") or set(config.get("layer_types") or ()) - {"full_attention"}:
-        raise UnsupportedModel(_SAME_WINDOW_ONLY)
+    layer_types = config.get("layer_types") or []
+    if not isinstance(layer_types, list):
+        raise MalformedWeights("config.json: layer_types is no list")
+    if config.get("use_sliding_window") or any(kind != "full_attention" for kind in layer_types):
+        raise UnsupportedModel("sliding-window attention is not offered")
     if config.get("quantization_config") is not None:
         raise UnsupportedModel("quantised safetensors are not offered")
     read = _Reader(config, "config.json")

@@ -160,9 +160,25 @@ def _open_safetensors(path: Path) -> Any:
         return safe_open(path, framework="pt")
     except FileNotFoundError:
         raise MissingTensor(f"{path.name}, which the index names, is missing") from None
-    except SafetensorError as error:
-        kind = TruncatedWeights if "Incomplete" in str(error) or "TooSmall" in str(error) else MalformedWeights
-        raise kind(f"{path.name} is no whole safetensors file ({type(error).__name__})") from None
+    except SafetensorError:
+        if _ends_early(path):
+            raise TruncatedWeights(f"{path.name} ends before its last tensor does") from None
+        raise MalformedWeights(f"{path.name} is no safetensors file") from None
+
+
+def _ends_early(path: Path) -> bool:
+    """Say whether a file that could not be opened is shorter than its header says, or than a header."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 + length or size < 8:
+            return length <= _MAX_JSON_BYTES
+        try:
+            header = json.loads(file.read(min(length, _MAX_JSON_BYTES)))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            return size < 8 + length + max(ends)
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+            return False
 
 
 def _read_json(path: Path) -> dict[str, Any]:
