@@ -1,0 +1,1 @@
+"""Benchmarks: `make bench-NAME`; figures worth keeping are in docs/performance.md."""
