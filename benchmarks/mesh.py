@@ -1,8 +1,8 @@
 """What the mesh costs: time to first token, tokens a second, start, idle memory; against the engine alone in the same run.
 
 The engine alone is the same shard group (same plan, ranks in Ray actors, same scheduler) without gRPC, Serve, guardrails, tokenizer
-and audit, in a Ray cluster of its own. Rounds of the two alternate, so that a slow minute of the machine hits both. Idle, each burns
-a little of the other's time; that is part of the noise.
+and audit, in a Ray cluster of its own. Rounds of the two alternate, so that a slow minute of the machine hits both. Idle, each
+burns a little of the other's time; that is part of the noise.
 
     python -m benchmarks.mesh [--quick]
 """
