@@ -52,8 +52,6 @@ METADATA: dict[str, Any] = {
 def write_gguf(
     path: Path, kind: GGMLQuantizationType = GGMLQuantizationType.Q4_1, architecture: str = "llama", **metadata: Any
 ) -> Path:
-    path: Path, kind: GGMLQuantizationType = GGMLQuantizationType.Q4_1, architecture: str = "llama", **metadata: Any
-) -> Path:
     """Write a small random Llama. metadata: other values, by the names of GGUFWriter's methods."""
     generator = np.random.default_rng(0)
     writer = GGUFWriter(path, architecture)

@@ -176,7 +176,7 @@ def _ends_early(path: Path) -> bool:
         try:
             header = json.loads(file.read(min(length, _MAX_JSON_BYTES)))
             ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-            return size < 8 + length + max(ends)
+            return bool(size < 8 + length + max(ends))
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
             return False
 
