@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lionrock.cli.logs import BoundedLog, last_lines
+from lionrock.cli.logs import BoundedLog, last_lines, prune_traces
 
 
 def test_two_generations_stay_within_the_bound(tmp_path: Path) -> None:
@@ -44,3 +45,11 @@ def test_line_without_end_is_cut(tmp_path: Path) -> None:
 
 def test_last_lines_of_a_log_that_does_not_exist_are_none(tmp_path: Path) -> None:
     assert last_lines(tmp_path / "nothing", 5) == []
+
+
+def test_oldest_and_empty_span_files_of_earlier_runs_go(tmp_path: Path) -> None:
+    for age, (name, size) in enumerate([("new.jsonl", 60), ("empty.jsonl", 0), ("middle.jsonl.1", 30), ("old.jsonl", 20)]):
+        (tmp_path / name).write_bytes(b"x" * size)
+        os.utime(tmp_path / name, (1_000_000 - age, 1_000_000 - age))
+    prune_traces(tmp_path, 100)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["middle.jsonl.1", "new.jsonl"]

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from lionrock.audit.verify import VerificationFailed, check_opening, verify_receipt
 from lionrock.cli.errors import (
@@ -95,9 +95,20 @@ def connect(state: StateDir) -> Client:
     return Client(target, tls=Tls(certs / "tls.crt", certs / "tls.key", certs / "ca.crt"))
 
 
-def ask(state: StateDir, client: Client, messages: Sequence[Message], options: ChatOptions, *, as_json: bool = False) -> Answered:
-    """Ask one question and print what comes. Never raises for a refusal: the exit status says it, and so does standard error."""
-    printer = _JsonPrinter() if as_json else _TextPrinter()
+def ask(
+    state: StateDir,
+    client: Client,
+    messages: Sequence[Message],
+    options: ChatOptions,
+    *,
+    as_json: bool = False,
+    notes: TextIO | None = None,
+) -> Answered:
+    """Ask one question and print what comes; what is said about it goes to `notes`, by default standard error.
+
+    Never raises for a refusal: the exit status says it, and so do the notes.
+    """
+    printer = _JsonPrinter() if as_json else _TextPrinter(notes or sys.stderr)
     try:
         chat = client.chat(messages, deadline_s=options.timeout_s, **options.for_client())
     except (ValueError, TypeError) as error:
@@ -158,9 +169,10 @@ def _check(state: StateDir, client: Client, chat: Chat, opening: Opening, printe
 
 
 class _TextPrinter:
-    """Answer on standard output, the rest on standard error."""
+    """Answer on standard output, the rest as notes."""
 
-    def __init__(self) -> None:
+    def __init__(self, notes: TextIO) -> None:
+        self._notes = notes
         self._terminal = sys.stdout.isatty()
         self._anything = False
 
@@ -197,10 +209,10 @@ class _TextPrinter:
     def failed(self, status: str, reason: str | None, message: str) -> None:
         if self._anything:
             print(flush=True)
-        print(f"lionrock: {reason or status}: {message}", file=sys.stderr)
+        print(f"lionrock: {reason or status}: {message}", file=self._notes, flush=True)
 
     def note(self, text: str) -> None:
-        print(f"  {text}", file=sys.stderr, flush=True)
+        print(f"  {text}", file=self._notes, flush=True)
 
 
 class _JsonPrinter:

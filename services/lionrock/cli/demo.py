@@ -104,7 +104,7 @@ def _chats(state: StateDir, client: Client, console: Console) -> list[Answered]:
     answers = []
     for language, question in QUESTIONS:
         console.print(f"\n[bold]{language}[/]  {question}")
-        answered = ask(state, client, [Message("user", question)], _OPTIONS)
+        answered = ask(state, client, [Message("user", question)], _OPTIONS, notes=sys.stdout)
         if answered.status != 0:
             raise CommandError(f"the {language} question was not answered", fix=f"read the logs in {state.root / 'logs'}")
         answers.append(answered)
@@ -114,7 +114,7 @@ def _chats(state: StateDir, client: Client, console: Console) -> list[Answered]:
 def _refusal(state: StateDir, client: Client, console: Console) -> None:
     _heading(console, "A prompt that the guardrails refuse")
     console.print(f"[bold]Prompt[/]  {FORBIDDEN}")
-    if ask(state, client, [Message("user", FORBIDDEN)], _OPTIONS).status != EXIT_REFUSED:
+    if ask(state, client, [Message("user", FORBIDDEN)], _OPTIONS, notes=sys.stdout).status != EXIT_REFUSED:
         raise CommandError("the guardrails let an injection pass", fix=f"read {state.log('guardrails')}")
 
 

@@ -58,3 +58,14 @@ def last_lines(path: Path, count: int) -> list[str]:
             return file.read().decode("utf-8", "replace").splitlines()[-count:]
     except FileNotFoundError:
         return []
+
+
+def prune_traces(directory: Path, max_bytes: int) -> None:
+    """Remove span files of earlier runs: empty ones, and the oldest until the others take at most `max_bytes` together."""
+    kept = 0
+    for path in sorted(directory.glob("*.jsonl*"), key=lambda path: path.stat().st_mtime, reverse=True):
+        size = path.stat().st_size
+        if size == 0 or kept + size > max_bytes:
+            path.unlink()
+        else:
+            kept += size

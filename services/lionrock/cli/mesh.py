@@ -31,7 +31,7 @@ from lionrock.cli.configuration import (
     write_configuration,
 )
 from lionrock.cli.errors import ServiceNotReady
-from lionrock.cli.logs import BoundedLog, last_lines
+from lionrock.cli.logs import BoundedLog, last_lines, prune_traces
 from lionrock.cli.probe import health_probe, models_probe
 from lionrock.cli.settings import MeshSettings
 from lionrock.cli.state import Endpoint, MeshInfo, StateDir
@@ -57,6 +57,7 @@ class Mesh:
         self._began = time.monotonic()
         self._started_at = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
         self._ready = False
+        prune_traces(state.traces, settings.trace_max_bytes)
         self._certificates = Certificates(state, certificate_plan(settings))
         self._certificates.issue_all()
         self._configuration = self._configure()

@@ -36,6 +36,7 @@ class MeshSettings(BaseModel):
     ready_timeout_s: float = Field(120, gt=0, description="time that a service gets to become ready, in seconds")
     drain_grace_s: float = Field(20, ge=0, description="time that running requests get to finish, in seconds")
     log_max_bytes: int = Field(32 * 2**20, ge=2**16, description="size of one service's log files together")
+    trace_max_bytes: int = Field(256 * 2**20, ge=0, description="size of earlier runs' span files that are kept at a start")
     otlp_endpoint: str | None = Field(None, description="OTLP/gRPC collector for traces and metrics of all services")
     services: dict[Service, dict[str, Any]] = Field(default_factory=dict, description="settings of single services")
 

@@ -6,14 +6,13 @@ Prints what `lionrock.cli.spans` found. Many like spans below one parent become 
 from __future__ import annotations
 
 import json
-import sys
+import re
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
-from rich.tree import Tree
 
 from lionrock.cli.errors import CommandError
 from lionrock.cli.spans import Node, Span, SpanFileError, read_trace, tree
@@ -21,6 +20,7 @@ from lionrock.cli.state import StateDir
 
 _BAR_CELLS = 24
 _FOLD_OVER = 4
+_PACKAGE = re.compile(r"^(?:[a-z][a-z0-9_]*\.)+(?=[A-Z]\w*/)")
 _SHOWN_ATTRIBUTES = ("lionrock.shard.rank", "lionrock.shard.chip")
 
 
@@ -31,7 +31,7 @@ def run(wanted: str, state_dir: Path | None, *, as_json: bool) -> int:
     if as_json:
         print_json(spans)
     else:
-        Console(highlight=False, soft_wrap=True).print(render(spans))
+        print_tree(spans)
     return 0
 
 
@@ -76,22 +76,24 @@ def print_json(spans: Sequence[Span]) -> None:
     walk(tree(spans), 0)
 
 
-def render(spans: Sequence[Span]) -> Tree:
-    """Draw the tree for a terminal."""
+def render(spans: Sequence[Span]) -> list[Text]:
+    """Draw the tree for a terminal, a line a span: duration, place in the whole, service and name."""
     begin = min(span.start_ns for span in spans)
     whole_ns = max(1, max(span.end_ns for span in spans) - begin)
     services = len({span.service for span in spans})
-    top = Tree(Text(f"trace {spans[0].trace_id}: {len(spans)} spans of {services} services, {whole_ns / 1e6:.1f} ms", style="bold"))
+    lines = [Text(f"trace {spans[0].trace_id}: {len(spans)} spans of {services} services, {whole_ns / 1e6:.1f} ms", style="bold")]
 
-    def add(parent: Tree, nodes: Sequence[Node]) -> None:
-        for group in _fold(nodes):
-            if len(group) > 1:
-                parent.add(_folded(group))
-                continue
-            add(parent.add(_line(group[0], begin, whole_ns)), group[0].children)
+    def add(nodes: Sequence[Node], indent: str, *, root: bool) -> None:
+        groups = _fold(nodes)
+        for number, group in enumerate(groups):
+            last = number == len(groups) - 1
+            branch, below = ("", "") if root else ("└─ ", "   ") if last else ("├─ ", "│  ")
+            lines.append(_line(group, begin, whole_ns, indent + branch))
+            if len(group) == 1:
+                add(group[0].children, indent + below, root=False)
 
-    add(top, tree(spans))
-    return top
+    add(tree(spans), "", root=True)
+    return lines
 
 
 def _fold(nodes: Sequence[Node]) -> list[list[Node]]:
@@ -106,30 +108,27 @@ def _fold(nodes: Sequence[Node]) -> list[list[Node]]:
     return groups
 
 
-def _line(node: Node, begin: int, whole_ns: int) -> Text:
-    span = node.span
-    first = int((span.start_ns - begin) / whole_ns * _BAR_CELLS)
-    cells = max(1, round(span.duration_ns / whole_ns * _BAR_CELLS))
-    first = max(0, min(first, _BAR_CELLS - 1))
-    bar = " " * first + "━" * min(cells, _BAR_CELLS - first)
-    text = Text(f"{bar:<{_BAR_CELLS}} ", style="dim cyan")
-    text.append(f"{span.duration_ns / 1e6:9.1f} ms  ", style="bold")
-    text.append(f"{span.service} ", style="green")
-    text.append(span.name, style="default not dim")
-    text.append(_marks(span), style="yellow")
-    if span.failed:
-        text.append("  failed", style="bold red")
-    if node.parent_missing:
-        text.append("  (its parent was not recorded here)", style="dim")
-    return text
-
-
-def _folded(group: Sequence[Node]) -> Text:
-    durations = [node.span.duration_ns / 1e6 for node in group]
+def _line(group: Sequence[Node], begin: int, whole_ns: int, branch: str) -> Text:
+    """Draw one span, or one line for like ones: their sum, number and longest."""
     span = group[0].span
-    text = Text(f"{'':<{_BAR_CELLS}} {sum(durations):9.1f} ms  ", style="dim")
-    text.append(f"{span.service} ", style="green")
-    return text.append(f"{span.name}{_marks(span)} × {len(group)}, longest {max(durations):.1f} ms", style="default")
+    duration_ns = sum(node.span.duration_ns for node in group)
+    end_ns = max(node.span.end_ns for node in group)
+    first = max(0, min(int((span.start_ns - begin) / whole_ns * _BAR_CELLS), _BAR_CELLS - 1))
+    cells = max(1, min(round((end_ns - span.start_ns) / whole_ns * _BAR_CELLS), _BAR_CELLS - first))
+    text = Text(f"{duration_ns / 1e6:9.1f} ms ", style="bold")
+    text.append(f"{' ' * first + '━' * cells:<{_BAR_CELLS}} ", style="not bold cyan")
+    text.append(branch, style="not bold dim")
+    text.append(f"{span.service} ", style="not bold green")
+    text.append(_PACKAGE.sub("", span.name), style="not bold")
+    text.append(_marks(span), style="not bold yellow")
+    if len(group) > 1:
+        longest_ms = max(node.span.duration_ns for node in group) / 1e6
+        text.append(f" × {len(group)}, longest {longest_ms:.1f} ms", style="not bold")
+    if any(node.span.failed for node in group):
+        text.append("  failed", style="bold red")
+    if group[0].parent_missing:
+        text.append("  (its parent was not recorded here)", style="not bold dim")
+    return text
 
 
 def _marks(span: Span) -> str:
@@ -138,6 +137,8 @@ def _marks(span: Span) -> str:
     return f"  [{', '.join(found)}]" if found else ""
 
 
-def print_tree(spans: Sequence[Span], *, file: object = None) -> None:
-    """Print the tree for `lionrock demo`."""
-    Console(highlight=False, soft_wrap=True, file=file or sys.stdout).print(render(spans))  # type: ignore[arg-type]
+def print_tree(spans: Sequence[Span]) -> None:
+    """Print the tree, one unbroken line a span."""
+    console = Console(highlight=False, soft_wrap=True)
+    for line in render(spans):
+        console.print(line)

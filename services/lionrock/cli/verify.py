@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
 
 from lionrock.audit.verify import RECEIPT_MAX_CHARS, VerificationFailed, VerifiedLeaf, check_opening, verify_receipt
 from lionrock.cli.errors import EXIT_FAILED, CommandError
@@ -50,16 +50,17 @@ def run(
 
 def print_verified(leaf: VerifiedLeaf, *, key_source: str, opened: bool) -> None:
     """Say what was proven, for people."""
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_row("log", f"{leaf.origin}, leaf {leaf.leaf_index} of {leaf.tree_size}")
-    table.add_row("signed by", f"{', '.join(leaf.signed_by)} (key {key_source})")
-    for name, value in _summary(leaf):
-        table.add_row(name, value)
+    rows = [
+        ("log", f"{leaf.origin}, leaf {leaf.leaf_index} of {leaf.tree_size}"),
+        ("signed by", f"{', '.join(leaf.signed_by)} (key {key_source})"),
+        *_summary(leaf),
+    ]
     if opened:
-        table.add_row("answer", "the stored text is the one that this leaf commits to")
+        rows.append(("answer", "the stored text is the one that this leaf commits to"))
     console = Console(highlight=False, soft_wrap=True)
     console.print("[bold green]VERIFIED[/]  the log's key signed a tree that holds this leaf")
-    console.print(table)
+    for name, value in rows:
+        console.print(f"  [dim]{name:<22}[/] {escape(value)}")
 
 
 def _summary(leaf: VerifiedLeaf) -> list[tuple[str, str]]:
