@@ -113,7 +113,8 @@ class _MultiCallable:
 def _end_span(span: trace.Span, call: grpc.aio.Call) -> None:
     code = _final_code(call)
     span.set_attribute("rpc.grpc.status_code", code.value[0])
-    if code is not grpc.StatusCode.OK:
+    # Cancelling is this side's own decision: it has what it wanted, or nobody wants it any more.
+    if code not in (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED):
         span.set_status(trace.StatusCode.ERROR)
     span.end()
 
