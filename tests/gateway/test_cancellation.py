@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from statistics import median
 from typing import Any
 
 import grpc
@@ -13,21 +14,25 @@ from scripted_mesh import ScriptedMesh, hang
 
 
 async def test_the_engine_stops_within_100_ms_of_a_cancelled_answer(mesh: ScriptedMesh, stub: Any, ask: Any) -> None:
-    mesh.engine.pace = asyncio.Semaphore(3)
-    call = stub.Chat(ask())
-    assert (await anext(aiter(call))).HasField("started")
-    assert (await anext(aiter(call))).HasField("delta")
+    loop, delays_s = asyncio.get_running_loop(), []
+    for number in range(5):
+        mesh.engine.pace = asyncio.Semaphore(3)
+        mesh.engine.cancelled.clear()
+        call = stub.Chat(ask())
+        assert (await anext(aiter(call))).HasField("started")
+        assert (await anext(aiter(call))).HasField("delta")
 
-    cancelled_at = asyncio.get_running_loop().time()
-    call.cancel()
-    await mesh.engine.cancelled.wait()
+        cancelled_at = loop.time()
+        call.cancel()
+        await mesh.engine.cancelled.wait()
+        delays_s.append(mesh.engine.cancelled_at[-1] - cancelled_at)
 
-    assert mesh.engine.cancelled_at[0] - cancelled_at < 0.1
-    outcome = (await mesh.log.outcome()).outcome
-    assert (outcome.status, outcome.reason) == (audit.OUTCOME_STATUS_ABORTED, "CLIENT_CANCELLED")
-    assert outcome.intent_index == 0
-    assert mesh.engine.text.startswith(outcome.answer.decode())
-    assert outcome.answer
+        outcome = (await mesh.log.outcome(number)).outcome
+        assert (outcome.status, outcome.reason) == (audit.OUTCOME_STATUS_ABORTED, "CLIENT_CANCELLED")
+        assert outcome.HasField("intent_index")
+        assert outcome.answer
+        assert mesh.engine.text.startswith(outcome.answer.decode())
+    assert median(delays_s) < 0.1, delays_s
 
 
 async def test_the_engine_stops_when_the_client_goes_during_prefill(mesh: ScriptedMesh, stub: Any, ask: Any) -> None:

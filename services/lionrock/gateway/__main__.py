@@ -18,12 +18,12 @@ from lionrock.chassis.telemetry import meter
 from lionrock.chassis.tls import TlsFilesUnusable
 from lionrock.gateway.admission import Admission
 from lionrock.gateway.context import CacheSalts
-from lionrock.gateway.metrics import GatewayMetrics
 from lionrock.gateway.peers import AuditLog, Guardrails, Inference, Peers, Tokenization
 from lionrock.gateway.pipeline import ChatPipeline
 from lionrock.gateway.served_models import ServedModels
 from lionrock.gateway.servicer import GatewayServicer
 from lionrock.gateway.settings import GatewaySettings
+from lionrock.gateway.telemetry import GatewayMetrics
 from lionrock.gateway.v1.gateway_pb2_grpc import add_GatewayServiceServicer_to_server
 
 log = logging.getLogger("lionrock.gateway")

@@ -26,7 +26,7 @@ from lionrock.audit.v1 import audit_pb2 as audit
 from lionrock.chassis.calls import current_call, enter_call
 from lionrock.chassis.errors import DeadlineExceeded, DeadlineTooShort, MeshError, Overloaded
 from lionrock.chassis.ids import uuid7
-from lionrock.chassis.telemetry import set_request_id, tracer
+from lionrock.chassis.telemetry import set_request_id
 from lionrock.common.v1 import chat_pb2 as chat
 from lionrock.common.v1 import sampling_pb2 as sampling
 from lionrock.gateway import errors
@@ -42,13 +42,13 @@ from lionrock.gateway.context import (
     request_context,
 )
 from lionrock.gateway.generation import Generation, ResumePolicy
-from lionrock.gateway.metrics import GatewayMetrics
 from lionrock.gateway.peers import Deadline, Peers
 from lionrock.gateway.record import RequestRecord, intent_leaf
 from lionrock.gateway.refusals import engine_reason, masked, permit, refuse_what_is_not_offered, refuse_what_the_policy_refuses
 from lionrock.gateway.responses import delta, finished, started
 from lionrock.gateway.served_models import ServedModels
 from lionrock.gateway.settings import LimitSettings
+from lionrock.gateway.telemetry import GatewayMetrics, stage
 from lionrock.gateway.tenants import Principal
 from lionrock.gateway.v1 import gateway_pb2 as gw
 from lionrock.gateway.verdict import Verdict, prompt_verdict
@@ -146,11 +146,11 @@ class ChatPipeline:
                 # The engine prefills already. Nothing it says goes further before the intent is durable.
                 record.intent = asyncio.create_task(self._append_intent(turn, model, prompt))
                 intent = await asyncio.shield(record.intent)
-                with tracer().start_as_current_span("gateway.await_engine"):
+                with stage("gateway.await_engine"):
                     record.engine = await generation.started()
                     await text.opened()
                 await turn.send(started(record, record.engine, turn.params.seed, prompt.verdict))
-                with tracer().start_as_current_span("gateway.stream"):
+                with stage("gateway.stream"):
                     reason = await self._stream(turn, generation, text)
             finally:
                 record.usage, record.resumptions = generation.usage, generation.resumptions
@@ -199,7 +199,7 @@ class ChatPipeline:
         """Judge and encode side by side. The encoding of a text that gets masked is thrown away: most texts are not."""
         context, deadline = turn.record.context, turn.deadline
         messages: Sequence[chat.ChatMessage] = turn.request.messages
-        with tracer().start_as_current_span("gateway.prepare"):
+        with stage("gateway.prepare"):
             async with _beside(self._peers.tokenization.encode(context, model, messages, deadline)) as encoding:
                 judged = await self._peers.guardrails.inspect_prompt(context, messages, deadline)
                 refuse_what_the_policy_refuses(judged)
@@ -244,7 +244,7 @@ class ChatPipeline:
             prompt_tokens=len(prompt.token_ids),
             prompt=committed_prompt(prompt.messages, constraint),
         )
-        with tracer().start_as_current_span("gateway.intent"):
+        with stage("gateway.intent"):
             return await self._peers.audit.append(leaf, turn.deadline)
 
     async def _stream(self, turn: Turn, generation: Generation, text: AnswerText) -> sampling.FinishReason.ValueType:
@@ -289,7 +289,7 @@ class ChatPipeline:
         if record.intent is not None:
             # The leaf names its intent, and an intent under way may still become durable.
             await asyncio.wait({record.intent}, timeout=deadline.left_s())
-        with tracer().start_as_current_span("gateway.outcome"):
+        with stage("gateway.outcome"):
             return await self._peers.audit.append(record.outcome(), deadline)
 
     def _closed(self, turn: Turn, closing: asyncio.Task[audit.AppendResponse]) -> None:

@@ -1,14 +1,25 @@
-"""The gateway's metrics, under the names of OpenTelemetry's GenAI semantic conventions, which still change: here and nowhere else.
+"""The gateway's metrics and the spans of its stages.
 
+Metrics have the names of OpenTelemetry's GenAI semantic conventions, which still change: they are here and nowhere else.
 Attributes are bounded: models that were really served, tenants of the settings, reasons of errors.py; never an id, never text.
 Source: open-telemetry/semantic-conventions-genai (Development), 2026-11.
 """
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 from opentelemetry.metrics import Meter
+from opentelemetry.trace import Span
+
+from lionrock.chassis.telemetry import tracer
 
 _SECONDS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
+
+
+def stage(name: str) -> AbstractContextManager[Span]:
+    """Open the span of one stage of a request. What goes wrong in it is told by its status alone, never by an exception's text."""
+    return tracer().start_as_current_span(name, record_exception=False)
 
 
 class GatewayMetrics:
