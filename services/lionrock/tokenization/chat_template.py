@@ -19,7 +19,8 @@ from typing import Any, NoReturn
 from jinja2 import TemplateError
 
 from lionrock.tokenization.codec_errors import TemplateRefused, TokenizerUnsupported
-from lionrock.tokenization.template_sandbox import MAX_RENDERED_CHARS, STEP, Meter, TemplateBoundReached, TemplateSandbox
+from lionrock.tokenization.template_sandbox import MAX_RENDERED_CHARS, STEP, Meter, TemplateSandbox
+from lionrock.tokenization.template_values import TemplateBoundReached, weighed
 from lionrock.tokenization.traced_text import TracedText, concatenate
 
 MAX_TEMPLATE_CHARS = 65_536
@@ -69,7 +70,7 @@ class ChatTemplate:
         """Render a conversation. Raises TemplateRefused, also when the template runs out of its bounds of time and size."""
         values: dict[str, Any] = {
             **self._special_tokens,
-            "messages": [_as_dict(message) for message in messages],
+            "messages": weighed([weighed(_as_dict(message)) for message in messages]),
             "tools": None,
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
