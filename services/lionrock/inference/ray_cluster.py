@@ -1,24 +1,26 @@
 """The Ray cluster under the service: joined where it exists, else a local head that lives and dies with this process.
 
 Ray reads TLS, token and Serve's mode from its environment, so `prepare_environment` writes them before Ray is imported. A local
-head binds where Ray lets it: a loopback address other than 127.0.0.1, which Ray would replace by a public one. Its processes get a
-death signal from the kernel when the thread that started them ends, so that thread lives as long as the cluster.
+head is a child process (ray_head) that binds where Ray lets it: a loopback address other than 127.0.0.1, which Ray would replace by
+a public one. Ray's calls block, so they run in a thread of their own.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import queue
 import shutil
 import stat
+import sys
 import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from lionrock.inference.settings import MAX_TEMP_DIR_BYTES, RaySettings
 
@@ -52,7 +54,6 @@ def prepare_environment(settings: RaySettings) -> None:
         # Direct channels with back-pressure and cancellation between the front and the replicas …
         RAY_SERVE_THROUGHPUT_OPTIMIZED="1",
         RAY_SERVE_LOG_TO_STDERR="0",
-        GRPC_ENABLE_FORK_SUPPORT="0",
         # … without the HTTP and gRPC ports that this mode would open on each replica.
         RAY_SERVE_ENABLE_DIRECT_INGRESS="0",
         RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH="",
@@ -70,11 +71,13 @@ class RayCluster:
         # Not an executor's thread: interpreters wait for those at their end, and a call of Ray may never return.
         threading.Thread(target=self._work, name="lionrock-ray", daemon=True).start()
         self._own_directory: str | None = None
+        self._head: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
         """Join or start the cluster. Raises RayUnavailable."""
         prepare_environment(self._settings)
-        await self.call(self._init)
+        address = self._settings.address or await self._start_head()
+        await self.call(lambda: self._connect(address))
 
     async def call(self, function: Callable[[], T]) -> T:
         """Run a blocking call of Ray in its thread."""
@@ -94,40 +97,62 @@ class RayCluster:
         """Leave the cluster; a local one ends with all its processes, at the latest when this process does."""
         try:
             async with asyncio.timeout(CLOSE_S):
-                await self.call(self._shutdown)
+                await self.call(self._disconnect)
         except TimeoutError:
-            log.warning("Ray does not answer; its processes end with this one")
+            log.warning("Ray does not answer; its connection ends with this process")
         self._calls.put(None)
+        await self._end_head()
+        if self._own_directory is not None:
+            shutil.rmtree(Path(self._own_directory), ignore_errors=True)
+
+    async def _end_head(self) -> None:
+        if self._head is None or self._head.stdin is None:
+            return
+        self._head.stdin.close()
+        try:
+            async with asyncio.timeout(CLOSE_S):
+                await self._head.wait()
+        except TimeoutError:
+            log.warning("the local Ray head does not end; it is killed")
+            self._head.kill()
 
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
             call()
 
-    def _init(self) -> None:
+    async def _start_head(self) -> str:
+        """Start a local head. Returns its address."""
+        settings = self._settings
+        arguments = {
+            "_node_ip_address": settings.node_address,
+            "_temp_dir": self._temp_dir(),
+            "include_dashboard": False,
+            "num_cpus": self._local_cpus,
+            "object_store_memory": settings.object_store_bytes,
+            "namespace": settings.namespace,
+            "log_to_driver": False,
+            "configure_logging": False,
+        }
+        command = (sys.executable, "-m", "lionrock.inference.ray_head", json.dumps(arguments))
+        # A session of its own: an interrupt from the terminal ends the service first, and that one ends Ray.
+        self._head = await asyncio.create_subprocess_exec(
+            *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, start_new_session=True
+        )
+        assert self._head.stdout is not None
+        address = (await self._head.stdout.readline()).decode("ascii", "replace").strip()
+        if not address:
+            raise RayUnavailable(f"the local Ray head ended with {await self._head.wait()}; its own messages stand above")
+        return address
+
+    def _connect(self, address: str) -> None:
         import ray
 
         settings = self._settings
+        local: dict[str, Any] = {} if settings.address is not None else {"_node_ip_address": settings.node_address}
         try:
-            if settings.address is not None:
-                ray.init(
-                    address=settings.address,
-                    namespace=settings.namespace,
-                    log_to_driver=False,
-                    configure_logging=False,
-                )
-                return
-            ray.init(
-                _node_ip_address=settings.node_address,
-                _temp_dir=self._temp_dir(),
-                include_dashboard=False,
-                num_cpus=self._local_cpus,
-                object_store_memory=settings.object_store_bytes,
-                namespace=settings.namespace,
-                log_to_driver=False,
-                configure_logging=False,
-            )
+            ray.init(address=address, namespace=settings.namespace, log_to_driver=False, configure_logging=False, **local)
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-            raise RayUnavailable(f"Ray does not start: {error}") from error
+            raise RayUnavailable(f"Ray at {address} cannot be joined: {error}") from error
 
     def _temp_dir(self) -> str:
         if self._settings.temp_dir is not None:
@@ -138,9 +163,7 @@ class RayCluster:
             raise RayUnavailable("the system's temporary directory has a long path; set ray.temp_dir to a shorter one")
         return self._own_directory
 
-    def _shutdown(self) -> None:
+    def _disconnect(self) -> None:
         import ray
 
         ray.shutdown()
-        if self._own_directory is not None:
-            shutil.rmtree(Path(self._own_directory), ignore_errors=True)
