@@ -92,7 +92,7 @@ async def test_a_request_id_that_is_taken_does_not_keep_an_intent_open(logs: Aud
     assert await logs.open_intents("bank", 99, 99) == []
 
 
-async def test_a_thousand_orphans_are_closed_in_pages(logs: AuditLogs) -> None:
+async def test_hundreds_of_orphans_are_closed_in_pages(logs: AuditLogs) -> None:
     clock = Clock()
     sweep = OrphanSweep(logs, orphan_after_s=60, clock=clock)
     for _ in range(300):

@@ -144,23 +144,24 @@ def test_open_intents_are_listed_until_closed(store: LogStore, bank: StoredLog) 
         assert [intent.index for intent in transaction.open_intents_of(bank.log_id, "request-0")] == [0, 2, 4]
     assert [intent.index for intent in store.open_intents(bank.log_id, 4, 3)] == [0, 1, 2]
     with store.transaction() as transaction:
-        transaction.close_intents(bank.log_id, [0, 3])
+        transaction.close_intents(bank.log_id, [OpenIntent(0, "request-0"), OpenIntent(3, "request-1")])
         assert transaction.open_intent(bank.log_id, 3) is None
     assert [intent.index for intent in store.open_intents(bank.log_id, 99, 99)] == [1, 2, 4]
 
 
 def test_forgotten_salts_are_gone_from_the_bytes_on_disk(open_store: OpenStore, tmp_path: Path) -> None:
     salts = [(index, 1000 + index, bytes([65 + index]) * 32) for index in range(3)]
+    kept = leaves(3)
     with closing(open_store()) as store:
         log = store.create_log("platform/audit/bank", "key", b"\x00" * 32, "checkpoint 0")
         with store.transaction() as transaction:
             transaction.keep_retry_salts(log.log_id, salts)
         with store.transaction() as transaction:
-            assert transaction.retry_salt(log.log_id, 1) == salts[1][2]
+            assert transaction.retry_salt(log.log_id, kept[1]) == salts[1][2]
             assert transaction.forget_retry_salts(1002, 1) == 1
             assert transaction.forget_retry_salts(1002, 9) == 1
-            assert transaction.retry_salt(log.log_id, 1) is None
-            assert transaction.retry_salt(log.log_id, 2) == salts[2][2]
+            assert transaction.retry_salt(log.log_id, kept[1]) is None
+            assert transaction.retry_salt(log.log_id, kept[2]) == salts[2][2]
     content = b"".join(file.read_bytes() for file in tmp_path.iterdir())
     assert salts[0][2] not in content
     assert salts[1][2] not in content

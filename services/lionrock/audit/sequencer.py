@@ -81,7 +81,7 @@ class _Draft:
     leaves: dict[str, StoredLeaf] = field(default_factory=dict)
     salts: dict[str, bytes] = field(default_factory=dict)
     intents: list[OpenIntent] = field(default_factory=list)
-    closed: set[int] = field(default_factory=set)
+    closed: set[OpenIntent] = field(default_factory=set)
     head: Head | None = None
 
     @classmethod
@@ -223,13 +223,13 @@ class Sequencer:
         log_id, event = append.log.log_id, append.event
         recorded = draft.leaves.get(event.event_id) or transaction.leaf_of_event(log_id, event.event_id)
         if recorded is not None:
-            salt = draft.salts.get(event.event_id) or transaction.retry_salt(log_id, recorded.index) or b""
+            salt = draft.salts.get(event.event_id) or transaction.retry_salt(log_id, recorded) or b""
             # A pure function of event, time and salt made the leaf. Without the salt no payload can be compared: refuse.
             if (event.payloads and not salt) or append.rebuild(recorded.recorded_at_us, salt) != recorded.data:
                 raise EventAlreadyRecorded("the event id is taken by another content, or the time for repeating it has passed")
             return recorded, salt
         index = draft.frontier.size
-        closes: Sequence[int] = ()
+        closes: Sequence[OpenIntent] = ()
         if isinstance(event.body, Intent):
             draft.intents.append(OpenIntent(index, event.context.request_id))
         else:
@@ -244,32 +244,31 @@ class Sequencer:
 
     def _intents_closed(
         self, transaction: Transaction, draft: _Draft, append: PendingAppend, intent_index: int | None
-    ) -> Sequence[int]:
+    ) -> Sequence[OpenIntent]:
         """Intents that an outcome closes.
 
         The one that it names; without one, those of its request, whose index its caller never learnt.
         """
         log_id, request_id = append.log.log_id, append.event.context.request_id
+        waiting = [intent for intent in transaction.open_intents_of(log_id, request_id) if intent not in draft.closed]
         if intent_index is None:
-            waiting = transaction.open_intents_of(log_id, request_id)
-            return [intent.index for intent in waiting] + [
-                intent.index for intent in draft.intents if intent.request_id == request_id
-            ]
+            return waiting + [intent for intent in draft.intents if intent.request_id == request_id]
+        named = [intent for intent in waiting if intent.index == intent_index]
+        if named:
+            return named
         if intent_index >= append.log.head.size:
             raise IntentNotFound("no leaf with the index of the intent was ever answered for")
-        intent = transaction.open_intent(log_id, intent_index)
-        if intent is None or intent_index in draft.closed:
-            raise IntentClosed("the intent has an outcome already, or the leaf is not an intent")
-        if intent.request_id != request_id:
+        other = transaction.open_intent(log_id, intent_index)
+        if other is not None and other.request_id != request_id:
             raise IntentNotFound("the intent belongs to another request")
-        return [intent_index]
+        raise IntentClosed("the intent has an outcome already, or the leaf is not an intent")
 
     def _write(self, transaction: Transaction, draft: _Draft) -> None:
         log_id, old = draft.log.log_id, draft.log.head
         draft.head = draft.log.sign(draft.frontier.size, draft.frontier.root())
         transaction.add_leaves(log_id, list(draft.leaves.values()))
         transaction.add_open_intents(log_id, draft.intents)
-        transaction.close_intents(log_id, sorted(draft.closed))
+        transaction.close_intents(log_id, list(draft.closed))
         if self._retry_window_us:
             kept = [(leaf.index, leaf.recorded_at_us, draft.salts[event_id]) for event_id, leaf in draft.leaves.items()]
             transaction.keep_retry_salts(log_id, [entry for entry in kept if entry[2]])

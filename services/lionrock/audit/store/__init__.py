@@ -59,11 +59,11 @@ class Transaction(Protocol):
     def leaf_of_event(self, log_id: LogId, event_id: str) -> StoredLeaf | None:
         """Leaf of an event, if it was recorded."""
 
-    def retry_salt(self, log_id: LogId, index: int) -> bytes | None:
+    def retry_salt(self, log_id: LogId, leaf: StoredLeaf) -> bytes | None:
         """Salt of a leaf while its retry window lasts."""
 
     def open_intent(self, log_id: LogId, index: int) -> OpenIntent | None:
-        """Return the intent at `index` unless it is closed or not an intent."""
+        """Return the intent at `index` unless it is closed or not an intent. May be slow: it serves a refusal."""
 
     def open_intents_of(self, log_id: LogId, request_id: str) -> list[OpenIntent]:
         """Intents of one request that wait for an outcome."""
@@ -74,7 +74,7 @@ class Transaction(Protocol):
     def add_open_intents(self, log_id: LogId, intents: Sequence[OpenIntent]) -> None:
         """Note intents that wait for an outcome."""
 
-    def close_intents(self, log_id: LogId, indexes: Sequence[int]) -> None:
+    def close_intents(self, log_id: LogId, intents: Sequence[OpenIntent]) -> None:
         """Forget intents that have one."""
 
     def keep_retry_salts(self, log_id: LogId, salts: Sequence[tuple[int, int, bytes]]) -> None:

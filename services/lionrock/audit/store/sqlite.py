@@ -32,15 +32,13 @@ _MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
             sequence INTEGER PRIMARY KEY, log_id INTEGER NOT NULL REFERENCES logs, leaf_index INTEGER NOT NULL,
             event_id TEXT NOT NULL, recorded_at_us INTEGER NOT NULL, subtree_hashes BLOB NOT NULL, data BLOB NOT NULL,
             UNIQUE (log_id, leaf_index), UNIQUE (log_id, event_id)) STRICT""",
+        # Every append writes these two: their keys are chosen so that no second index (a page a commit) is needed.
         """CREATE TABLE open_intents (
-            log_id INTEGER NOT NULL REFERENCES logs, leaf_index INTEGER NOT NULL, request_id TEXT NOT NULL,
-            PRIMARY KEY (log_id, leaf_index)) STRICT, WITHOUT ROWID""",
-        "CREATE INDEX open_intents_by_request ON open_intents (log_id, request_id)",
+            log_id INTEGER NOT NULL REFERENCES logs, request_id TEXT NOT NULL, leaf_index INTEGER NOT NULL,
+            PRIMARY KEY (log_id, request_id, leaf_index)) STRICT, WITHOUT ROWID""",
         """CREATE TABLE retry_salts (
-            log_id INTEGER NOT NULL REFERENCES logs, leaf_index INTEGER NOT NULL,
-            recorded_at_us INTEGER NOT NULL, salt BLOB NOT NULL,
-            PRIMARY KEY (log_id, leaf_index)) STRICT, WITHOUT ROWID""",
-        "CREATE INDEX retry_salts_by_time ON retry_salts (recorded_at_us)",
+            recorded_at_us INTEGER NOT NULL, log_id INTEGER NOT NULL REFERENCES logs, leaf_index INTEGER NOT NULL,
+            salt BLOB NOT NULL, PRIMARY KEY (recorded_at_us, log_id, leaf_index)) STRICT, WITHOUT ROWID""",
     ),
 )
 _ADD_LEAF: Final = """
@@ -191,9 +189,10 @@ class _SqliteTransaction:
         row = self._connection.execute(_LEAF_OF_EVENT, (log_id, event_id)).fetchone()
         return None if row is None else _leaf(row)
 
-    def retry_salt(self, log_id: LogId, index: int) -> bytes | None:
+    def retry_salt(self, log_id: LogId, leaf: StoredLeaf) -> bytes | None:
         row = self._connection.execute(
-            "SELECT salt FROM retry_salts WHERE log_id = ? AND leaf_index = ?", (log_id, index)
+            "SELECT salt FROM retry_salts WHERE recorded_at_us = ? AND log_id = ? AND leaf_index = ?",
+            (leaf.recorded_at_us, log_id, leaf.index),
         ).fetchone()
         return None if row is None else bytes(row[0])
 
@@ -217,21 +216,25 @@ class _SqliteTransaction:
 
     def add_open_intents(self, log_id: LogId, intents: Sequence[OpenIntent]) -> None:
         self._connection.executemany(
-            "INSERT INTO open_intents VALUES (?, ?, ?)", [(log_id, intent.index, intent.request_id) for intent in intents]
+            "INSERT INTO open_intents VALUES (?, ?, ?)", [(log_id, intent.request_id, intent.index) for intent in intents]
         )
 
-    def close_intents(self, log_id: LogId, indexes: Sequence[int]) -> None:
+    def close_intents(self, log_id: LogId, intents: Sequence[OpenIntent]) -> None:
         self._connection.executemany(
-            "DELETE FROM open_intents WHERE log_id = ? AND leaf_index = ?", [(log_id, index) for index in indexes]
+            "DELETE FROM open_intents WHERE log_id = ? AND request_id = ? AND leaf_index = ?",
+            [(log_id, intent.request_id, intent.index) for intent in intents],
         )
 
     def keep_retry_salts(self, log_id: LogId, salts: Sequence[tuple[int, int, bytes]]) -> None:
-        self._connection.executemany("INSERT INTO retry_salts VALUES (?, ?, ?, ?)", [(log_id, *salt) for salt in salts])
+        self._connection.executemany(
+            "INSERT INTO retry_salts VALUES (?, ?, ?, ?)",
+            [(recorded_at_us, log_id, index, salt) for index, recorded_at_us, salt in salts],
+        )
 
     def forget_retry_salts(self, before_us: int, limit: int) -> int:
         return self._connection.execute(
-            "DELETE FROM retry_salts WHERE (log_id, leaf_index) IN"
-            " (SELECT log_id, leaf_index FROM retry_salts WHERE recorded_at_us < ? LIMIT ?)",
+            "DELETE FROM retry_salts WHERE (recorded_at_us, log_id, leaf_index) IN"
+            " (SELECT recorded_at_us, log_id, leaf_index FROM retry_salts WHERE recorded_at_us < ? LIMIT ?)",
             (before_us, limit),
         ).rowcount
 
