@@ -167,7 +167,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         return super().is_safe_attribute(obj, attr, value)
 
     def wrap_str_format(self, value: Any) -> None:
-        """Offer no str.format, which Jinja would otherwise allow past `is_safe_attribute`: a width in it takes any amount of memory."""
+        """Offer no str.format, which Jinja would allow without asking `is_safe_attribute`: a width in it takes any memory."""
 
     def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Call, with the methods that can grow a string bounded first."""
