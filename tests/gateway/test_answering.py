@@ -121,6 +121,8 @@ async def test_a_blocked_prompt_is_refused_with_its_rules_and_never_reaches_the_
     (leaf,) = mesh.log.leaves
     assert leaf.outcome.status == audit.OUTCOME_STATUS_BLOCKED
     assert leaf.outcome.reason == "PROMPT_BLOCKED"
+    assert leaf.outcome.prompt_verdict.action == "block"
+    assert dict(leaf.outcome.prompt_verdict.findings) == {f"word.{BLOCKED_WORD}": 1}
     assert not leaf.outcome.HasField("intent_index")
     assert leaf.event_id == error.metadata["request_id"]
 

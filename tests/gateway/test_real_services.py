@@ -156,7 +156,9 @@ async def test_an_injection_is_refused_in_the_language_of_the_prompt(
     assert "injection" in error.metadata["rules"]
     receipt = (await stub.GetReceipt(gw.GetReceiptRequest(request_id=error.metadata["request_id"]))).receipt
     keys = (await stub.ListAuditKeys(gw.ListAuditKeysRequest())).verifier_keys
-    assert verify_receipt(receipt.tlog_proof, keys).fields["reason"] == "PROMPT_BLOCKED"
+    fields = verify_receipt(receipt.tlog_proof, keys).fields
+    assert fields["reason"] == "PROMPT_BLOCKED"
+    assert fields["prompt_verdict"]["action"] == "block"
 
 
 async def test_control_tokens_typed_by_a_user_are_refused(mesh: ScriptedMesh, stub: Any, ask: Any, failure: Any) -> None:

@@ -151,6 +151,8 @@ class Outcome:
     """Machine-readable reason of the other states, as in ErrorInfo."""
     model: Model | None = None
     plan: Plan | None = None
+    prompt_verdict: Verdict | None = None
+    """Of a prompt that was refused before an intent."""
     answer_verdict: Verdict | None = None
     usage: Usage | None = None
     time_to_first_token_ms: int | None = None

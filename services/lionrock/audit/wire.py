@@ -80,6 +80,7 @@ def _outcome(outcome: pb.Outcome) -> Outcome:
         reason=outcome.reason,
         model=_model(outcome.model) if outcome.HasField("model") else None,
         plan=_plan(outcome.plan) if outcome.HasField("plan") else None,
+        prompt_verdict=_verdict(outcome.prompt_verdict) if outcome.HasField("prompt_verdict") else None,
         answer_verdict=_verdict(outcome.answer_verdict) if outcome.HasField("answer_verdict") else None,
         usage=_usage(outcome.usage) if outcome.HasField("usage") else None,
         time_to_first_token_ms=_milliseconds(outcome.time_to_first_token) if outcome.HasField("time_to_first_token") else None,

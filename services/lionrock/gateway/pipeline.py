@@ -202,6 +202,7 @@ class ChatPipeline:
         with stage("gateway.prepare"):
             async with _beside(self._peers.tokenization.encode(context, model, messages, deadline)) as encoding:
                 judged = await self._peers.guardrails.inspect_prompt(context, messages, deadline)
+                verdict = turn.record.prompt_verdict = prompt_verdict(judged)
                 refuse_what_the_policy_refuses(judged)
                 if judged.action != guard.ACTION_MASK:
                     encoded = await encoding
@@ -209,7 +210,7 @@ class ChatPipeline:
                     messages = masked(messages, judged)
                     encoding.cancel()
                     encoded = await self._peers.tokenization.encode(context, model, messages, deadline)
-        return Prompt(messages, prompt_verdict(judged), encoded.token_ids, encoded.tokenizer_digest)
+        return Prompt(messages, verdict, encoded.token_ids, encoded.tokenizer_digest)
 
     def _generation(self, turn: Turn, model: str, prompt: Prompt) -> Generation:
         request = inf.GenerateRequest(

@@ -40,6 +40,7 @@ class RequestRecord:
     arrived_at: float
     intent: asyncio.Task[audit.AppendResponse] | None = None
     engine: inf.GenerateResponse.Started | None = None
+    prompt_verdict: Verdict | None = None
     answer_verdict: Verdict | None = None
     usage: sampling.TokenUsage | None = None
     resumptions: int = 0
@@ -119,6 +120,8 @@ class RequestRecord:
         if self.engine is not None:
             leaf.model.CopyFrom(self.engine.model)
             leaf.plan.CopyFrom(self.engine.plan)
+        if intent is None and self.prompt_verdict is not None:
+            leaf.prompt_verdict.CopyFrom(self.prompt_verdict.summary())
         if self.answer_verdict is not None:
             leaf.answer_verdict.CopyFrom(self.answer_verdict.summary())
         if self.usage is not None:
