@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from lionrock.chassis.errors import MeshError
 from lionrock.inference.engine.runner import RunnerSpec
-from lionrock.inference.errors import RESTART_RETRY_AFTER_S, ModelNotReady, decode_error
+from lionrock.inference.errors import RESTART_RETRY_AFTER_S, ModelNotReady, ShardGroupLost, decode_error
 from lionrock.inference.ray_cluster import RayCluster, RayUnavailable
 from lionrock.inference.served_model import ServedModel
 from lionrock.inference.settings import InferenceSettings
@@ -56,6 +56,10 @@ class ModelFront:
                 if frame[0] != _RESPONSE:
                     raise decode_error(frame[1:])
                 yield pb.GenerateResponse.FromString(frame[1:])
+        except (ShardGroupLost, ModelNotReady):
+            if self.model.settings.replicas == 1:  # the watch would find out a little later
+                self.ready, self.replicas = False, 0
+            raise
         finally:
             await frames.aclose()  # type: ignore[attr-defined]
 
