@@ -13,13 +13,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --constraint constraints.txt --editable
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types layers proto-lint protos pytest bench-mesh clean
+.PHONY: help demo test lint docs protos pytest bench-mesh clean
 
 help:
 	@echo "make demo         install and run the demonstration"
 	@echo "make test         install with the development tools and run every check and test"
 	@echo "make lint         ruff, mypy, import-linter, buf"
 	@echo "make pytest       the tests alone; ARGS='-k words' selects"
+	@echo "make docs         write the table of errors from the code"
 	@echo "make protos       generate the stubs again after a change of a proto"
 	@echo "make bench-mesh   measure the mesh; QUICK=1 for a run of at most five minutes"
 	@echo "make clean        remove the virtual environment, caches and generated stubs"
@@ -38,6 +39,10 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python tools/check_protos.py
+	$(BIN)/python tools/write_error_table.py --check
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/python tools/write_error_table.py
 
 protos: $(VENV)/.installed-dev
 	$(BIN)/python hatch_build.py
