@@ -184,8 +184,7 @@ class LinkListener:
             try:
                 rank, link = self._admit(connection)
             except (OSError, LinkClosed):
-                connection.close()  # a stranger: go on waiting for ours
-                continue
+                continue  # a stranger: go on waiting for ours
             if rank < ranks and rank not in links:
                 links[rank] = link
             else:
@@ -193,11 +192,16 @@ class LinkListener:
         return [links[rank] for rank in range(ranks)]
 
     def _admit(self, connection: socket.socket) -> tuple[int, Link]:
+        """Rank and link of a connection. Raises LinkClosed or OSError for a stranger, having closed it."""
         connection.settimeout(_HANDSHAKE_S)
         if connection.family != socket.AF_UNIX:
             assert self._context is not None
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection = self._context.wrap_socket(connection, server_side=True)
+            try:
+                connection = self._context.wrap_socket(connection, server_side=True)
+            except OSError:
+                connection.close()
+                raise
         link = Link(connection)
         if link.wait(_HANDSHAKE_S):
             for kind, payload in link.received():
@@ -206,6 +210,7 @@ class LinkListener:
                     if hmac.compare_digest(secret, self.address.secret):
                         return rank, link
                 break
+        link.close()
         raise LinkClosed("the peer is none of our ranks")
 
     def close(self) -> None:
@@ -217,18 +222,36 @@ class LinkListener:
 
 def connect(address: LinkAddress, rank: int, *, same_node: bool, tls: LinkTls | None = None) -> Link:
     """Connect a rank to its engine. Raises LinkClosed, OSError."""
-    if same_node:
-        sock: socket.socket = socket.socket(socket.AF_UNIX)
-        sock.settimeout(_HANDSHAKE_S)
-        sock.connect(address.unix)
-        if os.stat(address.unix).st_uid != os.getuid():
-            raise LinkClosed("the socket belongs to another user")
-    else:
-        if address.tcp is None or tls is None:
-            raise LinkClosed("the engine does not listen for other nodes")
-        sock = socket.create_connection(address.tcp, timeout=_HANDSHAKE_S)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock = tls.context(ssl.Purpose.SERVER_AUTH).wrap_socket(sock)
+    sock = _dial_unix(address.unix) if same_node else _dial_tls(address.tcp, tls)
     link = Link(sock)
-    link.send(Kind.HELLO, _HELLO.pack(rank, address.secret))
+    try:
+        link.send(Kind.HELLO, _HELLO.pack(rank, address.secret))
+    except LinkClosed:
+        link.close()
+        raise
     return link
+
+
+def _dial_unix(path: str) -> socket.socket:
+    if os.stat(path).st_uid != os.getuid():
+        raise LinkClosed("the socket belongs to another user")
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        sock.settimeout(_HANDSHAKE_S)
+        sock.connect(path)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _dial_tls(address: tuple[str, int] | None, tls: LinkTls | None) -> socket.socket:
+    if address is None or tls is None:
+        raise LinkClosed("the engine does not listen for other nodes")
+    sock = socket.create_connection(address, timeout=_HANDSHAKE_S)
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return tls.context(ssl.Purpose.SERVER_AUTH).wrap_socket(sock)
+    except OSError:
+        sock.close()
+        raise

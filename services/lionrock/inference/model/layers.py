@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lionrock.inference.model.config import ModelConfig, RopeConfig
+from lionrock.inference.model.kernels import linear, pack
 from lionrock.inference.model.weights import WeightSource
 
 
@@ -50,11 +51,13 @@ class Slice:
 class Weight:
     """One tensor of a rank, made of slices laid below each other. `data` is there after `load`."""
 
-    __slots__ = ("data", "kind", "slices")
+    __slots__ = ("data", "kind", "multiplied", "slices")
 
-    def __init__(self, *slices: Slice, kind: str = "weight") -> None:
+    def __init__(self, *slices: Slice, kind: str = "weight", multiplied: bool = False) -> None:
+        """multiplied: a matrix that `kernels.linear` uses, so `finish` packs it."""
         self.slices = slices
         self.kind = kind
+        self.multiplied = multiplied
         self.data: Tensor
 
     @property
@@ -68,6 +71,11 @@ class Weight:
         joined = parts[0] if len(parts) == 1 else torch.cat(parts)
         # A copy even where nothing had to be converted: the source's memory is the mapped file.
         self.data = joined.to(device) if device.type != "cpu" else joined.clone(memory_format=torch.contiguous_format)
+
+    def finish(self) -> None:
+        """Bring the data into the layout in which they are used."""
+        if self.multiplied:
+            self.data = pack(self.data)
 
 
 class Projection(Protocol):
@@ -88,14 +96,14 @@ class Linear:
     __slots__ = ("bias", "weight")
 
     def __init__(self, *slices: Slice, bias: bool) -> None:
-        self.weight = Weight(*slices)
+        self.weight = Weight(*slices, multiplied=True)
         self.bias = None
         if bias:
             self.bias = Weight(*(Slice(part.name, part.shape[:1], part.rows) for part in slices), kind="bias")
 
     def __call__(self, x: Tensor, /) -> Tensor:
         """Apply."""
-        return functional.linear(x, self.weight.data, None if self.bias is None else self.bias.data)
+        return linear(x, self.weight.data, None if self.bias is None else self.bias.data)
 
     def weights(self) -> Iterator[Weight]:
         """List what to load."""

@@ -123,15 +123,22 @@ def load_weights(
     """
     weights = list(model.weights())
     total, done = sum(weight.numel for weight in weights), 0
-    loaded: dict[tuple[object, ...], Weight] = {}
+    tied: Weight | None = None
     weight_bytes = 0
+    if model.embedding is not None and model.head is not None and model.config.tied_embeddings:
+        (table,) = model.embedding.weights()
+        (tied,) = model.head.weights()
     for weight in weights:
-        same = loaded.setdefault((weight.kind, *weight.slices), weight)
-        if same is weight:
+        if weight is tied:
+            assert table.slices == tied.slices, "embedding and head were cut differently"
+            weight.data = table.data
+        else:
             weight.load(source, dtype, device)
             weight_bytes += weight.data.numel() * weight.data.element_size()
-        else:  # a head tied to the embedding
-            weight.data = same.data
+        plain = weight.data
+        weight.finish()
+        if weight is tied and weight.data is not plain:  # packed for the product, beside the table for the look-up
+            weight_bytes += weight.data.numel() * weight.data.element_size()
         done += weight.numel
         progress(done, total)
     return weight_bytes
