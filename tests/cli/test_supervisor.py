@@ -151,6 +151,16 @@ async def test_child_that_ignores_sigterm_is_killed_after_its_grace(tmp_path: Pa
     assert any("did not end within 0.2 s and was killed" in event.what for event in mesh.events)
 
 
+async def test_drain_can_be_cut_short(tmp_path: Path) -> None:
+    stubborn = READY + "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + ANNOUNCE + WAIT
+    async with running(tmp_path, {"a": stubborn, "b": stubborn}, drain_grace_s=100) as mesh:
+        pids = list(mesh.supervisor.pids.values())
+        drain = asyncio.create_task(mesh.supervisor.drain())
+        mesh.supervisor.hurry()
+        await asyncio.wait_for(drain, 20)
+        assert alive(pids) == []
+
+
 async def test_frozen_child_is_killed_and_restarted(tmp_path: Path) -> None:
     async with running(tmp_path, {"a": SERVE}, unreachable_s=0.2) as mesh:
         before = len(mesh.events)

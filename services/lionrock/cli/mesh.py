@@ -86,8 +86,14 @@ class Mesh:
     async def run(self) -> int:
         """Start, serve until SIGTERM or SIGINT, drain. Returns 0. Raises ServiceNotReady."""
         stop = asyncio.Event()
+
+        def on_signal() -> None:
+            if stop.is_set():
+                self._supervisor.hurry()
+            stop.set()
+
         for signum in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(signum, stop.set)
+            asyncio.get_running_loop().add_signal_handler(signum, on_signal)
         self._console.print(f"starting the mesh on {self._state.root}: {self._model.name}, {self._shards()}")
         rotation = asyncio.create_task(self._certificates.rotate(self._on_rotated), name="rotate certificates")
         try:
@@ -96,7 +102,7 @@ class Mesh:
                 self._write_mesh()
                 self._say_ready()
                 await stop.wait()
-            self._console.print("draining: first the gateway, then the others")
+            self._console.print("draining: first the gateway, then the others; Ctrl-C again ends them at once")
         except ChildFailed as failure:
             raise self._explained(failure) from failure
         finally:

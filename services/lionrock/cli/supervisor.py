@@ -117,6 +117,7 @@ class Supervisor:
         self._on_event = on_event
         self._backoff = backoff or Backoff()
         self._was_ready = False
+        self._hurry = asyncio.Event()
         # Held while a child is being started and while orphans are ended, so that a newborn is never taken for an orphan.
         self._births = asyncio.Lock()
 
@@ -153,6 +154,10 @@ class Supervisor:
         for group in self._drain_order:
             await asyncio.gather(*(self._stop(self._children[name]) for name in group))
         await asyncio.to_thread(kill_descendants)
+
+    def hurry(self) -> None:
+        """Cut the grace of a drain short: what still runs is killed."""
+        self._hurry.set()
 
     async def _keep(self, child: _Child) -> None:
         """One child's life. Ends only by cancellation, or by ChildFailed before the set was ready."""
@@ -262,13 +267,15 @@ class Supervisor:
         if process is not None and process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(signal.SIGTERM)
-            try:
-                await asyncio.wait_for(process.wait(), child.spec.drain_grace_s)
-            except TimeoutError:
-                self._tell(child, f"did not end within {child.spec.drain_grace_s:g} s and was killed", problem=True)
+            ended, hurry = asyncio.create_task(process.wait()), asyncio.create_task(self._hurry.wait())
+            await asyncio.wait({ended, hurry}, timeout=child.spec.drain_grace_s, return_when=asyncio.FIRST_COMPLETED)
+            if not ended.done():
+                grace = f"did not end within {child.spec.drain_grace_s:g} s and"
+                self._tell(child, f"{'' if hurry.done() else grace + ' '}was killed", problem=True)
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
-                await process.wait()
+            hurry.cancel()
+            await ended
         child.process = None
         child.state = State.STOPPED
         self._tell(child, "stopped")
