@@ -18,11 +18,13 @@ from mesh_ca import DevCa
 
 PARENT = """
 import asyncio, sys
-from lionrock.inference.ray_cluster import RayCluster
+from lionrock.inference.ray_cluster import RayCluster, prepare_environment
 from lionrock.inference.settings import RaySettings
 
 async def main():
-    cluster = RayCluster(RaySettings.model_validate_json(sys.argv[1]), local_cpus=2)
+    settings = RaySettings.model_validate_json(sys.argv[1])
+    prepare_environment(settings)
+    cluster = RayCluster(settings, local_cpus=2)
     await cluster.start()
     print("started", flush=True)
     await asyncio.Event().wait()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import logging
 import os
 import signal
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 from lionrock.chassis.errors import MeshError
 from lionrock.inference.engine.runner import RunnerSpec
 from lionrock.inference.errors import RESTART_RETRY_AFTER_S, ModelNotReady, ShardGroupLost, decode_error
-from lionrock.inference.ray_cluster import RayCluster, RayUnavailable
+from lionrock.inference.ray_cluster import RayCluster, RayUnavailable, prepare_environment
 from lionrock.inference.served_model import ServedModel
 from lionrock.inference.settings import InferenceSettings
 from lionrock.inference.v1 import inference_pb2 as pb
@@ -98,8 +99,14 @@ class Front:
     async def start(self) -> None:
         """Start Ray and deploy every model; returns when replicas exist, before they are ready. Raises RayUnavailable."""
         begin_s = time.monotonic()
+        prepare_environment(self._settings.ray)
         self._cluster = cluster = RayCluster(self._settings.ray, local_cpus=self._local_cpus())
-        await cluster.start()
+        # Ray and Serve take a second to import: in Ray's thread, while a local head starts.
+        importing = asyncio.create_task(cluster.call(lambda: importlib.import_module("lionrock.inference.deployment")))
+        try:
+            await cluster.start()
+        finally:
+            await importing
         _take_back_signals()
         log.info("Ray is up after %.1f s", time.monotonic() - begin_s)
         from lionrock.inference.deployment import ReplicaClient, deploy, start_serve

@@ -1,8 +1,8 @@
 """The Ray cluster under the service: joined where it exists, else a local head that lives and dies with this process.
 
 Ray reads TLS, token and Serve's mode from its environment, so `prepare_environment` writes them before Ray is imported. A local
-head is a child process (ray_head) that binds where Ray lets it: a loopback address other than 127.0.0.1, which Ray would replace by
-a public one. Ray's calls block, so they run in a thread of their own.
+head is a child process (ray_head) that listens on the loopback address alone, but for the port of each Serve replica, which Serve
+binds to every address (TLS and token stand before it). Ray's calls block, so they run in a thread of their own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from lionrock.inference.settings import MAX_TEMP_DIR_BYTES, RaySettings
 
@@ -29,6 +29,15 @@ log = logging.getLogger("lionrock.inference")
 T = TypeVar("T")
 
 CLOSE_S = 15.0
+
+# What makes a local head small and local. The first is Ray's own switch for machines that are no cluster nodes: the node's address
+# is then 127.0.0.1, and Ray's servers listen there alone.
+_LOCAL_HEAD = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_enable_metrics_collection": "0",  # a Prometheus port without credentials, and a tenth of a core
+    "AUTOSCALER_METRIC_PORT": "0",  # Prometheus ports that have no switch: free ones, so that two meshes do not meet
+    "DASHBOARD_METRIC_PORT": "0",
+}
 
 
 class RayUnavailable(Exception):
@@ -58,6 +67,8 @@ def prepare_environment(settings: RaySettings) -> None:
         RAY_SERVE_ENABLE_DIRECT_INGRESS="0",
         RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH="",
     )
+    if settings.address is None:
+        os.environ.update(_LOCAL_HEAD)
 
 
 class RayCluster:
@@ -74,8 +85,7 @@ class RayCluster:
         self._head: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
-        """Join or start the cluster. Raises RayUnavailable."""
-        prepare_environment(self._settings)
+        """Join or start the cluster; the environment is prepared. Raises RayUnavailable."""
         address = self._settings.address or await self._start_head()
         await self.call(lambda: self._connect(address))
 
@@ -124,7 +134,6 @@ class RayCluster:
         """Start a local head. Returns its address."""
         settings = self._settings
         arguments = {
-            "_node_ip_address": settings.node_address,
             "_temp_dir": self._temp_dir(),
             "include_dashboard": False,
             "num_cpus": self._local_cpus,
@@ -148,9 +157,8 @@ class RayCluster:
         import ray
 
         settings = self._settings
-        local: dict[str, Any] = {} if settings.address is not None else {"_node_ip_address": settings.node_address}
         try:
-            ray.init(address=address, namespace=settings.namespace, log_to_driver=False, configure_logging=False, **local)
+            ray.init(address=address, namespace=settings.namespace, log_to_driver=False, configure_logging=False)
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
             raise RayUnavailable(f"Ray at {address} cannot be joined: {error}") from error
 

@@ -58,8 +58,8 @@ class HealthSettings(BaseModel):
 
     model_config = _FROZEN
 
-    heartbeat_interval_s: float = Field(default=0.25, gt=0, description="time between two signs of life of a rank")
-    heartbeat_timeout_s: float = Field(default=1.5, gt=0, description="silence after which a rank counts as lost")
+    heartbeat_interval_s: float = Field(default=0.2, gt=0, description="time between two signs of life of a rank")
+    heartbeat_timeout_s: float = Field(default=1.25, gt=0, description="silence after which a rank counts as lost")
     collective_timeout_s: float = Field(default=30, gt=0, description="longest wait inside a collective")
     start_timeout_s: float = Field(default=120, gt=0, description="longest start of a shard group, loading included")
 
@@ -72,7 +72,6 @@ class RaySettings(BaseModel):
     address: str | None = Field(default=None, description="host:port of an existing cluster's GCS; unset: a local head is started")
     tls: TlsSettings = Field(description="identity for Ray's own channels; its certificate names this node's IP address")
     token_file: Path = Field(description="file with the cluster's authentication token, readable by its owner only")
-    node_address: str = Field(default="127.0.0.2", description="address of a local head; Ray replaces 127.0.0.1 by a public one")
     collective_interface: str | None = Field(default="lo", description="network interface of gloo; unset: gloo chooses")
     temp_dir: Path | None = Field(
         default=None, description="a local head's files, a short path; unset: a new one in /tmp, removed after"

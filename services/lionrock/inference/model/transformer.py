@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from lionrock.inference.model.attention import KVCache, StepLayout, attend
+from lionrock.inference.model.attention import KVCache, StepLayout, attend, write
 from lionrock.inference.model.config import ModelConfig
 from lionrock.inference.model.layers import Embedding, Linear, Mlp, Norm, Projection, RotaryEmbedding, Rotation, Slice, Weight
 from lionrock.inference.model.weights import WeightSource
@@ -36,8 +36,8 @@ class Attention:
         """Attend. x: [T, hidden]; keys, values: this layer's cache, to which those of x are written first."""
         heads = self.qkv(x).view(x.shape[0], -1, self.head_dim)
         rotated = rotation(heads[:, : self.query_heads + self.kv_heads])
-        keys.index_copy_(0, layout.slots, rotated[:, self.query_heads :])
-        values.index_copy_(0, layout.slots, heads[:, self.query_heads + self.kv_heads :])
+        write(keys, rotated[:, self.query_heads :], layout)
+        write(values, heads[:, self.query_heads + self.kv_heads :], layout)
         return self.output(attend(rotated[:, : self.query_heads], keys, values, layout))
 
     def weights(self) -> Iterator[Weight]:

@@ -131,7 +131,7 @@ class ShardWorker:
         """Run a batch; see `execute`."""
         assert self._cache is not None, "the KV cache is not allocated"
         begin_s, collective_s = time.perf_counter(), self._groups.clock.seconds
-        layout = lay_out(batch.rows, KV_BLOCK_SIZE, self._dtype, self._device)
+        layout = lay_out(batch.rows, KV_BLOCK_SIZE, self._device)
         link = self._groups.pipeline
         if link is None or link.stage == 0:
             x = layout.token_ids
