@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lionrock.cli.logs import BoundedLog, last_lines, prune_traces
+from lionrock.cli.mesh import last_words
 
 
 def test_two_generations_stay_within_the_bound(tmp_path: Path) -> None:
@@ -53,3 +54,10 @@ def test_oldest_and_empty_span_files_of_earlier_runs_go(tmp_path: Path) -> None:
         os.utime(tmp_path / name, (1_000_000 - age, 1_000_000 - age))
     prune_traces(tmp_path, 100)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["middle.jsonl.1", "new.jsonl"]
+
+
+def test_last_words_are_warnings_where_there_are_any() -> None:
+    noise = ["*** SIGTERM received", '{"level": "INFO", "message": "stopped"}', "[1]"]
+    why = '{"level": "WARNING", "message": "a rank failed to start"}'
+    assert last_words([why, why, *noise]) == ["a rank failed to start"]
+    assert last_words(noise) == noise

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -40,7 +40,8 @@ from lionrock.modelstore.source import ModelSource
 
 # What a service needs beyond its own grace to end in order.
 _DRAIN_MARGIN_S = 10.0
-_TAIL_LINES = 6
+_TAIL_LINES = 100
+_WORDS = 4
 
 
 class Mesh:
@@ -168,17 +169,20 @@ class Mesh:
 
     def _explained(self, failure: ChildFailed) -> ServiceNotReady:
         log = self._state.log(failure.name)
-        tail = "\n".join(f"    {_readable(line)}" for line in last_lines(log, _TAIL_LINES))
+        words = "\n".join(f"    {line[:300]}" for line in last_words(last_lines(log, _TAIL_LINES)))
         fix = f"read {log}; `lionrock doctor` shows what this machine lacks"
-        return ServiceNotReady(f"the mesh did not start: {failure}; its last words:\n{tail}", fix=fix)
+        return ServiceNotReady(f"the mesh did not start: {failure}; its last words:\n{words}", fix=fix)
 
 
-def _readable(line: str) -> str:
-    """Return the message of a JSON log line, or the line itself; cut."""
-    with contextlib.suppress(ValueError, AttributeError):
-        fields = json.loads(line)
-        line = " ".join(str(fields[key]) for key in ("message", "event", "error", "exception", "error_id") if fields.get(key))
-    return line[:300]
+def last_words(lines: Sequence[str]) -> list[str]:
+    """Pick what explains an end: the last warnings and errors, or, where a program said none, its last lines."""
+    said = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            fields = json.loads(line)
+            if isinstance(fields, dict) and fields.get("level") in ("WARNING", "ERROR", "CRITICAL"):
+                said.append(" ".join(str(fields[key]) for key in ("message", "error", "error_id") if fields.get(key)))
+    return (list(dict.fromkeys(said)) or list(lines))[-_WORDS:]
 
 
 async def _before(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
