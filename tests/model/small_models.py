@@ -69,7 +69,7 @@ def logits_of(path: Path, token_ids: Sequence[int], *, chunks: Sequence[int] | N
         for count in chunks or [len(token_ids)]:
             end = start + count
             row = BatchRow(SequenceId(0), start, token_ids[start:end], table[: -(-end // 16)], None)
-            layout = lay_out([row], 16, torch.float32, device)
+            layout = lay_out([row], 16, device)
             parts.append(model.logits(model.forward(layout.token_ids, rope, cache, layout)))
             start = end
     return torch.cat(parts)

@@ -1,16 +1,18 @@
 """Attention over a paged KV cache, with grouped queries and no copy of keys or values per query head.
 
-Each layer has its own two tensors, [kv_heads, slots, head_dim]; slot = block × block_size + offset. Heads come first, so that what is
-gathered is what a batched product reads. A step's rows fall into two kinds: decoding rows (one token each, all in one product, the
-queries of a group as its rows) and chunks (a row each). A row whose blocks are consecutive is read in place; others are gathered.
+Each layer has its own two tensors, [kv_heads, slots, head_dim]; slot = block × block_size + offset. Heads come first, so that what
+is gathered is what a batched product reads. A step's rows fall into two kinds: decoding rows (one token each, all in one product,
+the queries of a group as its rows) and chunks (a row each). A row whose blocks are consecutive is read in place; others are gathered.
 Source: Kwon et al. 2023 (paging), Ainslie et al. 2023 (grouped queries).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -28,8 +30,15 @@ class KVCache:
         shape = (kv_heads, blocks * block_size, head_dim)
         self.block_size = block_size
         self.blocks = blocks
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
+        self.keys = [_zeros(shape, dtype, device) for _ in range(layers)]
+        self.values = [_zeros(shape, dtype, device) for _ in range(layers)]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Allocate zeros; in host memory without touching the pages, so that a large cache costs time and memory only as it fills."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)
 
 
 @dataclass(frozen=True, slots=True)
