@@ -5,11 +5,12 @@ from contextlib import aclosing
 import pytest
 from paged_history import PagedHistory, answer
 
-from lionrock.inference.engine.async_engine import AsyncEngine, Coalescing
+from lionrock.inference.engine.async_engine import AsyncEngine
 from lionrock.inference.engine.batch import StepBatch
 from lionrock.inference.engine.engine import Engine, EngineLimits
 from lionrock.inference.engine.errors import EngineDraining, EngineFull, InvalidRequest, RequestExpired, ShardGroupLost
 from lionrock.inference.engine.sequence import FinishReason, Request, RequestId, Sampling, StepOutput
+from lionrock.inference.engine.stream import Coalescing
 
 
 def request(name: str, prompt, max_tokens: int = 8, **fields) -> Request:

@@ -1,10 +1,7 @@
-"""The asyncio front of an engine: a thread that steps, streams that deliver, and the policy by which tokens coalesce.
+"""The asyncio front of an engine: a thread that steps, and streams on an event loop.
 
-The first token of a stream is delivered at once. Later ones wait a little while other streams are active, because a message
-costs its receivers more CPU than a token does; a lone stream gets every token as it comes. A slow consumer gets everything that
-has gathered in one output, so a stream holds at most its own answer.
-
-Cancelling the consumer, or closing the generator, takes the sequence out of the engine before the next step is scheduled.
+Cancelling a stream's consumer, or closing its generator, takes the sequence out of the engine before the next step is scheduled.
+When the runner is gone, every stream ends with ShardGroupLost and the owner gives the engine another runner.
 """
 
 from __future__ import annotations
@@ -13,101 +10,16 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 from types import TracebackType
 
 from lionrock.inference.engine.batch import StepBatch
 from lionrock.inference.engine.engine import Engine
-from lionrock.inference.engine.errors import EngineDraining, EngineError, InvalidRequest, RequestExpired, ShardGroupLost
+from lionrock.inference.engine.errors import EngineDraining, InvalidRequest, ShardGroupLost
 from lionrock.inference.engine.runner import ModelRunner, RunnerSpec
-from lionrock.inference.engine.sequence import FinishReason, Request, RequestId, SequenceId, StepOutput
+from lionrock.inference.engine.sequence import Request, RequestId, StepOutput
+from lionrock.inference.engine.stream import Coalescing, Stream
 
 log = logging.getLogger("lionrock.inference")
-
-
-@dataclass(frozen=True, slots=True)
-class Coalescing:
-    """How long tokens of one stream may gather, by the number of active streams."""
-
-    per_stream_s: float = 0.008
-    ceiling_s: float = 0.25
-
-    def interval_s(self, active_streams: int) -> float:
-        """Least time between two outputs of a stream; 0 for a lone stream."""
-        return min(self.ceiling_s, self.per_stream_s * (active_streams - 1))
-
-
-class Stream:
-    """One request's outputs: an async iterator for one consumer, on the loop that submitted it.
-
-    The last output carries `finish`. Iteration raises RequestExpired, ShardGroupLost or EngineDraining where the sequence ended
-    without an answer, after the tokens that came before.
-    """
-
-    def __init__(self, owner: AsyncEngine, request_id: RequestId, sequence_id: SequenceId) -> None:
-        self.request_id = request_id
-        self.sequence_id = sequence_id
-        self._owner = owner
-        self._loop = asyncio.get_running_loop()
-        self._gathered: list[StepOutput] = []
-        self._error: EngineError | None = None
-        self._ended = False
-        self._consumed = False
-        self._due = asyncio.Event()
-        self._timer: asyncio.TimerHandle | None = None
-        self._delivered_s: float | None = None
-
-    def __aiter__(self) -> Stream:
-        return self
-
-    async def __anext__(self) -> StepOutput:
-        if self._consumed:
-            raise StopAsyncIteration
-        await self._due.wait()
-        self._cancel_timer()
-        if self._gathered:
-            output = _merge(self._gathered)
-            self._gathered = []
-            self._delivered_s = self._loop.time()
-            if output.finish is not None:
-                self._consumed = True
-            elif not self._ended:
-                self._due.clear()
-            return output
-        self._consumed = True
-        if self._error is not None:
-            raise self._error
-        raise StopAsyncIteration
-
-    def close(self) -> None:
-        """Abort the sequence unless it has ended. May be called at any time, more than once."""
-        self._cancel_timer()
-        if not self._ended:
-            self._owner._abort(self)
-        self._consumed = self._ended = True
-        self._due.set()
-
-    def _push(self, output: StepOutput, interval_s: float) -> None:
-        if output.finish is FinishReason.EXPIRED:
-            self._fail(RequestExpired())
-            return
-        self._gathered.append(output)
-        if output.finish is not None:
-            self._ended = True
-            self._due.set()
-        elif self._delivered_s is None or (wait_s := self._delivered_s + interval_s - self._loop.time()) <= 0:
-            self._due.set()
-        elif self._timer is None and not self._due.is_set():
-            self._timer = self._loop.call_later(wait_s, self._due.set)
-
-    def _fail(self, error: EngineError) -> None:
-        self._error, self._ended = error, True
-        self._due.set()
-
-    def _cancel_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
 
 
 class AsyncEngine:
@@ -180,7 +92,7 @@ class AsyncEngine:
                 raise self._lost
             sequence_id = self._engine.add(request)
             self._changed.notify()
-        stream = Stream(self, request.request_id, sequence_id)
+        stream = Stream(request.request_id, sequence_id, self._abort)
         self._streams[request.request_id] = stream
         self._idle.clear()
         return stream
@@ -217,7 +129,7 @@ class AsyncEngine:
             self._closing = True
             self._changed.notify()
         for stream in tuple(self._streams.values()):
-            stream._fail(EngineDraining())
+            stream.fail(EngineDraining())
         self._streams.clear()
         self._idle.set()
         if self._thread is not None:
@@ -286,28 +198,13 @@ class AsyncEngine:
             stream = self._streams.get(output.request_id)
             if stream is None or stream.sequence_id != output.sequence_id:
                 continue
-            stream._push(output, interval_s)
+            stream.push(output, interval_s)
             if output.finish is not None:
                 self._forget(stream)
         if lost is not None:
             for stream in tuple(self._streams.values()):
-                stream._fail(ShardGroupLost(*lost.args))
+                stream.fail(ShardGroupLost(*lost.args))
             self._streams.clear()
             self._idle.set()
             if self._on_lost is not None:
                 self._on_lost(lost)
-
-
-def _merge(outputs: list[StepOutput]) -> StepOutput:
-    """One output that says what all of them said, in order."""
-    last = outputs[-1]
-    if len(outputs) == 1:
-        return last
-    return StepOutput(
-        last.request_id,
-        last.sequence_id,
-        tuple(token_id for output in outputs for token_id in output.token_ids),
-        tuple(logprob for output in outputs for logprob in output.logprobs),
-        last.finish,
-        last.timings,
-    )

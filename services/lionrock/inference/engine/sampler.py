@@ -22,6 +22,7 @@ SAMPLING_OPTIONS = frozenset({"top_p", "top_k", "min_p", "logprobs"})
 """Fields of `Sampling` that `sample` honours beyond temperature and seed."""
 
 _NUCLEUS_GUESS = 512  # most nuclei are smaller; a larger one costs a full sort
+_VANISHING = 1e-30  # temperatures up to this are taken as their limit, greedy, before they underflow
 _WITHOUT_FLOAT64 = frozenset({"npu", "mps"})
 _MASK = 0xFFFFFFFF
 
@@ -51,8 +52,7 @@ def needs_probabilities(row: SamplingRow) -> bool:
 def sample(logits: Tensor, positions: Seq[int], rows: Seq[SamplingRow]) -> StepResult:
     """Choose one token a row. logits: [R, V] float32; positions: of the token to be chosen."""
     chosen: list[int] = torch.argmax(logits, dim=-1).tolist()
-    # A temperature that vanishes in float32 is greedy: its limit.
-    drawn = [index for index, row in enumerate(rows) if float(torch.tensor(row.temperature, dtype=torch.float32)) > 0]
+    drawn = [index for index, row in enumerate(rows) if row.temperature > _VANISHING]
     if drawn:
         select = logits if len(drawn) == len(rows) else logits[drawn]
         tokens = _draw(select, [positions[index] for index in drawn], [rows[index] for index in drawn])

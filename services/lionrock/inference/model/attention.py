@@ -2,7 +2,7 @@
 
 Each layer has its own two tensors, [kv_heads, slots, head_dim]; slot = block × block_size + offset. Heads come first, so that what
 is gathered is what a batched product reads. A step's rows fall into two kinds: decoding rows (one token each, all in one product,
-the queries of a group as its rows) and chunks (a row each). A row whose blocks are consecutive is read in place; others are gathered.
+the queries of a group as its rows) and chunks (a row each). Consecutive blocks are read in place; others are gathered.
 Source: Kwon et al. 2023 (paging), Ainslie et al. 2023 (grouped queries).
 """
 
