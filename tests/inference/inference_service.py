@@ -18,6 +18,7 @@ from typing import Any
 import grpc
 import psutil
 import yaml
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from lionrock.chassis.channel import open_channel
 from lionrock.chassis.errors import RemoteError, remote_error
@@ -159,6 +160,13 @@ class InferenceService:
     async def served(self, stub: Any) -> pb.ServedModel:
         (model,) = (await stub.ListModels(pb.ListModelsRequest(), timeout=5)).models
         return model
+
+    async def health(self) -> int:
+        """Status that health checks get."""
+        peer = PeerSettings(target=self.target, service="inference")
+        async with open_channel(peer, self.gateway, name="gateway") as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            return (await stub.Check(health_pb2.HealthCheckRequest(), timeout=5)).status  # type: ignore[no-any-return]
 
     async def wait_ready(self, *, ready: bool = True, within_s: float = START_S) -> float:
         """Poll ListModels until it says so; returns the seconds that took."""

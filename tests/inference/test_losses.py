@@ -8,6 +8,7 @@ import time
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2
 from inference_service import PROMPT, InferenceService, generate_request
 
 pytestmark = pytest.mark.timeout(240)
@@ -36,6 +37,7 @@ async def lose_a_shard(service: InferenceService, number: signal.Signals) -> tup
         assert refused.error.status == grpc.StatusCode.UNAVAILABLE
         assert refused.error.retry_after_s is not None
         assert not (await service.served(stub)).ready
+        assert await service.health() == health_pb2.HealthCheckResponse.NOT_SERVING
     return took_s, answer.tokens
 
 
@@ -55,6 +57,7 @@ async def test_a_killed_shard_ends_streams_at_once_and_the_group_is_back_in_plac
     took_s, tokens = await lose_a_shard(service, signal.SIGKILL)
     assert took_s <= 0.5
     back_s = await service.wait_ready(within_s=60)
+    assert await service.health() == health_pb2.HealthCheckResponse.SERVING
     assert [process.pid for process in service.descendants("ServeReplica")] == replicas
     known = tokens[:16]
     assert known == undisturbed.tokens[: len(known)]

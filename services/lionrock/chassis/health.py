@@ -31,8 +31,14 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         self._changed = asyncio.Event()
 
     def serving(self) -> None:
-        """Announce that all services answer."""
-        self._announce(_SERVING)
+        """Announce that all services answer, unless the server drains."""
+        if not self._draining:
+            self._announce(_SERVING)
+
+    def not_serving(self) -> None:
+        """Announce that the services cannot answer for now."""
+        if not self._draining:
+            self._announce(_NOT_SERVING)
 
     def drain(self) -> None:
         """Announce that no service takes new calls, for good."""

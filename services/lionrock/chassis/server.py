@@ -11,7 +11,7 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,6 +119,13 @@ class RunningServer:
         """RPCs that are served now, without health checks."""
         return self._guard.work.running
 
+    def announce(self, *, able: bool) -> None:
+        """Say in health checks whether the services can answer now; until told otherwise they can."""
+        if able:
+            self._health.serving()
+        else:
+            self._health.not_serving()
+
     def begin_drain(self) -> None:
         """Say NOT_SERVING and refuse new RPCs with SHUTTING_DOWN; those that run go on."""
         self._guard.draining = True
@@ -187,9 +194,12 @@ async def serve(
     *,
     on_ready: Callable[[int], Awaitable[None]] | None = None,
     on_drain: Callable[[], Awaitable[None]] | None = None,
+    readiness: AsyncIterator[bool] | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal ends at once.
 
+    `readiness` says whenever the service becomes able or unable to answer, which health checks then report; without it the service
+    is able from the start, with it not before it says so.
     `on_ready` gets the port; then the ready file is written. `on_drain` runs after the server refuses new RPCs and before it waits
     for those that run. Raises SystemExit(1) after saying why if the server cannot start.
     """
@@ -209,7 +219,11 @@ async def serve(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
+    following: asyncio.Task[None] | None = None
     try:
+        if readiness is not None:
+            running.announce(able=False)
+            following = asyncio.create_task(_follow(readiness, running), name="lionrock-readiness")
         if on_ready is not None:
             await on_ready(running.port)
         ready_file = settings.server.ready_file
@@ -228,11 +242,18 @@ async def serve(
             log.warning("stopping at once", extra={"running_rpcs": running.running_rpcs})
         await asyncio.gather(stopping, return_exceptions=True)
     finally:
+        if following is not None:
+            following.cancel()
         await running.stop(0)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
         log.info("stopped")
         await asyncio.to_thread(telemetry.close)
+
+
+async def _follow(readiness: AsyncIterator[bool], running: RunningServer) -> None:
+    async for able in readiness:
+        running.announce(able=able)
 
 
 async def _stop(running: RunningServer, grace_s: float, on_drain: Callable[[], Awaitable[None]] | None) -> None:

@@ -45,7 +45,7 @@ async def run(settings: InferenceSettings) -> None:
         frozenset({"gateway"}),
     )
     starting = asyncio.create_task(front.start(), name="lionrock-start")
-    serving = asyncio.create_task(serve(settings, "inference", [registration]), name="lionrock-serve")
+    serving = asyncio.create_task(serve(settings, "inference", [registration], readiness=front.readiness()), name="lionrock-serve")
     try:
         await asyncio.wait({starting, serving}, return_when=asyncio.FIRST_COMPLETED)
         if not serving.done():

@@ -60,6 +60,7 @@ class ModelFront:
         except (ShardGroupLost, ModelNotReady):
             if self.model.settings.replicas == 1:  # the watch would find out a little later
                 self.ready, self.replicas = False, 0
+                self.changed.set()
             raise
         finally:
             await frames.aclose()  # type: ignore[attr-defined]
@@ -120,12 +121,22 @@ class Front:
             self._tasks.append(asyncio.create_task(front.watch(), name=f"lionrock-watch-{model.name}"))
             log.info("model %s is deployed after %.1f s", model.name, time.monotonic() - begin_s)
 
-    async def wait_ready(self) -> None:
-        """Return when every model is ready."""
-        for front in self.models.values():
-            while not front.ready:
+    async def readiness(self) -> AsyncIterator[bool]:
+        """Whether every model is ready, whenever that changes."""
+        before: bool | None = None
+        while True:
+            for front in self.models.values():
                 front.changed.clear()
-                await front.changed.wait()
+            ready = all(front.ready for front in self.models.values())
+            if ready is not before:
+                before = ready
+                yield ready
+            changes = [asyncio.ensure_future(front.changed.wait()) for front in self.models.values()]
+            try:
+                await asyncio.wait(changes, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for change in changes:
+                    change.cancel()
 
     async def close(self) -> None:
         """Stop the watches and leave Ray."""
