@@ -137,7 +137,7 @@ def test_a_refusal_says_how_many_chips_would_hold_the_model(chips: int) -> None:
 
 def test_a_refusal_says_what_shorter_workload_would_fit() -> None:
     workload = Workload(sequences=512, tokens_per_sequence=131072)
-    with pytest.raises(PlanError, match="512 sequences of [0-9]+ tokens would fit"):
+    with pytest.raises(PlanError, match=r"512 sequences of [0-9]+ tokens would fit"):
         choose_plan(LLAMA_70B, chip("ascend-910b"), chips=8, dtype="bfloat16", workload=workload)
 
 
