@@ -14,6 +14,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 torch.set_num_threads(1)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Put the models of these tests on the device that was asked for."""
+    import small_models
+
+    small_models.DEVICE = config.getoption("--device")
+
+
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The GGUF file of the real model."""

@@ -22,6 +22,9 @@ from lionrock.planner.memory import ModelShape
 from lionrock.planner.plan import ShardPlan, plan_shards
 
 
+DEVICE = "cpu"  # of everything below; `pytest --device` sets it
+
+
 def plan_for(config: ModelConfig, *, tensor_parallel: int = 1, pipeline_parallel: int = 1, dtype: str = "float32") -> ShardPlan:
     """The planner's own plan for a model on CPUs."""
     shape = ModelShape(
@@ -41,7 +44,7 @@ def plan_for(config: ModelConfig, *, tensor_parallel: int = 1, pipeline_parallel
 
 def local_runner(path: Path, *, kv_blocks: int = 64, dtype: str = "float32") -> LocalRunner:
     """One rank in this process, loaded."""
-    worker = ShardWorker(path, plan_for(open_weights(path).config, dtype=dtype), 0)
+    worker = ShardWorker(path, plan_for(open_weights(path).config, dtype=dtype), 0, DEVICE)
     worker.load()
     worker.allocate_kv_cache(kv_blocks)
     return LocalRunner(worker)
@@ -50,7 +53,7 @@ def local_runner(path: Path, *, kv_blocks: int = 64, dtype: str = "float32") -> 
 def logits_of(path: Path, token_ids: Sequence[int], *, chunks: Sequence[int] | None = None) -> torch.Tensor:
     """Logits of every position in float32, prefilled in chunks of the given lengths: [T, V]."""
     source = open_weights(path)
-    config, device = source.config, torch.device("cpu")
+    config, device = source.config, torch.device(DEVICE)
     model = Transformer(config)
     load_weights(model, source, torch.float32, device, lambda *_: None)
     rope = RotaryEmbedding(config.rope, config.head_dim, config.context_window, torch.float32, device)
@@ -72,7 +75,7 @@ def logits_of(path: Path, token_ids: Sequence[int], *, chunks: Sequence[int] | N
             layout = lay_out([row], 16, device)
             parts.append(model.logits(model.forward(layout.token_ids, rope, cache, layout)))
             start = end
-    return torch.cat(parts)
+    return torch.cat(parts).cpu()
 
 
 def run_requests(engine: Engine, requests: Sequence[Request]) -> dict[str, tuple[int, ...]]:
