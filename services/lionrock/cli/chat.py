@@ -174,20 +174,19 @@ class _TextPrinter:
     def __init__(self, notes: TextIO) -> None:
         self._notes = notes
         self._terminal = sys.stdout.isatty()
-        self._anything = False
+        self._line_open = False
 
     def delta(self, chat: Chat, text: str, tokens: int) -> None:
         del chat, tokens
         # A model's text must not steer the terminal that shows it.
-        print(_CONTROLS.sub("�", text) if self._terminal else text, end="", flush=True)
-        self._anything = True
+        print(_CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text) if self._terminal else text, end="", flush=True)
+        self._line_open = not text.endswith("\n")
 
     def finished(self, chat: Chat, text: str, receipt: Path | None, problem: str | None) -> None:
         assert chat.started is not None
         assert chat.finished is not None
+        del text
         started, finished = chat.started, chat.finished
-        if text and not text.endswith("\n"):
-            print(flush=True)
         if finished.reason == FinishReason.FINISH_REASON_BLOCKED:
             self.note(f"cut by guardrail {finished.blocked.rule}: {finished.blocked.safe_message}")
         for what, findings in (("prompt", started.prompt_findings), ("answer", finished.answer_findings)):
@@ -207,12 +206,18 @@ class _TextPrinter:
             self.note(f"NOT VERIFIED: {problem}")
 
     def failed(self, status: str, reason: str | None, message: str) -> None:
-        if self._anything:
-            print(flush=True)
+        self._end_line()
         print(f"lionrock: {reason or status}: {message}", file=self._notes, flush=True)
 
     def note(self, text: str) -> None:
+        self._end_line()
         print(f"  {text}", file=self._notes, flush=True)
+
+    def _end_line(self) -> None:
+        """End the answer's last line before anything else is said."""
+        if self._line_open:
+            print(flush=True)
+            self._line_open = False
 
 
 class _JsonPrinter:
