@@ -19,7 +19,7 @@ from models import TOKENIZERS, smollm2_path, tokenizer_directory
 NAMES = ("smollm2", *TOKENIZERS)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Served:
     """A codec and its reference: Hugging Face's tokenizer with all added tokens, and the template as transformers renders it."""
 

@@ -7,7 +7,7 @@ encoded or decoded otherwise than by Hugging Face's library is refused while loa
 Digest, version 1: SHA-256 over a sequence of fields, each as its length (8 bytes, big-endian) and its bytes:
   1. "lionrock-tokenizer-v1"
   2. the pipeline as JSON (keys sorted, no spaces, UTF-8): normalizer, pre_tokenizer, decoder, and the model's options
-  3. the vocabulary: for each entry in the order of ids, the id in decimal, then the spelling
+  3. the vocabulary without added tokens: for each entry in the order of ids, the id in decimal, then the spelling
   4. an empty field
   5. the merges in their order: the left part, then the right part
   6. an empty field
@@ -77,7 +77,10 @@ class TokenizerDefinition:
 
         field("lionrock-tokenizer-v1")
         field(_canonical(self.pipeline))
+        added = {(token.spelling, token.id) for token in self.added_tokens}
         for spelling, token_id in sorted(self.vocabulary.items(), key=lambda item: item[1]):
+            if (spelling, token_id) in added:
+                continue
             field(str(token_id))
             field(spelling)
         field("")
@@ -117,7 +120,7 @@ def read_definition(directory: Path) -> TokenizerDefinition:
                 "decoder": document.get("decoder"),
                 "options": {name: model.get(name) or None for name in _MODEL_OPTIONS},
             },
-            vocabulary=model["vocab"],
+            vocabulary=_vocabulary(model["vocab"]),
             merges=[_merge(merge) for merge in model["merges"]],
             added_tokens=added,
             chat_template=_chat_template(directory, config),
@@ -130,6 +133,12 @@ def read_definition(directory: Path) -> TokenizerDefinition:
 
 def _optional_json(path: Path) -> dict[str, Any]:
     return read_json(path, CONFIG_MAX_BYTES) if path.is_file() else {}
+
+
+def _vocabulary(entries: Mapping[str, Any]) -> Mapping[str, int]:
+    if any(type(token_id) is not int or token_id < 0 for token_id in entries.values()):
+        raise ValueError("vocabulary")
+    return entries
 
 
 def _added_token(token: Mapping[str, Any]) -> AddedToken:

@@ -18,7 +18,7 @@ from lionrock.tokenization.definition import AddedToken, TokenizerDefinition
 _TOKENS, _TYPES, _MERGES = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type", "tokenizer.ggml.merges"
 
 # Kinds of token in tokenizer.ggml.token_type.
-_CONTROL, _USER_DEFINED = 3, 4
+_CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5
 
 _ENDING_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 _SPECIAL_KEYS = {
@@ -115,7 +115,7 @@ def read_gguf_definition(path: Path) -> TokenizerDefinition:
     ending_ids = {_id(metadata, key, len(tokens)) for key in _ENDING_KEYS}
     return TokenizerDefinition(
         pipeline=pipeline,
-        vocabulary={token: token_id for token_id, token in enumerate(tokens)},
+        vocabulary={token: token_id for token_id, token in enumerate(tokens) if types[token_id] != _UNUSED},
         merges=[_pair(merge, path) for merge in merges],
         added_tokens=added,
         chat_template=template if isinstance(template, str) else None,
