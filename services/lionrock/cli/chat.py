@@ -1,19 +1,11 @@
 """`lionrock chat`: one question, or a conversation, over `lionrock.client`; the receipt is checked and kept.
 
-The answer goes to standard output, everything about it to standard error. With --json, standard output carries one event a line:
-
-    {"event": "started", "request_id", "trace_id", "model", "weights_digest", "seed"}
-    {"event": "delta", "text", "tokens"}
-    {"event": "finished", "answer", "reason", "prompt_tokens", "completion_tokens", "time_to_first_token_ms", "receipt", "verified"}
-    {"event": "error", "status", "reason", "message"}
+The answer goes to standard output, everything about it to standard error. What is printed how is in printers.py.
 """
 
 from __future__ import annotations
 
-import json
-import re
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +20,7 @@ from lionrock.cli.errors import (
     EXIT_USAGE,
     CommandError,
 )
+from lionrock.cli.printers import JsonPrinter, TextPrinter
 from lionrock.cli.receipts import Opening, keep_keys, save_receipt, saved_keys
 from lionrock.cli.state import StateDir
 from lionrock.client import (
@@ -45,8 +38,6 @@ from lionrock.client import (
     Tls,
     Unavailable,
 )
-
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +99,7 @@ def ask(
 
     Never raises for a refusal: the exit status says it, and so do the notes.
     """
-    printer = _JsonPrinter() if as_json else _TextPrinter(notes or sys.stderr)
+    printer = JsonPrinter() if as_json else TextPrinter(notes or sys.stderr)
     try:
         chat = client.chat(messages, deadline_s=options.timeout_s, **options.for_client())
     except (ValueError, TypeError) as error:
@@ -129,7 +120,7 @@ def ask(
     return _finish(state, client, chat, printer)
 
 
-def _finish(state: StateDir, client: Client, chat: Chat, printer: _TextPrinter | _JsonPrinter) -> Answered:
+def _finish(state: StateDir, client: Client, chat: Chat, printer: TextPrinter | JsonPrinter) -> Answered:
     """Keep and check the receipt, then say how it went."""
     assert chat.started is not None
     assert chat.finished is not None
@@ -147,7 +138,7 @@ def _finish(state: StateDir, client: Client, chat: Chat, printer: _TextPrinter |
     return Answered(text, chat.started.request_id, chat.started.trace_id, path, status)
 
 
-def _check(state: StateDir, client: Client, chat: Chat, opening: Opening, printer: _TextPrinter | _JsonPrinter) -> str | None:
+def _check(state: StateDir, client: Client, chat: Chat, opening: Opening, printer: TextPrinter | JsonPrinter) -> str | None:
     """Verify the receipt with the keys of first contact; return what is wrong with it."""
     assert chat.receipt is not None
     origin = chat.receipt.position.origin
@@ -166,114 +157,6 @@ def _check(state: StateDir, client: Client, chat: Chat, opening: Opening, printe
     except VerificationFailed as failure:
         return str(failure)
     return None
-
-
-class _TextPrinter:
-    """Answer on standard output, the rest as notes."""
-
-    def __init__(self, notes: TextIO) -> None:
-        self._notes = notes
-        self._terminal = sys.stdout.isatty()
-        self._line_open = False
-
-    def delta(self, chat: Chat, text: str, tokens: int) -> None:
-        del chat, tokens
-        # A model's text must not steer the terminal that shows it.
-        print(_CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text) if self._terminal else text, end="", flush=True)
-        self._line_open = not text.endswith("\n")
-
-    def finished(self, chat: Chat, text: str, receipt: Path | None, problem: str | None) -> None:
-        assert chat.started is not None
-        assert chat.finished is not None
-        del text
-        started, finished = chat.started, chat.finished
-        if finished.reason == FinishReason.FINISH_REASON_BLOCKED:
-            self.note(f"cut by guardrail {finished.blocked.rule}: {finished.blocked.safe_message}")
-        for what, findings in (("prompt", started.prompt_findings), ("answer", finished.answer_findings)):
-            counts = Counter(finding.rule for finding in findings)
-            if counts:
-                self.note(f"masked in the {what}: " + ", ".join(f"{rule} × {count}" for rule, count in sorted(counts.items())))
-        usage = finished.usage
-        self.note(
-            f"{started.model.model} {started.model.weights_digest[:15]}…  "
-            f"{usage.prompt_tokens} + {usage.completion_tokens} tokens, "
-            f"{_reason(finished.reason)}, first text after {finished.time_to_first_token.ToMilliseconds()} ms"
-        )
-        self.note(f"request {started.request_id}  trace {started.trace_id}")
-        if receipt is not None:
-            self.note(f"receipt {receipt}" + ("" if problem else "  verified"))
-        if problem:
-            self.note(f"NOT VERIFIED: {problem}")
-
-    def failed(self, status: str, reason: str | None, message: str) -> None:
-        self._end_line()
-        print(f"lionrock: {reason or status}: {message}", file=self._notes, flush=True)
-
-    def note(self, text: str) -> None:
-        self._end_line()
-        print(f"  {text}", file=self._notes, flush=True)
-
-    def _end_line(self) -> None:
-        """End the answer's last line before anything else is said."""
-        if self._line_open:
-            print(flush=True)
-            self._line_open = False
-
-
-class _JsonPrinter:
-    """One event a line on standard output."""
-
-    def __init__(self) -> None:
-        self._started = False
-
-    def delta(self, chat: Chat, text: str, tokens: int) -> None:
-        self._start(chat)
-        self._print({"event": "delta", "text": text, "tokens": tokens})
-
-    def finished(self, chat: Chat, text: str, receipt: Path | None, problem: str | None) -> None:
-        assert chat.finished is not None
-        self._start(chat)
-        finished = chat.finished
-        event: dict[str, Any] = {
-            "event": "finished",
-            "answer": text,
-            "reason": _reason(finished.reason),
-            "prompt_tokens": finished.usage.prompt_tokens,
-            "completion_tokens": finished.usage.completion_tokens,
-            "time_to_first_token_ms": finished.time_to_first_token.ToMilliseconds(),
-            "receipt": str(receipt) if receipt is not None else None,
-            "verified": problem is None,
-        }
-        if problem:
-            event["problem"] = problem
-        if finished.HasField("blocked"):
-            event |= {"rule": finished.blocked.rule, "safe_message": finished.blocked.safe_message}
-        self._print(event)
-
-    def failed(self, status: str, reason: str | None, message: str) -> None:
-        self._print({"event": "error", "status": status, "reason": reason, "message": message})
-
-    def note(self, text: str) -> None:
-        print(f"lionrock: {text}", file=sys.stderr)
-
-    def _start(self, chat: Chat) -> None:
-        if self._started or chat.started is None:
-            return
-        self._started = True
-        started = chat.started
-        self._print(
-            {
-                "event": "started",
-                "request_id": started.request_id,
-                "trace_id": started.trace_id,
-                "model": started.model.model,
-                "weights_digest": started.model.weights_digest,
-                "seed": started.seed,
-            }
-        )
-
-    def _print(self, event: dict[str, Any]) -> None:
-        print(json.dumps(event, ensure_ascii=False), flush=True)
 
 
 def _converse(state: StateDir, client: Client, options: ChatOptions, *, as_json: bool) -> int:
@@ -341,7 +224,3 @@ def _explain(error: CallError) -> str:
     if error.request_id:
         text += f"  [request {error.request_id}]"
     return text
-
-
-def _reason(reason: int) -> str:
-    return FinishReason.Name(reason).removeprefix("FINISH_REASON_").lower()  # type: ignore[arg-type]
