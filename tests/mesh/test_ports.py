@@ -11,12 +11,12 @@ from pathlib import Path
 import grpc
 import psutil
 import pytest
-from running_mesh import SERVICES, Mesh
 
 from lionrock.chassis.devca import DevelopmentCa
 from lionrock.chassis.errors import remote_error
 from lionrock.chassis.settings import TlsSettings
 from mesh_ca import DevCa
+from running_mesh import SERVICES, Mesh
 
 pytestmark = [pytest.mark.mesh, pytest.mark.timeout(300)]
 

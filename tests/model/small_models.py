@@ -21,7 +21,6 @@ from lionrock.planner.chips import chip
 from lionrock.planner.memory import ModelShape
 from lionrock.planner.plan import ShardPlan, plan_shards
 
-
 DEVICE = "cpu"  # of everything below; `pytest --device` sets it
 
 
