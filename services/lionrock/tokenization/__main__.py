@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import sys
 from collections.abc import Mapping
@@ -30,9 +31,16 @@ async def serve_codecs(settings: TokenizationSettings, codecs: Mapping[str, Code
     servicer = TokenizationServicer(codecs, heavy_work, heavy_chars=settings.heavy_chars)
     registration = Registration(add_TokenizationServiceServicer_to_server, servicer, SERVICE_NAME, CALLERS)
     try:
-        await serve(settings, "tokenization", [registration])
+        await serve(settings, "tokenization", [registration], on_ready=tidy)
     finally:
         heavy_work.close()
+
+
+async def tidy(port: int) -> None:
+    """Give back what starting has left over."""
+    del port
+    gc.collect()
+    give_back_free_memory()
 
 
 def main() -> None:
