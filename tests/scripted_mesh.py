@@ -234,6 +234,7 @@ class Parrot(Faulty, inf_rpc.InferenceServiceServicer):
         self.pace: asyncio.Semaphore | None = None
         self.losses: list[tuple[int, Exception]] = []
         self.weights = ["sha256:" + "3" * 64]
+        self.tokenizer_digest = ""
         self.finish = sampling.FINISH_REASON_STOP
         self.models = [MODEL]
         self.running = 0
@@ -244,9 +245,7 @@ class Parrot(Faulty, inf_rpc.InferenceServiceServicer):
 
     def identity(self, call: int) -> model.ModelIdentity:
         weights = self.weights[min(call, len(self.weights) - 1)]
-        return model.ModelIdentity(
-            model=MODEL, weights_digest=weights, tokenizer_digest=CodePointTokenizer.digest, engine="parrot/1"
-        )
+        return model.ModelIdentity(model=MODEL, weights_digest=weights, tokenizer_digest=self.tokenizer_digest, engine="parrot/1")
 
     async def Generate(self, request: inf.GenerateRequest, context: Any) -> AsyncIterator[inf.GenerateResponse]:
         self.requests.append(request)

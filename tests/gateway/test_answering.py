@@ -42,6 +42,7 @@ async def test_the_log_holds_the_intent_and_then_the_outcome_that_names_it(
     assert outcome.outcome.status == audit.OUTCOME_STATUS_ANSWERED
     assert outcome.outcome.answer.decode() == heard.text
     assert outcome.outcome.answer_verdict.policy_version == "1"
+    assert outcome.outcome.model.tokenizer_digest == mesh.tokenizer.digest == heard.started.model.tokenizer_digest
     assert outcome.event_id == heard.started.request_id
     for leaf in mesh.log.leaves:
         assert leaf.trace_id == heard.started.trace_id

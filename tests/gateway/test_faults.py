@@ -341,6 +341,12 @@ async def test_the_search_for_another_group_is_bounded_in_time(idle_mesh: Script
     assert 2 <= len(idle_mesh.engine.requests) < 10
 
 
+async def test_an_engine_of_another_tokenizer_is_not_believed(mesh: ScriptedMesh, stub: Any, ask: Any, failure: Any) -> None:
+    mesh.engine.tokenizer_digest = "sha256:" + "9" * 64
+    error = await failure(stub.Chat(ask()))
+    assert (error.reason, error.metadata["peer_reason"]) == ("INFERENCE_UNAVAILABLE", "TOKENIZER_MISMATCH")
+
+
 async def test_an_answer_is_not_continued_by_another_model(mesh: ScriptedMesh, stub: Any, ask: Any, failure: Any) -> None:
     mesh.engine.weights = ["sha256:" + "3" * 64, "sha256:" + "3" * 64, "sha256:" + "4" * 64]
     mesh.engine.losses = [(4, ShardGroupLost("gone", retry_after_s=0.01))]

@@ -44,7 +44,14 @@ from lionrock.gateway.context import (
 from lionrock.gateway.generation import Generation, ResumePolicy
 from lionrock.gateway.peers import Deadline, Peers
 from lionrock.gateway.record import RequestRecord, intent_leaf
-from lionrock.gateway.refusals import engine_reason, masked, permit, refuse_what_is_not_offered, refuse_what_the_policy_refuses
+from lionrock.gateway.refusals import (
+    engine_reason,
+    masked,
+    permit,
+    refuse_what_is_not_offered,
+    refuse_what_the_policy_refuses,
+    with_tokenizer,
+)
 from lionrock.gateway.responses import delta, finished, started
 from lionrock.gateway.served_models import ServedModels
 from lionrock.gateway.settings import LimitSettings
@@ -147,7 +154,7 @@ class ChatPipeline:
                 record.intent = asyncio.create_task(self._append_intent(turn, model, prompt))
                 intent = await asyncio.shield(record.intent)
                 with stage("gateway.await_engine"):
-                    record.engine = await generation.started()
+                    record.engine = with_tokenizer(await generation.started(), prompt.tokenizer_digest)
                     await text.opened()
                 await turn.send(started(record, record.engine, turn.params.seed, prompt.verdict))
                 with stage("gateway.stream"):

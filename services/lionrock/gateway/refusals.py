@@ -17,6 +17,7 @@ from lionrock.gateway.peer_errors import from_guardrails, from_inference, protoc
 from lionrock.gateway.tenants import Principal
 from lionrock.gateway.v1 import gateway_pb2 as gw
 from lionrock.guardrails.v1 import guardrails_pb2 as guard
+from lionrock.inference.v1 import inference_pb2 as inf
 
 _DENIALS: dict[Denial, type[errors.AccessDenied]] = {
     Denial.ROLE: errors.RoleNotPermitted,
@@ -67,6 +68,20 @@ def masked(messages: Sequence[chat.ChatMessage], judged: guard.InspectResponse) 
         chat.ChatMessage(role=message.role, content=text, tool_call_id=message.tool_call_id)
         for message, text in zip(messages, judged.masked_texts, strict=True)
     ]
+
+
+def with_tokenizer(started: inf.GenerateResponse.Started, tokenizer_digest: str) -> inf.GenerateResponse.Started:
+    """Name the tokenizer that encoded the prompt in the identity of what answers: an engine sees ids only.
+
+    Raises InferenceUnavailable when the engine was told of another tokenizer.
+    """
+    told = started.model.tokenizer_digest
+    if told and told != tokenizer_digest:
+        raise from_inference(protocol_violation("TOKENIZER_MISMATCH"))
+    named = inf.GenerateResponse.Started()
+    named.CopyFrom(started)
+    named.model.tokenizer_digest = tokenizer_digest
+    return named
 
 
 def engine_reason(generation: Generation) -> sampling.FinishReason.ValueType:
