@@ -11,8 +11,12 @@ from pathlib import Path
 
 import pytest
 from audit_harness import Place
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from kill_rounds import audit_process, kill_rounds, write_config
 
+from lionrock.audit.__main__ import SERVICE_NAME
+from lionrock.chassis.channel import open_channel
+from lionrock.chassis.settings import PeerSettings
 from mesh_ca import DevCa
 
 IDLE_MAX_KIB = 80 * 1024
@@ -35,6 +39,28 @@ async def test_a_second_process_on_the_same_store_is_refused_by_name(place: Plac
         assert second.returncode == 1
         assert f'"pid": {process.pid}' in second.stderr
         assert "Traceback" not in second.stderr
+
+
+async def test_health_says_whether_anything_can_be_recorded(place: Place) -> None:
+    ca = DevCa(place.root / "mesh")
+    config = write_config(place, ca.issue("audit"))
+
+    async def becomes(port: int, status: int) -> None:
+        peer = PeerSettings(target=f"127.0.0.1:{port}", service="audit")
+        async with open_channel(peer, ca.issue("gateway"), name="test") as channel, asyncio.timeout(20):
+            watched = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE_NAME), timeout=20)
+            async for seen in watched:
+                if seen.status == status:
+                    return
+
+    async with audit_process(place, config) as (_, port):
+        await becomes(port, health_pb2.HealthCheckResponse.SERVING)
+    (place.key_dir / "bank.key").unlink()
+    async with audit_process(place, config) as (_, port):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(2):
+                await becomes(port, health_pb2.HealthCheckResponse.SERVING)
+        await becomes(port, health_pb2.HealthCheckResponse.NOT_SERVING)
 
 
 async def test_an_idle_service_is_small(place: Place) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import sys
+from collections.abc import AsyncIterator
 from contextlib import closing, suppress
 
 from lionrock.audit.failures import AuditError
@@ -19,6 +20,7 @@ from lionrock.chassis.settings import load_settings
 
 SERVICE_NAME = "lionrock.audit.v1.AuditService"
 CALLERS = frozenset({"gateway"})
+_READINESS_INTERVAL_S = 0.5
 
 
 async def main(settings: AuditSettings) -> None:
@@ -45,11 +47,21 @@ async def _serve(settings: AuditSettings, logs: AuditLogs) -> None:
 
     try:
         registration = Registration(add_AuditServiceServicer_to_server, AuditServicer(logs), SERVICE_NAME, CALLERS)
-        await serve(settings, "audit", [registration], on_ready=say_what_is_read_only)
+        await serve(settings, "audit", [registration], on_ready=say_what_is_read_only, readiness=_readiness(logs))
     finally:
         sweeping.cancel()
         with suppress(asyncio.CancelledError):
             await sweeping
+
+
+async def _readiness(logs: AuditLogs) -> AsyncIterator[bool]:
+    """Say when the logs become writable or cease to be: without a record there is no answer, so health has to show it."""
+    able: bool | None = None
+    while True:
+        if logs.writable is not able:
+            able = logs.writable
+            yield able
+        await asyncio.sleep(_READINESS_INTERVAL_S)
 
 
 if __name__ == "__main__":

@@ -70,6 +70,11 @@ class AuditLogs:
         """Tenants whose logs refuse to sign, and why."""
         return self._unusable | {tenant: log.read_only for tenant, log in self._logs.items() if log.read_only is not None}
 
+    @property
+    def writable(self) -> bool:
+        """Whether an append of any tenant could succeed now."""
+        return self._sequencer.broken is None and any(log.read_only is None for log in self._logs.values())
+
     async def append(self, event: Event, *, want_receipt: bool) -> Appended:
         """Record an event of `event.context.tenant`; returns when its leaf is durable.
 
