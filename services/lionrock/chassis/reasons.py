@@ -43,9 +43,10 @@ def all_reasons() -> list[Reason]:
     _import_errors()
     found: set[Reason] = set()
     for error in _subclasses(MeshError):
-        package, room, *_ = error.__module__.split(".")
+        package, _, module = error.__module__.partition(".")
         if package != "lionrock" or "reason" not in vars(error):
             continue
+        room = module.partition(".")[0]
         meaning = (inspect.cleandoc(vars(error).get("__doc__") or "")).partition("\n")[0]
         if not meaning:
             raise ValueError(f"{error.__module__}.{error.__qualname__} has no docstring")
