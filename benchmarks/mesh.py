@@ -135,14 +135,13 @@ class EngineAlone:
 @asynccontextmanager
 async def engine_alone(mesh: Mesh, name: str) -> AsyncIterator[Any]:
     """Start the engine in a Ray cluster of its own, with the mesh's settings of the model and its certificates."""
-    from lionrock.inference.ray_cluster import RayCluster
-    from lionrock.inference.shard_actors import bundles
+    from lionrock.inference.ray_cluster import RayCluster, prepare_environment
 
     config = yaml.safe_load((mesh.state / "config" / "inference.yaml").read_text())
-    config["ray"] |= {"node_address": "127.0.0.3"}
     config["telemetry"] = {}
     settings = InferenceSettings(**config)
     ranks = settings.models[name].tensor_parallel * settings.models[name].pipeline_parallel
+    prepare_environment(settings.ray)
     cluster = RayCluster(settings.ray, local_cpus=1 + ranks)
     await cluster.start()
     try:
@@ -150,6 +149,9 @@ async def engine_alone(mesh: Mesh, name: str) -> AsyncIterator[Any]:
         def place() -> Any:
             import ray
             from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+            # Here, because Ray reads its settings when it is imported, and starting the cluster writes them.
+            from lionrock.inference.shard_actors import bundles
 
             group = ray.util.placement_group(bundles("cpu", ranks), strategy="PACK")
             ray.get(group.ready(), timeout=60)
