@@ -36,6 +36,7 @@ class Job:
     kv_blocks: int
     steps: tuple[bytes, ...]
     lose_rank: int | None = None
+    shared_memory: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,8 @@ def _rank(rank: int, world: int, jobs: Sequence[Job], store: Path, reports: Any)
 
 def _run(rank: int, job: Job) -> RankReport:
     plan = plan_for(open_weights(job.path).config, tensor_parallel=job.tensor_parallel, pipeline_parallel=job.pipeline_parallel)
-    worker = ShardWorker(job.path, plan, rank, groups=form_groups(job.tensor_parallel, job.pipeline_parallel, TIMEOUT))
+    groups = form_groups(job.tensor_parallel, job.pipeline_parallel, TIMEOUT, shared_memory=job.shared_memory)
+    worker = ShardWorker(job.path, plan, rank, groups=groups)
     weight_bytes = worker.load()
     worker.allocate_kv_cache(job.kv_blocks)
     results: list[StepResult | None] = []

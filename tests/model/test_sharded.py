@@ -34,12 +34,14 @@ def test_two_ranks_give_the_same_tokens_as_one(smollm2: Path, small: Path, tmp_p
         Job(smollm2, 1, 2, KV_BLOCKS, real_steps),
         Job(small, 2, 1, KV_BLOCKS, small_steps),
         Job(small, 1, 2, KV_BLOCKS, small_steps),
+        Job(smollm2, 2, 1, KV_BLOCKS, real_steps, shared_memory=True),
         Job(small, 2, 1, KV_BLOCKS, small_steps, lose_rank=1),
     ]
-    tensor, pipeline, small_tensor, small_pipeline, losing = run_ranks(jobs, tmp_path / "store")
+    tensor, pipeline, small_tensor, small_pipeline, shared, losing = run_ranks(jobs, tmp_path / "store")
 
     assert whole_results(tensor[0].results) == whole_results(real)
     assert whole_results(pipeline[1].results) == whole_results(real)
+    assert whole_results(shared[0].results) == whole_results(real)
     assert whole_results(small_tensor[0].results) == whole_results(expected)
     assert whole_results(small_pipeline[1].results) == whole_results(expected)
     for silent in (tensor[1], pipeline[0]):
@@ -56,11 +58,26 @@ def test_two_ranks_give_the_same_tokens_as_one(smollm2: Path, small: Path, tmp_p
     assert whole_results(losing[0].results) == whole_results(expected)[:-1]
 
 
+def test_a_rank_that_ends_is_noticed_over_shared_memory(small: Path, tmp_path: Path) -> None:
+    steps, expected = record(local_runner(small, kv_blocks=KV_BLOCKS), mixed_requests(331, max_tokens=4), max_step_tokens=64)
+    (losing,) = run_ranks([Job(small, 2, 1, KV_BLOCKS, steps, lose_rank=1, shared_memory=True)], tmp_path / "store")
+    assert losing[0].lost
+    assert whole_results(losing[0].results) == whole_results(expected)[:-1]
+
+
 def test_four_ranks_give_the_same_tokens_as_one(small: Path, tmp_path: Path) -> None:
     """TP=2 × PP=2, and TP=4 where two ranks share a replicated KV head."""
     steps, expected = record(local_runner(small, kv_blocks=KV_BLOCKS), mixed_requests(331, max_tokens=10))
-    both, wide = run_ranks([Job(small, 2, 2, KV_BLOCKS, steps), Job(small, 4, 1, KV_BLOCKS, steps)], tmp_path / "store")
-    assert whole_results(both[2].results) == whole_results(expected)
-    assert whole_results(wide[0].results) == whole_results(expected)
+    jobs = [
+        Job(small, 2, 2, KV_BLOCKS, steps),
+        Job(small, 4, 1, KV_BLOCKS, steps),
+        Job(small, 2, 2, KV_BLOCKS, steps, shared_memory=True),
+        Job(small, 4, 1, KV_BLOCKS, steps, shared_memory=True),
+    ]
+    both, wide, both_shared, wide_shared = run_ranks(jobs, tmp_path / "store")
+    for stages in (both, both_shared):
+        assert whole_results(stages[2].results) == whole_results(expected)
+    for ranks in (wide, wide_shared):
+        assert whole_results(ranks[0].results) == whole_results(expected)
     plan = plan_for(open_weights(small).config, tensor_parallel=4)
     assert sum(shard.kv_heads for shard in plan.shards) == 4

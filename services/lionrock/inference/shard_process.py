@@ -102,6 +102,7 @@ class ShardProcess:
         import torch.distributed as dist
         from torch.distributed import FileStore, Store, TCPStore  # type: ignore[attr-defined]
 
+        from lionrock.inference.model import shared_memory
         from lionrock.inference.model.collectives import form_groups
         from lionrock.inference.model.worker import ShardWorker
 
@@ -120,7 +121,8 @@ class ShardProcess:
                 store = self._store or TCPStore(rendezvous.host, rendezvous.port, plan.ranks, timeout=timeout)
             backend = settings.collective or self._chip.collective
             dist.init_process_group(backend, store=store, rank=self._rank, world_size=plan.ranks, timeout=timeout)
-            groups = form_groups(plan.tensor_parallel, plan.pipeline_parallel, timeout)
+            one_node = local_ranks == plan.ranks and shared_memory.usable(torch.device(self._chip.torch_device))
+            groups = form_groups(plan.tensor_parallel, plan.pipeline_parallel, timeout, shared_memory=one_node)
         worker = ShardWorker(settings.source, plan, self._rank, self._chip.torch_device, groups)
         worker.load()
         self._worker = worker

@@ -1,7 +1,8 @@
 """The process groups of one rank, and the few collectives that a step needs, timed, with one error for a lost peer.
 
-Over any `torch.distributed` back end (gloo, nccl, hccl, …): the caller has initialised the default group. Frozen peers show only
-when the group's time-out passes; whoever owns the ranks sets it low and watches heartbeats.
+Over any `torch.distributed` back end (gloo, nccl, hccl, …), and over shared memory where that is faster: the caller has
+initialised the default group. Frozen peers show only when the group's time-out passes; whoever owns the ranks sets it low and
+watches heartbeats.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from lionrock.inference.engine.errors import ShardGroupLost
+from lionrock.inference.model.shared_memory import SharedSlots, add_up
 
 
 class CollectiveClock:
@@ -41,19 +43,30 @@ class CollectiveClock:
 class TensorGroup:
     """The tensor-parallel ranks of one pipeline stage."""
 
-    def __init__(self, group: ProcessGroup, clock: CollectiveClock) -> None:
+    def __init__(self, group: ProcessGroup, clock: CollectiveClock, slots: SharedSlots | None = None) -> None:
+        """Take the ranks' process group, and their shared memory where all are on CPUs of this node."""
         self._group = group
         self._clock = clock
+        self._slots = slots
         self.size = dist.get_world_size(group)
         self.rank = dist.get_rank(group)
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """Sum over the ranks, in place."""
-        self._clock.run(lambda: dist.all_reduce(x, group=self._group))
+        slots = self._slots
+        if slots is not None and slots.holds(x):
+            self._clock.run(lambda: add_up(slots.exchange(x), x))
+        else:
+            self._clock.run(lambda: dist.all_reduce(x, group=self._group))
         return x
 
     def gather(self, x: Tensor) -> list[Tensor] | None:
         """Collect equal-shaped tensors on rank 0 of the group; None elsewhere."""
+        slots = self._slots
+        if slots is not None and slots.holds(x):
+            found: list[Tensor] = []
+            self._clock.run(lambda: found.extend(slots.exchange(x)))
+            return [part.clone() for part in found] if self.rank == 0 else None
         into = [torch.empty_like(x) for _ in range(self.size)] if self.rank == 0 else None
         self._clock.run(lambda: dist.gather(x, into, group=self._group, group_dst=0))
         return into
@@ -82,15 +95,20 @@ class StageLink:
 class RankGroups:
     """The groups of one rank in a TP × PP mesh, rank = stage × TP + tensor rank. A group of one rank is None."""
 
-    def __init__(self, tensor: ProcessGroup | None = None, pipeline: ProcessGroup | None = None) -> None:
+    def __init__(
+        self, tensor: ProcessGroup | None = None, pipeline: ProcessGroup | None = None, slots: SharedSlots | None = None
+    ) -> None:
         self.clock = CollectiveClock()
-        self.tensor = None if tensor is None else TensorGroup(tensor, self.clock)
+        self.tensor = None if tensor is None else TensorGroup(tensor, self.clock, slots)
         self.pipeline = None if pipeline is None else StageLink(pipeline, self.clock)
 
 
-def form_groups(tensor_parallel: int, pipeline_parallel: int, timeout: datetime.timedelta) -> RankGroups:
+def form_groups(
+    tensor_parallel: int, pipeline_parallel: int, timeout: datetime.timedelta, *, shared_memory: bool = False
+) -> RankGroups:
     """Make this rank's groups; every rank of the initialised default group calls this at the same time.
 
+    shared_memory: all ranks are on this node, and shared_memory.usable for their device.
     Raises ShardGroupLost when a peer does not come.
     """
     rank = dist.get_rank()
@@ -106,6 +124,7 @@ def form_groups(tensor_parallel: int, pipeline_parallel: int, timeout: datetime.
         for ranks in columns if pipeline_parallel > 1 else ():
             group = dist.new_group(list(ranks), timeout=timeout)
             pipeline = group if rank in ranks else pipeline
-    except RuntimeError as error:
+        slots = SharedSlots(tensor, timeout) if shared_memory and tensor is not None else None
+    except (RuntimeError, OSError) as error:
         raise ShardGroupLost(f"the process groups did not form: {type(error).__name__}") from error
-    return RankGroups(tensor, pipeline)
+    return RankGroups(tensor, pipeline, slots)
