@@ -19,8 +19,8 @@ from lionrock.inference.engine.sequence import FinishReason, RequestId, Sequence
 class Coalescing:
     """How long tokens of one stream may gather, by the number of active streams."""
 
-    per_stream_s: float = 0.008
-    ceiling_s: float = 0.25
+    per_stream_s: float = 0.025
+    ceiling_s: float = 0.4
 
     def interval_s(self, active_streams: int) -> float:
         """Least time between two outputs of a stream; 0 for a lone stream."""
