@@ -68,11 +68,12 @@ async def test_under_load_the_first_token_comes_at_once_and_later_ones_together(
     gate = Gate()
     policy = Coalescing(per_stream_s=3600, ceiling_s=3600)
     async with AsyncEngine(Engine(PagedHistory(on_execute=gate)), coalescing=policy) as engine:
-        streams, firsts = [], []
-        for n in range(2):
-            streams.append(engine.submit(request(f"r{n}", [n + 1], 9)))
+        streams, firsts = [engine.submit(request("r0", [1], 9))], []
+        await gate.step_begins()  # with the first alone; the second joins in the next step
+        streams.append(engine.submit(request("r1", [2], 9)))
+        for stream in streams:
             gate.let(1)  # one step, and what it gave is read before the next
-            firsts.append(await anext(streams[n]))
+            firsts.append(await anext(stream))
         assert [len(output.token_ids) for output in firsts] == [1, 1]
         gate.let(20)
         for n, stream in enumerate(streams):
