@@ -17,8 +17,8 @@ from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from hostile import payloads
 
+from hostile import payloads
 from lionrock.audit.keys import KeyDirectory
 from lionrock.audit.log import Limits, open_logs
 from lionrock.audit.servicer import AuditServicer

@@ -1,7 +1,8 @@
 """Whatever arrives on any RPC, the answer is a precise status: never INTERNAL, never UNKNOWN, and others go on being served.
 
 The methods are read from the registered services' descriptors, so that a new RPC cannot be forgotten. Each failure names the seed;
-`fuzz_rpcs.py` beside this file runs the same thing for as long as it is told. The inference front is covered by tests/mesh.
+`fuzz_rpcs.py` beside this file runs the same thing for as long as it is told. The inference front has the same in
+tests/inference/test_hostile.py.
 """
 
 from __future__ import annotations
