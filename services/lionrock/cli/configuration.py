@@ -150,7 +150,7 @@ def _gateway(settings: MeshSettings, targets: Mapping[str, str]) -> dict[str, An
 def _inference(settings: MeshSettings, state: StateDir, certificates: Certificates, model: ModelSource) -> dict[str, Any]:
     ray: dict[str, Any] = {"tls": certificates.tls(RAY).model_dump(mode="json"), "token_file": str(state.ray_token)}
     if settings.ray_address is not None:
-        ray["address"] = settings.ray_address
+        ray |= {"address": settings.ray_address, "undeploy": True}
     served = {
         "path": str(state.models / model.name),
         "tensor_parallel": settings.tensor_parallel,

@@ -89,6 +89,11 @@ def start_serve() -> None:
     serve.start(proxy_location="Disabled")
 
 
+def undeploy(name: str) -> None:
+    """End a model's application with its replicas and ranks (blocking)."""
+    serve.delete(name)
+
+
 def deploy(model: ServedModel, settings: InferenceSettings) -> Any:
     """Deploy a model as a Serve application of its name and return its handle (blocking)."""
     limits = model.settings.limits

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from lionrock.chassis.errors import MeshError
@@ -33,6 +34,7 @@ log = logging.getLogger("lionrock.inference")
 _WATCH_STARTING_S = 0.1
 _WATCH_S = 0.5
 _ANSWER_S = 2.0
+_UNDEPLOY_S = 15.0
 _RESPONSE = 0
 
 
@@ -146,7 +148,21 @@ class Front:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         if self._cluster is not None:
+            await self._undeploy(self._cluster)
             await self._cluster.close()
+
+    async def _undeploy(self, cluster: RayCluster) -> None:
+        """End the models of a cluster that outlives this service, where the settings say so."""
+        if self._settings.ray.address is None or not self._settings.ray.undeploy:
+            return
+        from lionrock.inference.deployment import undeploy
+
+        for name in self.models:
+            try:
+                async with asyncio.timeout(_UNDEPLOY_S):
+                    await cluster.call(partial(undeploy, name))
+            except Exception as error:  # noqa: BLE001  # whatever Ray says, the service ends
+                log.warning("model %s may still run in the cluster: %s", name, type(error).__name__)
 
     def _local_cpus(self) -> int:
         """CPU resources of a local head: one a bundle, at least the machine's."""

@@ -30,10 +30,11 @@ T = TypeVar("T")
 
 CLOSE_S = 15.0
 
-# What makes a local head small and local. The first is Ray's own switch for machines that are no cluster nodes: the node's address
-# is then 127.0.0.1, and Ray's servers listen there alone.
+# Ray's own switch for machines that are no cluster nodes: the node's address is then 127.0.0.1, and Ray's servers listen there
+# alone. Without it Ray replaces a loopback address, also that of a cluster to join, by a public one.
+_ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+# What makes a local head small.
 _LOCAL_HEAD = {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_enable_metrics_collection": "0",  # a Prometheus port without credentials, and a tenth of a core
     "AUTOSCALER_METRIC_PORT": "0",  # Prometheus ports that have no switch: free ones, so that two meshes do not meet
     "DASHBOARD_METRIC_PORT": "0",
@@ -68,7 +69,9 @@ def prepare_environment(settings: RaySettings) -> None:
         RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH="",
     )
     if settings.address is None:
-        os.environ.update(_LOCAL_HEAD)
+        os.environ.update(_ON_LOOPBACK | _LOCAL_HEAD)
+    elif settings.address.rpartition(":")[0] in ("127.0.0.1", "localhost"):
+        os.environ.update(_ON_LOOPBACK)
 
 
 class RayCluster:

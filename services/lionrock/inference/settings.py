@@ -77,6 +77,9 @@ class RaySettings(BaseModel):
         default=None, description="a local head's files, a short path; unset: a new one in /tmp, removed after"
     )
     object_store_bytes: int = Field(default=100 << 20, ge=80 << 20, description="a local head's object store")
+    undeploy: bool = Field(
+        default=False, description="end the models of a joined cluster when the service ends; off where several fronts share them"
+    )
     namespace: str = Field(default="lionrock", pattern=r"^[a-z][a-z0-9-]{0,62}$", description="Ray namespace")
 
     @model_validator(mode="after")
