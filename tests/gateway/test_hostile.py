@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import grpc
 import pytest
 from google.protobuf.message import Message
 
+from hostile import payloads
 from lionrock.chassis.channel import open_channel
 from lionrock.chassis.errors import remote_error
 from lionrock.chassis.settings import PeerSettings
@@ -31,17 +29,6 @@ EXPECTED = {
 }
 
 
-def hostile() -> ModuleType:
-    """The generator of hostile requests that all services share."""
-    path = Path(__file__).parent.parent / "contract" / "hostile.py"
-    spec = importlib.util.spec_from_file_location("hostile", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def sensible(request: Message) -> None:
     """Make what is checked first acceptable, so that the rest is reached."""
     if isinstance(request, gw.ChatRequest):
@@ -51,13 +38,13 @@ def sensible(request: Message) -> None:
 
 @pytest.mark.parametrize("method", [method.name for method in SERVICE.methods])
 async def test_no_request_brings_about_an_internal_error(mesh: ScriptedMesh, ask: Any, hear: Any, method: str) -> None:
-    generator, descriptor = hostile(), SERVICE.methods_by_name[method]
+    descriptor = SERVICE.methods_by_name[method]
     peer = PeerSettings(target=mesh.targets["gateway"], service="gateway", timeout_s=10)
     reasons: dict[int, tuple[Any, Any]] = {}
     async with open_channel(peer, mesh.identity(), name="test") as channel:
         path = f"/{SERVICE.full_name}/{method}"
         for seed in range(ROUNDS):
-            (payload,) = generator.payloads(descriptor, seed, sensible)
+            (payload,) = payloads(descriptor, seed, sensible)
             try:
                 if descriptor.server_streaming:
                     async for _ in channel.unary_stream(path)(payload):
