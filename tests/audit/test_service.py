@@ -261,6 +261,18 @@ def _hostile(data: st.DataObject) -> tuple[str, Any]:
     return "ListLeaves", pb.ListLeavesRequest(context=ctx, start=start, limit=limit)
 
 
+@pytest.mark.parametrize("field", ["outcome.intent_index", "outcome.total_time", "outcome.time_to_first_token"])
+async def test_a_number_beyond_what_a_leaf_can_hold_is_refused_by_its_field(service: Service, field: str) -> None:
+    end = pb.Outcome(status=pb.OUTCOME_STATUS_ABORTED, reason="CLIENT_CANCELLED")
+    if field == "outcome.intent_index":
+        end.intent_index = 2**53
+    else:
+        getattr(end, field.removeprefix("outcome.")).seconds = 2**53
+    error = await failure(service.stub.Append(pb.AppendRequest(context=context(), event_id=uuid7(), outcome=end)))
+    assert (error.status.name, error.reason) == ("INVALID_ARGUMENT", "INVALID_FIELD")
+    assert [name for name, _ in error.field_violations] == [field]
+
+
 async def _status(stub: Any, method: str, request: Any) -> grpc.StatusCode:
     try:
         call = getattr(stub, method)(request)
