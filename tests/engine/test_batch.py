@@ -1,10 +1,11 @@
 import contextlib
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lionrock.inference.engine.batch import BatchRow, MalformedBatch, SamplingRow, StepBatch, StepResult
+from lionrock.inference.engine.batch import BatchRow, LogitAdjustment, MalformedBatch, SamplingRow, StepBatch, StepResult
 from lionrock.inference.engine.sequence import SequenceId, TokenLogprob
 
 _FLOAT32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -19,6 +20,16 @@ _SAMPLING = st.builds(
     seed=st.integers(0, 2**64 - 1),
     logprobs=st.none() | st.integers(0, 20),
 )
+_ADJUSTMENT = st.builds(
+    LogitAdjustment,
+    tokens=st.lists(_UINT32, max_size=20).map(tuple),
+    prompt_tokens=_UINT32,
+    repetition_penalty=_FLOAT32,
+    presence_penalty=_FLOAT32,
+    frequency_penalty=_FLOAT32,
+    logit_bias=st.lists(st.tuples(_UINT32, _FLOAT32), max_size=5).map(tuple),
+    allowed=st.binary(max_size=12),
+)
 _ROW = st.builds(
     BatchRow,
     sequence_id=st.integers(0, 2**63 - 1).map(SequenceId),
@@ -26,11 +37,13 @@ _ROW = st.builds(
     token_ids=st.lists(_UINT32, max_size=20).map(tuple),
     block_table=st.lists(_UINT32, max_size=20).map(tuple),
     sampling=st.none() | _SAMPLING,
-)
+    adjustment=st.none() | _ADJUSTMENT,
+).flatmap(lambda row: st.integers(0, max(0, len(row.token_ids) - 1)).map(lambda drafts: replace(row, drafts=drafts)))
 _BATCH = st.builds(
     StepBatch,
     rows=st.lists(_ROW, max_size=6).map(tuple),
     released=st.lists(_SEQUENCE_ID, max_size=4).map(tuple),
+    copies=st.lists(st.tuples(_UINT32, _UINT32), max_size=4).map(tuple),
 )
 _LOGPROB = st.builds(TokenLogprob, logprob=_FLOAT32, top=st.lists(st.tuples(_UINT32, _FLOAT32), max_size=5).map(tuple))
 

@@ -42,6 +42,8 @@ class Shard:
     layers: int
     weight_bytes: int
     kv_bytes_per_token: int
+    first_expert: int = 0  # routed experts of a mixture, held whole (expert parallelism over the tensor ranks)
+    experts: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 
 from lionrock.inference.engine.sequence import SequenceId, TokenLogprob
 
-_MAGIC = 0x31425453  # "STB1"
-_HEADER = struct.Struct("<IIIII")  # magic, rows, tokens, blocks, released
-_ROW = struct.Struct("<qiiiBfffiQi")  # id, start, tokens, blocks, flags, temperature, top_p, min_p, top_k, seed, logprobs
-_SAMPLE, _TOP_K, _LOGPROBS = 1, 2, 4
+_MAGIC = 0x32425453  # "STB2"
+_HEADER = struct.Struct("<IIIIII")  # magic, rows, tokens, blocks, released, copies
+_ROW = struct.Struct("<qiiiiBfffiQi")  # id, start, tokens, drafts, blocks, flags, temperature, top_p, min_p, top_k, seed, logprobs
+_SAMPLE, _TOP_K, _LOGPROBS, _ADJUSTED = 1, 2, 4, 8
+_ADJUSTMENT = struct.Struct("<IfffIII")  # prompt tokens, three penalties, counts of tokens, biases and mask bytes
 _RESULT_HEADER = struct.Struct("<III")  # magic, rows, logprob entries
 _RESULT_MAGIC = 0x31525453  # "STR1"
 
@@ -43,6 +44,26 @@ GREEDY = SamplingRow(temperature=0.0, top_p=1.0, top_k=None, min_p=0.0, seed=0, 
 
 
 @dataclass(frozen=True, slots=True)
+class LogitAdjustment:
+    """What changes a row's logits before anything is chosen from them, in this order: bias, penalties, then the mask.
+
+    It travels with every step of the rows that need it, so that a rank needs no memory of a sequence's tokens.
+    """
+
+    tokens: Seq[int] = ()
+    """Prompt and answer so far, when a penalty is set; otherwise empty."""
+    prompt_tokens: int = 0
+    """How many of `tokens` are prompt: presence and frequency count the answer alone."""
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(token id, addend)."""
+    allowed: bytes = b""
+    """Bit t of little-endian 32-bit words: token t may be chosen. Empty: all may."""
+
+
+@dataclass(frozen=True, slots=True)
 class BatchRow:
     """One sequence's part of a step."""
 
@@ -55,11 +76,20 @@ class BatchRow:
     """Blocks of positions 0 … start + len(token_ids) − 1, in order; never more than those positions need."""
     sampling: SamplingRow | None
     """None: the chunk ends before the last known token, nothing is sampled."""
+    drafts: int = 0
+    """How many ids at the end of `token_ids` are guesses: the row samples at each of its last 1 + drafts positions."""
+    adjustment: LogitAdjustment | None = None
+    """Only where something is sampled, and only without drafts."""
 
     @property
     def end(self) -> int:
-        """Position after the last token to run: that of the token to be sampled."""
+        """Position after the last token to run: that of the last token to be sampled."""
         return self.start + len(self.token_ids)
+
+    @property
+    def samples(self) -> int:
+        """Tokens that this row samples, at positions end − drafts … end."""
+        return 0 if self.sampling is None else 1 + self.drafts
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +99,14 @@ class StepBatch:
     rows: tuple[BatchRow, ...]
     released: tuple[SequenceId, ...] = ()
     """Sequences that left since the batch before, for whatever reason."""
+    copies: tuple[tuple[int, int], ...] = ()
+    """(block, copy): copy whole KV blocks before the step writes anything (copy-on-write)."""
 
     def encode(self) -> bytes:
         """Bytes that `decode` turns back into an equal batch (floats rounded to binary32)."""
         tokens, blocks = array("I"), array("I")
         out = bytearray(_HEADER.size)
+        adjustments: list[bytes] = []
         for row in self.rows:
             flags, top_k, logprobs, s = 0, 0, 0, GREEDY
             if row.sampling is not None:
@@ -82,53 +115,93 @@ class StepBatch:
                     flags, top_k = flags | _TOP_K, s.top_k
                 if s.logprobs is not None:
                     flags, logprobs = flags | _LOGPROBS, s.logprobs
+            if row.adjustment is not None:
+                flags |= _ADJUSTED
+                adjustments.append(_encode_adjustment(row.adjustment))
             out += _ROW.pack(
-                row.sequence_id, row.start, len(row.token_ids), len(row.block_table), flags, s.temperature, s.top_p, s.min_p, top_k,
-                s.seed, logprobs,
+                row.sequence_id, row.start, len(row.token_ids), row.drafts, len(row.block_table), flags, s.temperature, s.top_p,
+                s.min_p, top_k, s.seed, logprobs,
             )  # fmt: skip
             tokens.extend(row.token_ids)
             blocks.extend(row.block_table)
-        _HEADER.pack_into(out, 0, _MAGIC, len(self.rows), len(tokens), len(blocks), len(self.released))
-        return b"".join((out, tokens.tobytes(), blocks.tobytes(), array("q", self.released).tobytes()))
+        _HEADER.pack_into(out, 0, _MAGIC, len(self.rows), len(tokens), len(blocks), len(self.released), len(self.copies))
+        copies = array("I", [block for pair in self.copies for block in pair])
+        columns = (tokens.tobytes(), blocks.tobytes(), array("q", self.released).tobytes(), copies.tobytes())
+        return b"".join((out, *columns, *adjustments))
 
     @classmethod
     def decode(cls, data: bytes) -> StepBatch:
         """Inverse of `encode`. Raises MalformedBatch."""
         try:
-            magic, rows, n_tokens, n_blocks, n_released = _HEADER.unpack_from(data)
+            magic, rows, n_tokens, n_blocks, n_released, n_copies = _HEADER.unpack_from(data)
         except struct.error as error:
             raise MalformedBatch("shorter than its header") from error
         tokens_at = _HEADER.size + rows * _ROW.size
         blocks_at = tokens_at + 4 * n_tokens
         released_at = blocks_at + 4 * n_blocks
-        if magic != _MAGIC or released_at + 8 * n_released != len(data):
+        copies_at = released_at + 8 * n_released
+        at = copies_at + 8 * n_copies
+        if magic != _MAGIC or at > len(data):
             raise MalformedBatch("wrong magic number or length")
-        tokens, blocks, released = array("I"), array("I"), array("q")
+        tokens, blocks, released, copies = array("I"), array("I"), array("q"), array("I")
         view = memoryview(data)
         tokens.frombytes(view[tokens_at:blocks_at])
         blocks.frombytes(view[blocks_at:released_at])
-        released.frombytes(view[released_at:])
+        released.frombytes(view[released_at:copies_at])
+        copies.frombytes(view[copies_at:at])
         decoded: list[BatchRow] = []
         token, block = 0, 0
         for fields in _ROW.iter_unpack(view[_HEADER.size : tokens_at]):
-            sequence_id, start, token_count, block_count, flags, temperature, top_p, min_p, top_k, seed, logprobs = fields
+            sequence_id, start, token_count, drafts, block_count, flags, temperature, top_p, min_p, top_k, seed, logprobs = fields
             if token_count < 0 or block_count < 0 or token + token_count > n_tokens or block + block_count > n_blocks:
                 raise MalformedBatch("a row reaches past its column")
+            if not 0 <= drafts <= max(0, token_count - 1):
+                raise MalformedBatch("a row has more drafts than tokens")
             sampling = None
             if flags & _SAMPLE:
                 sampling = SamplingRow(
                     temperature, top_p, top_k if flags & _TOP_K else None, min_p, seed, logprobs if flags & _LOGPROBS else None
                 )
+            adjustment = None
+            if flags & _ADJUSTED:
+                adjustment, at = _decode_adjustment(data, at)
             row_tokens = tuple(tokens[token : token + token_count])
             row_blocks = tuple(blocks[block : block + block_count])
-            decoded.append(BatchRow(SequenceId(sequence_id), start, row_tokens, row_blocks, sampling))
+            decoded.append(BatchRow(SequenceId(sequence_id), start, row_tokens, row_blocks, sampling, drafts, adjustment))
             token, block = token + token_count, block + block_count
-        return cls(tuple(decoded), tuple(SequenceId(i) for i in released))
+        if at != len(data):
+            raise MalformedBatch("longer than it says")
+        pairs = tuple(zip(copies[::2], copies[1::2], strict=True))
+        return cls(tuple(decoded), tuple(SequenceId(i) for i in released), pairs)
+
+
+def _encode_adjustment(a: LogitAdjustment) -> bytes:
+    counts = (len(a.tokens), len(a.logit_bias), len(a.allowed))
+    head = _ADJUSTMENT.pack(a.prompt_tokens, a.repetition_penalty, a.presence_penalty, a.frequency_penalty, *counts)
+    biases = b"".join(struct.pack("<If", token_id, bias) for token_id, bias in a.logit_bias)
+    return b"".join((head, array("I", a.tokens).tobytes(), biases, a.allowed))
+
+
+def _decode_adjustment(data: bytes, at: int) -> tuple[LogitAdjustment, int]:
+    try:
+        prompt_tokens, repetition, presence, frequency, n_tokens, n_biases, n_allowed = _ADJUSTMENT.unpack_from(data, at)
+    except struct.error as error:
+        raise MalformedBatch("an adjustment is cut off") from error
+    tokens_at = at + _ADJUSTMENT.size
+    biases_at = tokens_at + 4 * n_tokens
+    allowed_at = biases_at + 8 * n_biases
+    end = allowed_at + n_allowed
+    if end > len(data):
+        raise MalformedBatch("an adjustment is cut off")
+    tokens = array("I", data[tokens_at:biases_at])
+    biases = tuple(struct.iter_unpack("<If", data[biases_at:allowed_at]))
+    allowed = data[allowed_at:end]
+    return LogitAdjustment(tuple(tokens), prompt_tokens, repetition, presence, frequency, biases, allowed), end
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What the sampling rank chose: one entry for each row of the batch that has `sampling`, in row order."""
+    """What the sampling rank chose: `samples` entries for each row of the batch, in row order, within a row by position."""
 
     token_ids: tuple[int, ...]
     logprobs: dict[int, TokenLogprob] = field(default_factory=dict)

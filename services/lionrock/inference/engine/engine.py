@@ -182,15 +182,15 @@ class Engine:
         now_s = self._clock()
         by_id = {sequence.sequence_id: sequence for sequence in self._scheduler.running}
         outputs: list[StepOutput] = []
-        sampled = -1
+        sampled = 0
         for row in batch.rows:
-            sampled += row.sampling is not None
+            first, sampled = sampled, sampled + row.samples
             sequence = by_id.get(row.sequence_id)
             if sequence is None:
                 continue
             sequence.computed_tokens = row.end
             if row.sampling is not None:
-                outputs.append(self._append(sequence, result.token_ids[sampled], result.logprobs.get(sampled), now_s))
+                outputs.append(self._append(sequence, result.token_ids[first], result.logprobs.get(first), now_s))
         return outputs
 
     def _row(self, sequence: Sequence, tokens: int) -> BatchRow:

@@ -9,7 +9,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import NewType
+from typing import Literal, NewType
 
 RequestId = NewType("RequestId", str)
 SequenceId = NewType("SequenceId", int)
@@ -20,7 +20,7 @@ class FinishReason(enum.Enum):
     """Why a sequence left the engine."""
 
     STOP = "stop"
-    """The model's end-of-sequence token or a stop token came."""
+    """The model's end-of-sequence token or a stop token came, or a stop string is complete."""
     LENGTH = "length"
     """`max_tokens` or the context window was reached."""
     EXPIRED = "expired"
@@ -54,6 +54,15 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class Constraint:
+    """A language that the answer must belong to, token by token. As `lionrock.common.v1.OutputConstraint`."""
+
+    kind: Literal["json_schema", "regex", "ebnf", "choice"]
+    source: str
+    """The schema as JSON text, the expression, the grammar whose start symbol is `root`, or a JSON array of the choices."""
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One sequence to generate."""
 
@@ -71,6 +80,7 @@ class Request:
     """Prefix-cache salt of the tenant; KV blocks are shared within one salt only."""
     trace: str | None = None
     """W3C traceparent; carried, never read."""
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True, slots=True)

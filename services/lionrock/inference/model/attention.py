@@ -33,6 +33,13 @@ class KVCache:
         self.keys = [_zeros(shape, dtype, device) for _ in range(layers)]
         self.values = [_zeros(shape, dtype, device) for _ in range(layers)]
 
+    def copy_blocks(self, pairs: Seq[tuple[int, int]]) -> None:
+        """Copy whole blocks, (block, copy) each; no block is both in one step."""
+        size = self.block_size
+        for block, copy in pairs:
+            for cache in (*self.keys, *self.values):
+                cache[:, copy * size : (copy + 1) * size] = cache[:, block * size : (block + 1) * size]
+
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Allocate zeros; in host memory without touching the pages, so that a large cache costs time and memory only as it fills."""
@@ -96,7 +103,7 @@ class StepLayout:
     decoding: Decoding | None
     chunks: tuple[Chunk, ...]
     sampled: Tensor
-    """Flat index of the last token of each row that samples, in the batch's row order. [R] int64."""
+    """Flat indices of the tokens after which a row samples (its last 1 + drafts), in the batch's row order. [R] int64."""
 
 
 def lay_out(rows: Seq[BatchRow], block_size: int, device: torch.device) -> StepLayout:
@@ -129,7 +136,11 @@ def lay_out(rows: Seq[BatchRow], block_size: int, device: torch.device) -> StepL
         slots=torch.tensor(slots, device=device),
         decoding=_decoding(decoding_rows, block_size, device) if decoding_rows else None,
         chunks=tuple(chunks),
-        sampled=torch.tensor([last[i] for i, row in enumerate(rows) if row.sampling is not None], dtype=torch.int64, device=device),
+        sampled=torch.tensor(
+            [last[i] - row.samples + 1 + n for i, row in enumerate(rows) for n in range(row.samples)],
+            dtype=torch.int64,
+            device=device,
+        ),
     )
 
 

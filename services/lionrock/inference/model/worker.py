@@ -132,6 +132,7 @@ class ShardWorker:
         assert self._cache is not None, "the KV cache is not allocated"
         begin_s, collective_s = time.perf_counter(), self._groups.clock.seconds
         layout = lay_out(batch.rows, KV_BLOCK_SIZE, self._device)
+        self._cache.copy_blocks(batch.copies)
         link = self._groups.pipeline
         if link is None or link.stage == 0:
             x = layout.token_ids
@@ -153,8 +154,8 @@ class ShardWorker:
         return self._timings.pop(sequence_id, None) or self._finished.pop(sequence_id, None)
 
     def _sample(self, hidden: torch.Tensor, batch: StepBatch) -> StepResult | None:
-        rows = [row.sampling for row in batch.rows if row.sampling is not None]
-        positions = [row.end for row in batch.rows if row.sampling is not None]
+        rows = [row.sampling for row in batch.rows if row.sampling is not None for _ in range(row.samples)]
+        positions = [row.end - row.drafts + n for row in batch.rows for n in range(row.samples)]
         logits = self._model.logits(hidden)
         group = self._groups.tensor
         if group is None:
