@@ -35,6 +35,9 @@ from lionrock.inference.engine.sequence import (
 
 _RETRY_FLOOR_S, _RETRY_CEILING_S = 0.1, 30.0
 
+MAX_FRUITLESS_LOSSES = 3
+"""Losses of the runner in a row that a sequence may be part of without one more token; it may be what breaks the runner."""
+
 
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
@@ -61,17 +64,21 @@ class Engine:
         self._clock = clock
         self._next_id = 0
         self._seconds_per_answer = 1.0
+        self._sequences: dict[RequestId, Sequence] = {}
+        self._outbox: list[StepOutput] = []
         self._install(runner)
 
     def _install(self, runner: ModelRunner) -> None:
+        """Begin with an empty KV cache: every sequence waits, in order of service, with the tokens that it has."""
         self._runner = runner
-        self._sequences: dict[RequestId, Sequence] = {}
         self._released: list[SequenceId] = []
-        self._outbox: list[StepOutput] = []
         spec = runner.spec
         self._blocks = BlockManager(spec.kv_blocks, spec.kv_block_size)
         limits = self.limits
         self._scheduler = Scheduler(self._blocks, max_running=limits.max_running, max_step_tokens=limits.max_step_tokens)
+        for sequence in self._sequences.values():
+            sequence.block_table, sequence.computed_tokens = [], 0
+            self._scheduler.add(sequence)
 
     # ---- state -----------------------------------------------------------------------------------------------------------
 
@@ -145,18 +152,46 @@ class Engine:
         sequence = self._sequences.get(request_id)
         return None if sequence is None else self._finish(sequence, FinishReason.ABORTED)
 
-    def drop_all(self) -> None:
-        """Forget every sequence and its blocks, without outputs: what remains to do when the runner is gone."""
-        self._install(self._runner)
+    # ---- losing the runner -----------------------------------------------------------------------------------------------
 
-    def replace_runner(self, runner: ModelRunner) -> None:
-        """Go on with another runner, whose cache is empty. Sequences that were not dropped are dropped now."""
+    def drop_all(self) -> list[Sequence]:
+        """Forget every sequence and its blocks, without outputs, and return them: nobody will run them."""
+        dropped = list(self._sequences.values())
+        self._sequences.clear()
+        self._install(self._runner)
+        return dropped
+
+    def lose_cache(self) -> list[Sequence]:
+        """Have every sequence wait to be computed anew, because the runner is gone and its KV cache with it.
+
+        A step that was under way counts for nothing. Returns the sequences that were given up: see MAX_FRUITLESS_LOSSES.
+        """
+        given_up = [sequence for sequence in self._scheduler.running if sequence.note_loss() >= MAX_FRUITLESS_LOSSES]
+        for sequence in given_up:
+            del self._sequences[sequence.request.request_id]
+        self._install(self._runner)
+        return given_up
+
+    def replace_runner(self, runner: ModelRunner) -> list[Sequence]:
+        """Go on with another runner of the same model, whose KV cache is empty.
+
+        Returns the sequences that were given up, because the new cache has no room for one more token of theirs. An answer that
+        named no smaller bound now ends at the new window.
+        """
         self._install(runner)
+        given_up = []
+        for sequence in tuple(self._sequences.values()):
+            sequence.max_total_tokens = min(sequence.max_total_tokens, self.context_window)
+            if len(sequence.tokens) >= sequence.max_total_tokens:
+                self._scheduler.remove(sequence)
+                del self._sequences[sequence.request.request_id]
+                given_up.append(sequence)
+        return given_up
 
     # ---- a step ----------------------------------------------------------------------------------------------------------
 
     def step(self) -> list[StepOutput]:
-        """Run one step. Raises ShardGroupLost when the runner is gone; the engine then needs another."""
+        """Run one step. Raises ShardGroupLost when the runner is gone; then `lose_cache` and `replace_runner` go on."""
         batch, outputs = self.schedule()
         if batch is not None:
             outputs += self.postprocess(batch, self._runner.execute(batch))
@@ -164,18 +199,23 @@ class Engine:
 
     def schedule(self) -> tuple[StepBatch | None, list[StepOutput]]:
         """Drop what expired and choose the next batch; None when there is nothing to run."""
+        outputs = self.expire()
+        chunks = self._scheduler.schedule(self._clock())
+        if not chunks:
+            return None, outputs
+        rows = tuple(self._row(chunk.sequence, chunk.tokens) for chunk in chunks)
+        released, self._released = tuple(self._released), []
+        return StepBatch(rows, released), outputs
+
+    def expire(self) -> list[StepOutput]:
+        """Drop what expired; returns the last outputs of sequences that ended outside a step."""
         now_s = self._clock()
         outputs, self._outbox = self._outbox, []
         for sequence in tuple(self._sequences.values()):
             deadline_s = sequence.request.deadline_s
             if deadline_s is not None and deadline_s <= now_s:
                 outputs.append(self._finish(sequence, FinishReason.EXPIRED))
-        chunks = self._scheduler.schedule(now_s)
-        if not chunks:
-            return None, outputs
-        rows = tuple(self._row(chunk.sequence, chunk.tokens) for chunk in chunks)
-        released, self._released = tuple(self._released), []
-        return StepBatch(rows, released), outputs
+        return outputs
 
     def postprocess(self, batch: StepBatch, result: StepResult) -> list[StepOutput]:
         """Append what was sampled and finish what ended. Sequences that were aborted meanwhile are passed over."""
@@ -219,7 +259,8 @@ class Engine:
     ) -> StepOutput:
         self._scheduler.remove(sequence)
         del self._sequences[sequence.request.request_id]
-        self._released.append(sequence.sequence_id)
+        if sequence.scheduled_s is not None:
+            self._released.append(sequence.sequence_id)
         timings = sequence.timings(self._clock())
         if reason is not FinishReason.ABORTED and sequence.scheduled_s is not None:
             self._seconds_per_answer += 0.1 * (timings.total_s - timings.queue_s - self._seconds_per_answer)

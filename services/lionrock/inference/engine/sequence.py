@@ -104,6 +104,8 @@ class Timings:
     completion_tokens: int
     """Tokens of the answer, resumed ones counted."""
     preemptions: int
+    resumptions: int = 0
+    """How often it was computed anew because a rank was lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,11 @@ class Sequence:
     """Tokens whose keys and values are in the cache: a prefix of `tokens`."""
     block_table: list[int] = field(default_factory=list)
     preemptions: int = 0
+    resumptions: int = 0
+    tokens_at_loss: int = 0
+    """Length of `tokens` when the runner was last lost."""
+    fruitless_losses: int = 0
+    """Losses in a row at that length."""
     cached_prompt_tokens: int = 0
     scheduled_s: float | None = None
     first_token_s: float | None = None
@@ -152,6 +159,13 @@ class Sequence:
         """Known tokens that are not yet computed: 1 while decoding, more during prefill and recompute."""
         return len(self.tokens) - self.computed_tokens
 
+    def note_loss(self) -> int:
+        """Count a loss of the runner that ran this sequence; returns how many came in a row without a token between."""
+        self.resumptions += 1
+        self.fruitless_losses = self.fruitless_losses + 1 if len(self.tokens) == self.tokens_at_loss else 1
+        self.tokens_at_loss = len(self.tokens)
+        return self.fruitless_losses
+
     def timings(self, now_s: float) -> Timings:
         """Return what the request took until `now_s` (monotonic)."""
         return Timings(
@@ -162,4 +176,5 @@ class Sequence:
             cached_prompt_tokens=self.cached_prompt_tokens,
             completion_tokens=len(self.tokens) - self.prompt_tokens,
             preemptions=self.preemptions,
+            resumptions=self.resumptions,
         )
