@@ -55,14 +55,13 @@ def logits_of(path: Path, token_ids: Sequence[int], *, chunks: Sequence[int] | N
     config, device = source.config, torch.device(DEVICE)
     model = Transformer(config)
     load_weights(model, source, torch.float32, device, lambda *_: None)
-    rope = RotaryEmbedding(config.rope, config.head_dim, config.context_window, torch.float32, device)
+    rope = RotaryEmbedding(config.rope, config.rotary_dim, config.context_window, torch.float32, device)
     blocks = len(token_ids) // 16 + 2
     cache = KVCache(
         layers=config.layers,
         blocks=blocks,
         block_size=16,
-        kv_heads=config.kv_heads,
-        head_dim=config.head_dim,
+        shapes=config.cache_shapes(config.kv_heads),
         dtype=torch.float32,
         device=device,
     )

@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_models import logits_of
 
-from lionrock.inference.model.config import ModelConfig, from_config_json
+from lionrock.inference.model.config import ModelConfig
+from lionrock.inference.model.config_json import from_config_json
 from lionrock.inference.model.errors import MalformedWeights, MissingTensor, ModelError, TruncatedWeights, UnsupportedModel
 from lionrock.inference.model.gguf_file import GgufFile
 from lionrock.inference.model.transformer import Transformer, load_weights

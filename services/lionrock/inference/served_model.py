@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from lionrock.inference.model.config import ModelConfig, from_config_json, from_gguf
+from lionrock.inference.model.config import ModelConfig
+from lionrock.inference.model.config_gguf import from_gguf
+from lionrock.inference.model.config_json import from_config_json
 from lionrock.inference.model.errors import MalformedWeights
 from lionrock.inference.settings import ModelSettings
 from lionrock.modelstore.gguf_metadata import read_gguf_header

@@ -21,23 +21,26 @@ from lionrock.inference.engine.batch import BatchRow
 
 
 class KVCache:
-    """Keys and values of this rank's layers and heads. Zeros at first: gathered padding is masked, and must be finite."""
+    """What this rank's layers remember of past tokens: keys and values, or (latent attention) one tensor for both.
+
+    Zeros at first: gathered padding is masked, and must be finite.
+    """
 
     def __init__(
-        self, *, layers: int, blocks: int, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
+        self, *, layers: int, blocks: int, block_size: int, shapes: Seq[tuple[int, int]], dtype: torch.dtype, device: torch.device
     ) -> None:
-        """Allocate 2 × layers × blocks × block_size × kv_heads × head_dim elements."""
-        shape = (kv_heads, blocks * block_size, head_dim)
+        """Allocate, for each layer and each (heads, width) in shapes, heads × blocks × block_size × width elements."""
         self.block_size = block_size
         self.blocks = blocks
-        self.keys = [_zeros(shape, dtype, device) for _ in range(layers)]
-        self.values = [_zeros(shape, dtype, device) for _ in range(layers)]
+        self.layers = [
+            tuple(_zeros((heads, blocks * block_size, width), dtype, device) for heads, width in shapes) for _ in range(layers)
+        ]
 
     def copy_blocks(self, pairs: Seq[tuple[int, int]]) -> None:
         """Copy whole blocks, (block, copy) each; no block is both in one step."""
         size = self.block_size
         for block, copy in pairs:
-            for cache in (*self.keys, *self.values):
+            for cache in (tensor for layer in self.layers for tensor in layer):
                 cache[:, copy * size : (copy + 1) * size] = cache[:, block * size : (block + 1) * size]
 
 

@@ -1,19 +1,24 @@
-"""What a model is: architecture, sizes, rotary embedding, biases, end-of-sequence ids; read from GGUF metadata or `config.json`.
+"""What a model is: architecture, sizes, attention, mixture of experts, rotary embedding. No files, no weights.
 
-Knows the names that both formats give to these things, and refuses what it does not know instead of guessing. No weights.
-Sources: Hugging Face `LlamaConfig`, `Qwen2Config`; GGUF specification, keys `llama.*` and `qwen2.*`.
+The readers of GGUF metadata and `config.json` (`config_gguf`, `config_json`) make these records; what cannot be stated in them
+they refuse. Names follow the papers and Hugging Face's configurations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
-from lionrock.inference.model.errors import MalformedWeights, UnsupportedModel
+from lionrock.inference.model.errors import MalformedWeights
 
-_MAX_SIZE = 1 << 24  # of any dimension: far beyond real models, small enough that products stay within 64 bits
+MAX_SIZE = 1 << 24
+"""Of any dimension: far beyond real models, small enough that products stay within 64 bits."""
+
+RoutingMethod = Literal["greedy", "group_limited_greedy", "noaux_tc"]
+
 _MAX_LAYERS = 1024
+_MAX_EXPERTS = 1 << 14
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,32 +30,138 @@ class Llama3Scaling:
     high_freq_factor: float
     original_context: int
 
+    def __post_init__(self) -> None:
+        if self.low_freq_factor == self.high_freq_factor:
+            raise MalformedWeights("rope scaling: the smooth band between the frequency factors is empty")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class YarnScaling:
+    """YaRN (Peng et al. 2023): low frequencies divided by `factor`, high ones kept, a linear ramp in between."""
+
+    factor: float
+    original_context: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    stated_attention_factor: float | None = None
+    truncate: bool = True
+    """The ramp begins and ends at whole pairs."""
+
+    @property
+    def attention_factor(self) -> float:
+        """Multiplies cos and sin, so that scores of rotated parts grow by its square."""
+        if self.stated_attention_factor is not None:
+            return self.stated_attention_factor
+        if self.mscale and self.mscale_all_dim:
+            return self._growth(self.mscale) / self._growth(self.mscale_all_dim)
+        return self._growth(1.0)
+
+    @property
+    def score_factor(self) -> float:
+        """Multiplies every score of multi-head latent attention (DeepSeek-V2's addition)."""
+        return self._growth(self.mscale_all_dim) ** 2 if self.mscale_all_dim else 1.0
+
+    def _growth(self, mscale: float) -> float:
+        return 0.1 * mscale * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RopeConfig:
-    """Rotary position embedding (Su et al. 2021) in the half-split layout, over the whole head."""
+    """Rotary position embedding (Su et al. 2021) over the whole head, or over the rotary part of a latent-attention head."""
 
     theta: float
     linear_factor: float = 1.0
     """Divides positions."""
     llama3: Llama3Scaling | None = None
+    yarn: YarnScaling | None = None
     divisors: tuple[float, ...] | None = None
     """One divisor a frequency: how GGUF files state Llama 3.1's scaling."""
+    interleaved: bool = False
+    """Pairs are neighbours (2i, 2i + 1), as DeepSeek's checkpoints have them, and not halves apart (i, i + d / 2)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MlaConfig:
+    """Multi-head latent attention (DeepSeek-V2, §2.1): keys and values of all heads come from one latent vector a token."""
+
+    q_lora_rank: int | None
+    """None: queries are projected at once (DeepSeek-V2-Lite)."""
+    kv_lora_rank: int
+    qk_nope_head_dim: int
+    qk_rope_head_dim: int
+    v_head_dim: int
+
+    def __post_init__(self) -> None:
+        sizes = (self.kv_lora_rank, self.qk_nope_head_dim, self.qk_rope_head_dim, self.v_head_dim)
+        if min(*sizes, self.q_lora_rank or 1) < 1 or max(*sizes, self.q_lora_rank or 1) > MAX_SIZE:
+            raise MalformedWeights("a size of latent attention is zero, negative or absurd")
+        if self.qk_rope_head_dim % 2:
+            raise MalformedWeights("rotary embedding needs an even head size")
+
+    @property
+    def qk_head_dim(self) -> int:
+        """Size of a query head: the part without and the part with positions."""
+        return self.qk_nope_head_dim + self.qk_rope_head_dim
+
+    @property
+    def cached_dim(self) -> int:
+        """Numbers that one token leaves in one layer's cache."""
+        return self.kv_lora_rank + self.qk_rope_head_dim
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoeConfig:
+    """A mixture of experts (DeepSeekMoE): in all layers from `first_layer` on, routed experts and shared ones beside them."""
+
+    experts: int
+    experts_per_token: int
+    expert_columns: int
+    """Intermediate size of one routed expert."""
+    shared_columns: int
+    """Intermediate size of the shared experts together; 0 without them."""
+    first_layer: int
+    method: RoutingMethod
+    """How experts are chosen: softmax scores, those within the groups of the best single scores, or (DeepSeek-V3) sigmoid scores
+    with a bias that only the choice sees, within the groups whose two best sum highest."""
+    groups: int = 1
+    groups_per_token: int = 1
+    normalised: bool = False
+    """Weights of the chosen experts are divided by their sum."""
+    scaling: float = 1.0
+    """Multiplies the weights of the chosen experts."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.experts <= _MAX_EXPERTS or not 1 <= self.experts_per_token <= self.experts:
+            raise MalformedWeights(f"{self.experts_per_token} of {self.experts} experts a token")
+        if not 1 <= self.expert_columns <= MAX_SIZE or not 0 <= self.shared_columns <= MAX_SIZE or self.first_layer < 0:
+            raise MalformedWeights("a size of the mixture of experts is negative or absurd")
+        if self.groups < 1 or self.experts % self.groups or not 1 <= self.groups_per_token <= self.groups:
+            raise MalformedWeights(f"{self.experts} experts, {self.groups_per_token} of {self.groups} groups a token")
+        group = self.experts // self.groups
+        if self.method != "greedy" and self.experts_per_token > self.groups_per_token * group:
+            raise MalformedWeights(f"{self.experts_per_token} experts a token from {self.groups_per_token} groups of {group}")
+        if self.method == "noaux_tc" and group < 2:
+            raise MalformedWeights("groups are chosen by their two best experts, and have one each")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """Sizes of a dense decoder with grouped-query attention and a gated MLP."""
+    """Sizes of a decoder with grouped-query or latent attention, and gated MLPs or mixtures of them."""
 
     architecture: str
-    """"llama" or "qwen2"."""
+    """"llama", "mistral", "qwen2", "qwen3", "deepseek_v2" or "deepseek_v3"."""
     vocab_size: int
     hidden_size: int
     layers: int
     query_heads: int
     kv_heads: int
+    """1 with latent attention: what is cached belongs to all heads."""
     head_dim: int
+    """Of a query."""
     mlp_columns: int
+    """Of a dense layer."""
     context_window: int
     norm_epsilon: float
     rope: RopeConfig
@@ -58,167 +169,42 @@ class ModelConfig:
     qkv_bias: bool = False
     attention_output_bias: bool = False
     mlp_bias: bool = False
+    head_norm: bool = False
+    """Queries and keys are normalised head by head (Qwen3)."""
+    mla: MlaConfig | None = None
+    moe: MoeConfig | None = None
     eos_token_ids: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         sizes = (self.vocab_size, self.hidden_size, self.query_heads, self.kv_heads, self.head_dim, self.mlp_columns)
-        if min(*sizes, self.context_window, self.layers) < 1 or max(*sizes, self.context_window) > _MAX_SIZE:
+        if min(*sizes, self.context_window, self.layers) < 1 or max(*sizes, self.context_window) > MAX_SIZE:
             raise MalformedWeights("a size in the model's configuration is zero, negative or absurd")
         if self.layers > _MAX_LAYERS:
             raise MalformedWeights(f"{self.layers} layers; {_MAX_LAYERS} are allowed")
         if self.query_heads % self.kv_heads:
             raise MalformedWeights(f"{self.query_heads} query heads do not divide into {self.kv_heads} groups")
-        if self.head_dim % 2:
+        if self.rotary_dim % 2:
             raise MalformedWeights("rotary embedding needs an even head size")
         if not 0 < self.norm_epsilon < 1 or not self.rope.theta > 1 or not self.rope.linear_factor > 0:
             raise MalformedWeights("norm epsilon or rope parameters are out of range")
+        assert self.mla is None or (self.kv_heads, self.head_dim) == (1, self.mla.qk_head_dim), "latent attention caches one head"
 
     @property
     def group(self) -> int:
         """Query heads that share one KV head."""
         return self.query_heads // self.kv_heads
 
+    @property
+    def rotary_dim(self) -> int:
+        """Numbers of a head that are rotated by position."""
+        return self.head_dim if self.mla is None else self.mla.qk_rope_head_dim
+
+    def cache_shapes(self, kv_heads: int) -> tuple[tuple[int, int], ...]:
+        """(heads, numbers a head) of each tensor that a layer caches, for a rank with that many KV heads."""
+        if self.mla is not None:
+            return ((1, self.mla.cached_dim),)
+        return ((kv_heads, self.head_dim), (kv_heads, self.head_dim))
+
     def kv_bytes_per_token(self, kv_heads: int, layers: int, item_bytes: int) -> int:
-        """Bytes that the keys and values of one token take in that many heads and layers."""
-        return 2 * kv_heads * self.head_dim * layers * item_bytes
-
-
-def from_config_json(config: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> ModelConfig:
-    """Read Hugging Face's `config.json`, and `generation_config.json` for the end-of-sequence ids.
-
-    Raises UnsupportedModel, MalformedWeights.
-    """
-    architecture = config.get("model_type")
-    if architecture not in ("llama", "qwen2"):
-        raise UnsupportedModel(f"model_type {architecture!r} is not llama or qwen2")
-    if config.get("hidden_act", "silu") != "silu":
-        raise UnsupportedModel("only the SiLU activation is offered")
-    layer_types = config.get("layer_types") or []
-    if not isinstance(layer_types, list):
-        raise MalformedWeights("config.json: layer_types is no list")
-    if config.get("use_sliding_window") or any(kind != "full_attention" for kind in layer_types):
-        raise UnsupportedModel("sliding-window attention is not offered")
-    if config.get("quantization_config") is not None:
-        raise UnsupportedModel("quantised safetensors are not offered")
-    read = _Reader(config, "config.json")
-    query_heads, hidden_size = read.size("num_attention_heads"), read.size("hidden_size")
-    qwen2 = architecture == "qwen2"
-    attention_bias = bool(config.get("attention_bias", False))
-    eos = (generation or {}).get("eos_token_id", config.get("eos_token_id"))
-    return ModelConfig(
-        architecture=architecture,
-        vocab_size=read.size("vocab_size"),
-        hidden_size=hidden_size,
-        layers=read.size("num_hidden_layers"),
-        query_heads=query_heads,
-        kv_heads=read.size("num_key_value_heads", query_heads),
-        head_dim=read.size("head_dim", hidden_size // query_heads),
-        mlp_columns=read.size("intermediate_size"),
-        context_window=read.size("max_position_embeddings"),
-        norm_epsilon=read.number("rms_norm_eps"),
-        rope=_rope_from_json(config),
-        tied_embeddings=bool(config.get("tie_word_embeddings", False)),
-        qkv_bias=qwen2 or attention_bias,
-        attention_output_bias=attention_bias and not qwen2,
-        mlp_bias=bool(config.get("mlp_bias", False)),
-        eos_token_ids=_token_ids(eos),
-    )
-
-
-def from_gguf(metadata: Mapping[str, Any], tensor_names: frozenset[str], vocab_rows: int) -> ModelConfig:
-    """Read GGUF metadata. tensor_names tell of tied embeddings and biases; vocab_rows is the embedding table's height.
-
-    Raises UnsupportedModel, MalformedWeights.
-    """
-    architecture = metadata.get("general.architecture")
-    if architecture not in ("llama", "qwen2"):
-        raise UnsupportedModel(f"GGUF architecture {architecture!r} is not llama or qwen2")
-    read = _Reader(metadata, "GGUF metadata", prefix=f"{architecture}.")
-    if read.size("expert_count", 0, least=0):
-        raise UnsupportedModel("mixtures of experts are not offered")
-    query_heads, hidden_size = read.size("attention.head_count"), read.size("embedding_length")
-    head_dim = read.size("attention.key_length", hidden_size // query_heads)
-    if read.size("rope.dimension_count", head_dim) != head_dim or read.size("attention.value_length", head_dim) != head_dim:
-        raise UnsupportedModel("partial rotary embedding, or values of another size than keys, are not offered")
-    scaling = metadata.get(f"{architecture}.rope.scaling.type", "none")
-    if scaling not in ("none", "linear"):
-        raise UnsupportedModel(f"rope scaling {scaling!r} in GGUF is not offered")
-    eos = [metadata.get(f"tokenizer.ggml.{key}") for key in ("eos_token_id", "eot_token_id")]
-    return ModelConfig(
-        architecture=architecture,
-        vocab_size=vocab_rows,
-        hidden_size=hidden_size,
-        layers=read.size("block_count"),
-        query_heads=query_heads,
-        kv_heads=read.size("attention.head_count_kv", query_heads),
-        head_dim=head_dim,
-        mlp_columns=read.size("feed_forward_length"),
-        context_window=read.size("context_length"),
-        norm_epsilon=read.number("attention.layer_norm_rms_epsilon"),
-        rope=RopeConfig(
-            theta=read.number("rope.freq_base", 10000.0),
-            linear_factor=read.number("rope.scaling.factor", 1.0) if scaling == "linear" else 1.0,
-        ),
-        tied_embeddings="output.weight" not in tensor_names,
-        qkv_bias="blk.0.attn_q.bias" in tensor_names,
-        attention_output_bias="blk.0.attn_output.bias" in tensor_names,
-        mlp_bias="blk.0.ffn_up.bias" in tensor_names,
-        eos_token_ids=_token_ids([token_id for token_id in eos if token_id is not None]),
-    )
-
-
-def _rope_from_json(config: Mapping[str, Any]) -> RopeConfig:
-    """Rope parameters under their newer name (`rope_parameters`, which holds theta too) or the older ones."""
-    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(scaling, Mapping):
-        raise MalformedWeights("config.json: rope parameters are not an object")
-    theta = _Reader({"rope_theta": scaling.get("rope_theta", config.get("rope_theta", 10000.0))}, "config.json").number(
-        "rope_theta"
-    )
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    read = _Reader(scaling, "config.json: rope parameters")
-    if kind == "default":
-        return RopeConfig(theta=theta)
-    if kind == "linear":
-        return RopeConfig(theta=theta, linear_factor=read.number("factor"))
-    if kind == "llama3":
-        return RopeConfig(
-            theta=theta,
-            llama3=Llama3Scaling(
-                factor=read.number("factor"),
-                low_freq_factor=read.number("low_freq_factor"),
-                high_freq_factor=read.number("high_freq_factor"),
-                original_context=read.size("original_max_position_embeddings"),
-            ),
-        )
-    raise UnsupportedModel(f"rope type {kind!r} is not offered")
-
-
-@dataclass(frozen=True, slots=True)
-class _Reader:
-    """Typed look-ups that name the missing or mistyped key."""
-
-    values: Mapping[str, Any]
-    where: str
-    prefix: str = ""
-
-    def size(self, key: str, default: int | None = None, *, least: int = 1) -> int:
-        value = self.values.get(self.prefix + key)
-        value = default if value is None else value
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise MalformedWeights(f"{self.where}: {self.prefix}{key} is missing or no positive integer")
-        return value
-
-    def number(self, key: str, default: float | None = None) -> float:
-        value = self.values.get(self.prefix + key)
-        value = default if value is None else value
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1e12:
-            raise MalformedWeights(f"{self.where}: {self.prefix}{key} is missing or no positive number")
-        return float(value)
-
-
-def _token_ids(value: object) -> frozenset[int]:
-    ids = [] if value is None else value if isinstance(value, list) else [value]
-    if not all(isinstance(token_id, int) and 0 <= token_id < _MAX_SIZE for token_id in ids):
-        raise MalformedWeights("end-of-sequence token ids are not token ids")
-    return frozenset(ids)
+        """Bytes that one token takes in the cache of that many heads and layers."""
+        return sum(heads * width for heads, width in self.cache_shapes(kv_heads)) * layers * item_bytes

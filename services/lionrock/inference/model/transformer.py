@@ -16,6 +16,9 @@ from lionrock.inference.model.config import ModelConfig
 from lionrock.inference.model.layers import Embedding, Linear, Mlp, Norm, Projection, RotaryEmbedding, Rotation, Slice, Weight
 from lionrock.inference.model.weights import WeightSource
 
+LayerCache = tuple[Tensor, ...]
+"""One layer's tensors in the KV cache."""
+
 
 class Attention:
     """Self-attention of one layer over the heads of this rank."""
@@ -32,8 +35,9 @@ class Attention:
         )
         self.output: Projection = Linear(Slice.matrix(f"{name}.o_proj", hidden, query_rows), bias=config.attention_output_bias)
 
-    def __call__(self, x: Tensor, rotation: Rotation, keys: Tensor, values: Tensor, layout: StepLayout) -> Tensor:
-        """Attend. x: [T, hidden]; keys, values: this layer's cache, to which those of x are written first."""
+    def __call__(self, x: Tensor, rotation: Rotation, cache: LayerCache, layout: StepLayout) -> Tensor:
+        """Attend. x: [T, hidden]; cache: this layer's keys and values, to which those of x are written first."""
+        keys, values = cache
         heads = self.qkv(x).view(x.shape[0], -1, self.head_dim)
         rotated = rotation(heads[:, : self.query_heads + self.kv_heads])
         write(keys, rotated[:, self.query_heads :], layout)
@@ -56,9 +60,9 @@ class Layer:
         self.mlp_norm = Norm(f"{name}.post_attention_layernorm", config.hidden_size, config.norm_epsilon)
         self.mlp = Mlp(config, f"{name}.mlp")
 
-    def __call__(self, x: Tensor, rotation: Rotation, keys: Tensor, values: Tensor, layout: StepLayout) -> Tensor:
+    def __call__(self, x: Tensor, rotation: Rotation, cache: LayerCache, layout: StepLayout) -> Tensor:
         """Transform the residual stream. x: [T, hidden]."""
-        x = x + self.attention(self.attention_norm(x), rotation, keys, values, layout)
+        x = x + self.attention(self.attention_norm(x), rotation, cache, layout)
         return x + self.mlp(self.mlp_norm(x))
 
     def weights(self) -> Iterator[Weight]:
@@ -93,8 +97,8 @@ class Transformer:
         if self.embedding is not None:
             x = self.embedding(x)
         rotation = rope.at(layout.positions)
-        for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
-            x = layer(x, rotation, keys, values, layout)
+        for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
+            x = layer(x, rotation, layer_cache, layout)
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -16,7 +16,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lionrock.inference.model.config import ModelConfig, from_config_json, from_gguf
+from lionrock.inference.model.config import ModelConfig
+from lionrock.inference.model.config_gguf import from_gguf
+from lionrock.inference.model.config_json import from_config_json
 from lionrock.inference.model.errors import MalformedWeights, MissingTensor, TruncatedWeights, UnsupportedModel
 from lionrock.inference.model.gguf_file import GgufFile
 

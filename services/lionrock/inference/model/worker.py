@@ -82,7 +82,7 @@ class ShardWorker:
         Raises MissingTensor, MalformedWeights, UnsupportedModel.
         """
         config = self.config
-        self._rope = RotaryEmbedding(config.rope, config.head_dim, config.context_window, self._dtype, self._device)
+        self._rope = RotaryEmbedding(config.rope, config.rotary_dim, config.context_window, self._dtype, self._device)
         return load_weights(self._model, self._source, self._dtype, self._device, progress or (lambda *_: None))
 
     @property
@@ -97,8 +97,8 @@ class ShardWorker:
     def allocate_kv_cache(self, blocks: int) -> None:
         """Allocate the cache. blocks: the same on every rank."""
         self._cache = KVCache(
-            layers=self.shard.layers, blocks=blocks, block_size=KV_BLOCK_SIZE, kv_heads=self.shard.kv_heads,
-            head_dim=self.config.head_dim, dtype=self._dtype, device=self._device,
+            layers=self.shard.layers, blocks=blocks, block_size=KV_BLOCK_SIZE,
+            shapes=self.config.cache_shapes(self.shard.kv_heads), dtype=self._dtype, device=self._device,
         )  # fmt: skip
 
     def spec(self) -> RunnerSpec:
