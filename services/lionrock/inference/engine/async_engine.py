@@ -1,7 +1,10 @@
 """The asyncio front of an engine: a thread that steps, and streams on an event loop.
 
 Cancelling a stream's consumer, or closing its generator, takes the sequence out of the engine before the next step is scheduled.
-When the runner is gone, every stream ends with ShardGroupLost and the owner gives the engine another runner.
+
+When the runner is gone, streams pause: the engine keeps their sequences, new requests queue within its bounds, deadlines pass and
+aborts work, and the owner gives the engine another runner, on which every sequence is computed anew from the tokens that it has.
+Where no runner comes in time, or the owner gives up, every stream ends with ShardGroupLost.
 """
 
 from __future__ import annotations
@@ -9,27 +12,41 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from types import TracebackType
 
 from lionrock.inference.engine.batch import StepBatch
 from lionrock.inference.engine.engine import Engine
 from lionrock.inference.engine.errors import EngineDraining, InvalidRequest, ShardGroupLost
 from lionrock.inference.engine.runner import ModelRunner, RunnerSpec
-from lionrock.inference.engine.sequence import Request, RequestId, StepOutput
+from lionrock.inference.engine.sequence import Request, RequestId, SequenceId, StepOutput
+from lionrock.inference.engine.sequence import Sequence as EngineSequence
 from lionrock.inference.engine.stream import Coalescing, Stream
 
 log = logging.getLogger("lionrock.inference")
+
+_PAUSED_LOOK_S = 0.05
+"""Time between two looks at deadlines while there is no runner."""
 
 
 class AsyncEngine:
     """Runs an engine's steps in its own thread for consumers on one event loop. Use `async with`, or `start()` and `close()`."""
 
     def __init__(
-        self, engine: Engine, *, coalescing: Coalescing | None = None, on_lost: Callable[[ShardGroupLost], None] | None = None
+        self,
+        engine: Engine,
+        *,
+        coalescing: Coalescing | None = None,
+        resume_timeout_s: float = 0.0,
+        on_lost: Callable[[ShardGroupLost], None] | None = None,
     ) -> None:
-        """Take over the engine. `on_lost` is called on the event loop when the runner is gone and a new one is wanted."""
+        """Take over the engine.
+
+        resume_timeout_s: how long streams wait for another runner, by the engine's clock; 0 where nobody will give one.
+        on_lost: called on the event loop when the runner is gone and a new one is wanted.
+        """
         self._engine = engine
+        self._resume_timeout_s = resume_timeout_s
         self._coalescing = coalescing or Coalescing()
         self._on_lost = on_lost
         self._streams: dict[RequestId, Stream] = {}
@@ -38,6 +55,7 @@ class AsyncEngine:
         self._closing = False
         self._draining = False
         self._lost: ShardGroupLost | None = None
+        self._resume_until_s = 0.0  # by the engine's clock, while lost
         self._thread: threading.Thread | None = None
         self._idle = asyncio.Event()
         self._idle.set()
@@ -75,21 +93,21 @@ class AsyncEngine:
 
     @property
     def lost(self) -> ShardGroupLost | None:
-        """Why there is no runner now, or None."""
+        """Why there is no runner now, as far as a step has found out, or None."""
         return self._lost
 
     def submit(self, request: Request) -> Stream:
         """Admit a request and return its stream, which the caller must close.
 
-        Raises what `Engine.add` raises, EngineDraining, or ShardGroupLost while there is no runner.
+        Raises what `Engine.add` raises, EngineDraining, or ShardGroupLost when there is no runner and none is waited for.
         """
         if request.request_id in self._streams:
             raise InvalidRequest("request_id", "is in use by a stream that has not ended")
         with self._changed:
             if self._draining or self._closing:
                 raise EngineDraining
-            if self._lost is not None:
-                raise self._lost
+            if self._lost is not None and self._hopeless:
+                raise ShardGroupLost(*self._lost.args)
             sequence_id = self._engine.add(request)
             self._changed.notify()
         stream = Stream(request.request_id, sequence_id, self._abort)
@@ -109,13 +127,24 @@ class AsyncEngine:
     # ---- for the owner ---------------------------------------------------------------------------------------------------
 
     def replace_runner(self, runner: ModelRunner) -> None:
-        """Give the engine another runner after a loss, or while nothing runs. The old one is the caller's to close."""
+        """Go on with another runner of the same model, on the event loop. The old one is the caller's to close.
+
+        Raises RuntimeError while a step runs on the old one; on a lost one, a step soon ends.
+        """
         with self._changed:
-            if self._executing or self._engine.has_work:
+            if self._executing:
                 raise RuntimeError("a runner in use cannot be replaced")
-            self._engine.replace_runner(runner)
+            given_up = self._engine.replace_runner(runner)
             self._lost = None
             self._changed.notify()
+            self._post((), _failures(given_up, ShardGroupLost("the sequence does not fit the KV cache of the new shard group")))
+
+    def give_up(self, reason: str) -> None:
+        """End every stream with ShardGroupLost and refuse new requests until there is another runner (on the event loop)."""
+        with self._changed:
+            self._lost = ShardGroupLost(reason)
+            self._resume_until_s = self._engine.now_s()
+            self._post((), _failures(self._engine.drop_all(), self._lost))
 
     async def drain(self) -> None:
         """Refuse new requests and return when the last stream has ended. Bound it with `asyncio.timeout`."""
@@ -150,29 +179,61 @@ class AsyncEngine:
         if not self._streams:
             self._idle.set()
 
+    @property
+    def _hopeless(self) -> bool:
+        """Whether nobody waits for a runner any more (the holder of the lock, while there is none)."""
+        return self._engine.now_s() >= self._resume_until_s
+
     def _run(self) -> None:
         """Step until closed (the step thread)."""
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._closing or (self._lost is None and self._engine.has_work))
                 if self._closing:
                     return
-                batch, outputs = self._engine.schedule()
-                self._executing = batch is not None
-            lost: ShardGroupLost | None = None
+                if not self._engine.has_work:
+                    self._changed.wait()
+                    continue
+                if self._lost is not None:
+                    self._pause(self._lost)
+                    continue
+                batch, outputs = self._schedule()
             if batch is not None:
-                lost = self._execute(batch, outputs)
-            if outputs or lost is not None:
-                self._post(outputs, lost)
+                self._execute(batch, outputs)
 
-    def _execute(self, batch: StepBatch, outputs: list[StepOutput]) -> ShardGroupLost | None:
-        """Run the batch and add its outputs; returns why the runner is gone, if it is."""
+    def _schedule(self) -> tuple[StepBatch | None, list[StepOutput]]:
+        """Choose a step (the holder of the lock)."""
+        try:
+            batch, outputs = self._engine.schedule()
+        except Exception as error:
+            log.exception("the engine failed")
+            self._break(error)
+            return None, []
+        self._executing = batch is not None
+        if batch is None:
+            self._post(outputs)
+        return batch, outputs
+
+    def _break(self, error: Exception) -> None:
+        """End every stream after a mistake of the engine's own, whose state is then unknown (the holder of the lock)."""
+        self._lost = ShardGroupLost(f"the engine failed with {type(error).__name__}")
+        self._resume_until_s = self._engine.now_s() + self._resume_timeout_s
+        self._engine.drop_all()
+        self._call_soon(self._fail_all, self._lost)
+
+    def _pause(self, lost: ShardGroupLost) -> None:
+        """Let pass a moment without a runner, in which sequences may end (the holder of the lock)."""
+        outputs = self._engine.expire()
+        dropped = self._engine.drop_all() if self._hopeless else []
+        if outputs or dropped:
+            self._post(outputs, _failures(dropped, lost))
+        else:
+            self._changed.wait(_PAUSED_LOOK_S)
+
+    def _execute(self, batch: StepBatch, outputs: list[StepOutput]) -> None:
+        """Run the batch and post what it gave. When the runner is gone, the step gave nothing and streams pause."""
+        lost: ShardGroupLost | None = None
         try:
             result = self._engine.runner.execute(batch)
-            with self._changed:
-                self._executing = False
-                outputs += self._engine.postprocess(batch, result)
-            return None
         except ShardGroupLost as error:
             lost = error
         except Exception as error:
@@ -180,19 +241,32 @@ class AsyncEngine:
             lost = ShardGroupLost(f"the model runner failed with {type(error).__name__}")
         with self._changed:
             self._executing = False
-            self._lost = lost
-            self._engine.drop_all()
-        return lost
+            if lost is None:
+                try:
+                    self._post(outputs + self._engine.postprocess(batch, result))
+                except Exception as error:
+                    log.exception("the engine failed")
+                    self._break(error)
+                return
+            if self._lost is None:  # otherwise the owner gave up meanwhile
+                self._lost = lost
+                self._resume_until_s = self._engine.now_s() + self._resume_timeout_s
+            self._post(outputs, _failures(self._engine.lose_cache(), lost), lost)
 
-    def _post(self, outputs: list[StepOutput], lost: ShardGroupLost | None) -> None:
+    def _post(self, outputs: Sequence[StepOutput], failures: Sequence[Failure] = (), lost: ShardGroupLost | None = None) -> None:
+        """Have the event loop deliver (the holder of the lock, so that a stream's tokens come before its error)."""
+        if not outputs and not failures and lost is None:
+            return
+        self._call_soon(self._deliver, outputs, failures, lost)
+
+    def _call_soon(self, call: Callable[..., None], *arguments: object) -> None:
         try:
-            self._loop.call_soon_threadsafe(self._deliver, outputs, lost)
+            self._loop.call_soon_threadsafe(call, *arguments)
         except RuntimeError:  # the loop was closed before the engine: nobody is left to deliver to
-            with self._changed:
-                self._closing = True
+            self._closing = True
 
-    def _deliver(self, outputs: list[StepOutput], lost: ShardGroupLost | None) -> None:
-        """Hand outputs to their streams (on the event loop)."""
+    def _deliver(self, outputs: Sequence[StepOutput], failures: Sequence[Failure], lost: ShardGroupLost | None) -> None:
+        """Hand outputs and errors to their streams (on the event loop)."""
         interval_s = self._coalescing.interval_s(len(self._streams))
         for output in outputs:
             stream = self._streams.get(output.request_id)
@@ -201,10 +275,27 @@ class AsyncEngine:
             stream.push(output, interval_s)
             if output.finish is not None:
                 self._forget(stream)
-        if lost is not None:
-            for stream in tuple(self._streams.values()):
-                stream.fail(ShardGroupLost(*lost.args))
-            self._streams.clear()
-            self._idle.set()
-            if self._on_lost is not None:
-                self._on_lost(lost)
+        for request_id, sequence_id, error in failures:
+            stream = self._streams.get(request_id)
+            if stream is not None and stream.sequence_id == sequence_id:
+                stream.fail(error)
+                self._forget(stream)
+        if lost is not None and self._on_lost is not None:
+            self._on_lost(lost)
+
+    def _fail_all(self, error: ShardGroupLost) -> None:
+        """End every stream (on the event loop)."""
+        for stream in tuple(self._streams.values()):
+            stream.fail(ShardGroupLost(*error.args))
+            self._abort(stream)
+        if self._on_lost is not None:
+            self._on_lost(error)
+
+
+Failure = tuple[RequestId, SequenceId, ShardGroupLost]
+"""A sequence that left the engine without an answer."""
+
+
+def _failures(sequences: Iterable[EngineSequence], error: ShardGroupLost) -> list[Failure]:
+    """One error each: a stream raises its own."""
+    return [(sequence.request.request_id, sequence.sequence_id, ShardGroupLost(*error.args)) for sequence in sequences]

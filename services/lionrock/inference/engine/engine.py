@@ -117,6 +117,10 @@ class Engine:
         """Blocks that no sequence holds."""
         return self._blocks.free_blocks
 
+    def now_s(self) -> float:
+        """Monotonic seconds by the engine's clock, in which deadlines are stated."""
+        return self._clock()
+
     # ---- requests --------------------------------------------------------------------------------------------------------
 
     def add(self, request: Request) -> SequenceId:
