@@ -15,6 +15,7 @@ from ray import serve
 from ray.serve.exceptions import BackPressureError
 
 from lionrock.chassis.telemetry import start_telemetry
+from lionrock.inference.backends.torch_engine import TorchEngine
 from lionrock.inference.engine.engine import EngineLimits
 from lionrock.inference.errors import RESTART_RETRY_AFTER_S, EngineFull, ModelNotReady, ShardGroupLost
 from lionrock.inference.links import LinkTls
@@ -39,10 +40,11 @@ class InferenceReplica:
         limits = model.settings.limits
         engine_limits = EngineLimits(limits.max_running, limits.max_waiting, limits.max_step_tokens, limits.max_answer_tokens)
 
-        async def start(on_lost: Callable[[ShardGroup, str], None]) -> ShardGroup:
-            return await start_group(ranks, settings.health, on_lost)
+        async def start(on_lost: Callable[[str], None]) -> ShardGroup:
+            return await start_group(ranks, settings.health, lambda _, reason: on_lost(reason))
 
-        self._replica = Replica(model.name, serve.get_replica_context().replica_id.unique_id, engine_limits, start)
+        engine = TorchEngine(engine_limits, start)
+        self._replica = Replica(model.name, serve.get_replica_context().replica_id.unique_id, engine)
 
     async def generate(self, request: bytes, traceparent: str | None, timeout_s: float) -> AsyncIterator[bytes]:
         """See Replica.generate."""

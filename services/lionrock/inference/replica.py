@@ -1,6 +1,7 @@
-"""One replica: an engine over a shard group, which is built anew in place whenever it is lost.
+"""One replica: an engine whose shard group is built anew in place whenever it is lost.
 
-Knows the wire's messages (it writes the frames that the front passes on) and the engine; not Ray, which carries its calls.
+Knows the wire's messages (it writes the frames that the front passes on) and what backends have in common; not which one it runs,
+nor Ray, which carries its calls.
 """
 
 from __future__ import annotations
@@ -9,19 +10,18 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 
 from lionrock.chassis.errors import Internal, MeshError
 from lionrock.chassis.ids import uuid7
-from lionrock.inference.engine.async_engine import AsyncEngine
-from lionrock.inference.engine.engine import Engine, EngineLimits
+from lionrock.inference.backends.backend import EngineBackend
 from lionrock.inference.engine.errors import EngineError, ShardGroupLost
 from lionrock.inference.engine.runner import RunnerSpec
 from lionrock.inference.engine.sequence import FinishReason, StepOutput
 from lionrock.inference.errors import RESTART_RETRY_AFTER_S, ModelNotReady, encode_error, mesh_error
 from lionrock.inference.errors import ShardGroupLost as WireShardGroupLost
-from lionrock.inference.sharding import ShardGroup
 from lionrock.inference.spans import start_sequence_span
 from lionrock.inference.v1 import inference_pb2 as pb
 from lionrock.inference.wire import engine_request, finished_message, tokens_message
@@ -30,8 +30,6 @@ log = logging.getLogger("lionrock.inference")
 
 RESPONSE, ERROR = b"\x00", b"\x01"
 """First byte of a frame to the front: a GenerateResponse, or the envelope of the error that ends the stream."""
-
-StartGroup = Callable[[Callable[[ShardGroup, str], None]], Awaitable[ShardGroup]]
 
 MAX_START_FAILURES = 5
 _BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 4.0)
@@ -52,16 +50,15 @@ class ReplicaStatus:
 class Replica:
     """Keeps a shard group alive and serves sequences on it. Made on the event loop that it lives on."""
 
-    def __init__(self, model: str, replica_id: str, limits: EngineLimits, start_group: StartGroup) -> None:
+    def __init__(self, model: str, replica_id: str, engine: EngineBackend) -> None:
+        """Take over the engine, not started."""
         self._model = model
         self._id = replica_id
-        self._limits = limits
-        self._start_group = start_group
-        self._engine: AsyncEngine | None = None
+        self._engine = engine
         self._ready = False
         self._problem: str | None = "starting"
         self._failures = 0
-        self._group: ShardGroup | None = None
+        self._starts = 0
         self._loop = asyncio.get_running_loop()
         self._lost = asyncio.Event()
         self._keeper = asyncio.create_task(self._keep_group(), name="lionrock-shard-group")
@@ -69,9 +66,7 @@ class Replica:
     def status(self) -> ReplicaStatus:
         """Return how it is now."""
         engine = self._engine
-        if engine is None:
-            return ReplicaStatus(False, None, self._problem, 0, 0)
-        return ReplicaStatus(self._ready, engine.spec, self._problem, engine.engine.running, engine.engine.waiting)
+        return ReplicaStatus(self._ready, engine.spec, self._problem, engine.running, engine.waiting)
 
     @property
     def hopeless(self) -> str | None:
@@ -101,20 +96,16 @@ class Replica:
         self._keeper.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._keeper
-        if self._engine is not None:
-            await self._engine.close()
-        elif self._group is not None:
-            self._group.close()
+        await self._engine.close()
 
     async def _answer(
         self, request: pb.GenerateRequest, traceparent: str | None, deadline_s: float
     ) -> AsyncIterator[pb.GenerateResponse]:
-        engine, group = self._engine, self._group
-        if engine is None:
+        if self._engine.spec is None:
             raise ModelNotReady("the model is being loaded", retry_after_s=RESTART_RETRY_AFTER_S)
-        if not self._ready or group is None:
+        if not self._ready:
             raise WireShardGroupLost("the shard group is being restarted", retry_after_s=RESTART_RETRY_AFTER_S)
-        stream = engine.submit(engine_request(request, deadline_s))
+        stream = self._engine.submit(engine_request(request, deadline_s))
         span = start_sequence_span(traceparent, self._model, self._id)
         ranks_traceparent = span.traceparent  # none once the span has ended
         outcome = "cancelled"
@@ -126,7 +117,7 @@ class Replica:
                 if output.finish is not None:
                     assert output.timings is not None, "the last output has timings"
                     span.finish(output.timings, output.finish.value)
-                    self._report(group, output, ranks_traceparent)
+                    self._report(output, ranks_traceparent)
                     outcome = ""
                     yield finished_message(output)
         except EngineError as error:
@@ -137,45 +128,34 @@ class Replica:
             if outcome:
                 span.fail(outcome)
 
-    def _report(self, group: ShardGroup, output: StepOutput, traceparent: str | None) -> None:
+    def _report(self, output: StepOutput, traceparent: str | None) -> None:
         if traceparent is not None and output.finish in (FinishReason.STOP, FinishReason.LENGTH):
-            group.sequence_ended(output.sequence_id, traceparent)
+            self._engine.sequence_ended(output.sequence_id, traceparent)
 
     async def _keep_group(self) -> None:
         """Build a group; whenever it is lost, build another."""
         while True:
             self._lost.clear()
+            self._starts += 1
             try:
-                self._group = group = await self._start_group(self._group_lost)
-                await self._install(group)
+                await self._engine.start(partial(self._group_lost, self._starts))
             except ShardGroupLost as error:
                 self._failures += 1
                 self._problem = str(error)
                 log.error("attempt %d to build the shard group failed: %s", self._failures, error)
                 await asyncio.sleep(_BACKOFF_S[min(self._failures, len(_BACKOFF_S) - 1)])
                 continue
-            self._failures, self._problem, self._ready = 0, None, True
+            self._failures = 0
+            if not self._lost.is_set():
+                self._problem, self._ready = None, True
             await self._lost.wait()
             log.warning("the shard group is built anew")
 
-    async def _install(self, group: ShardGroup) -> None:
-        if self._engine is None:
-            self._engine = AsyncEngine(Engine(group, self._limits))
-            self._engine.start()
-            return
-        while True:  # the step in flight may need a moment to see that its group is lost
-            try:
-                self._engine.replace_runner(group)
-            except RuntimeError:
-                await asyncio.sleep(0.01)
-            else:
-                return
+    def _group_lost(self, start: int, reason: str) -> None:
+        """Note the loss of what the start of that number built (any thread)."""
+        self._loop.call_soon_threadsafe(self._note_loss, start, reason)
 
-    def _group_lost(self, group: ShardGroup, reason: str) -> None:
-        """Note a loss (any thread)."""
-        self._loop.call_soon_threadsafe(self._note_loss, group, reason)
-
-    def _note_loss(self, group: ShardGroup, reason: str) -> None:
-        if group is self._group:
+    def _note_loss(self, start: int, reason: str) -> None:
+        if start == self._starts:
             self._ready, self._problem = False, reason
             self._lost.set()
