@@ -2,90 +2,161 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+from covers import assert_covers
 from hypothesis import given
 from hypothesis import strategies as st
+from published import LLAMA_70B, SMOLLM2, V2_LITE, V3
 
 from lionrock.planner.chips import CHIPS, GIB, UnknownChip, chip
-from lionrock.planner.memory import ModelShape, UnsupportedArchitecture, shape_of_config
-from lionrock.planner.plan import PlanError, ShardPlan, Workload, apportion, choose_plan, plan_shards, rank_memory
+from lionrock.planner.cuts import PlanError, apportion
+from lionrock.planner.fitting import Workload, choose_plan, held_by, rank_memory
+from lionrock.planner.memory import Experts, LatentAttention, ModelShape
+from lionrock.planner.plan import ShardPlan, plan_shards
 
-SMOLLM2 = ModelShape(
-    layers=30,
-    hidden=576,
-    query_heads=9,
-    kv_heads=3,
-    head_dim=64,
-    mlp_columns=1536,
-    vocabulary=49152,
-    context_window=8192,
-    tied_embeddings=True,
-)
-LLAMA_70B = ModelShape(
-    layers=80,
-    hidden=8192,
-    query_heads=64,
-    kv_heads=8,
-    head_dim=128,
-    mlp_columns=28672,
-    vocabulary=128256,
-    context_window=131072,
-    tied_embeddings=False,
-)
 CPU = chip("cpu")
 
 
-def assert_covers(plan: ShardPlan, shape: ModelShape) -> None:
-    for stage in range(plan.pipeline_parallel):
-        shards = [shard for shard in plan.shards if shard.stage == stage]
-        for first, count, total in (
-            ("first_query_head", "query_heads", shape.query_heads),
-            ("first_mlp_column", "mlp_columns", shape.mlp_columns),
-            ("first_vocab_row", "vocab_rows", shape.vocabulary),
-        ):
-            end = 0
-            for shard in shards:
-                assert getattr(shard, first) == end
-                assert getattr(shard, count) >= 1
-                end += getattr(shard, count)
-            assert end == total
-        for shard in shards:
-            for head in range(shard.first_query_head, shard.first_query_head + shard.query_heads):
-                assert shard.first_kv_head <= head // shape.group < shard.first_kv_head + shard.kv_heads
-    layers = [shard for shard in plan.shards if shard.tensor_rank == 0]
-    assert [shard.first_layer for shard in layers] == [sum(s.layers for s in layers[:i]) for i in range(len(layers))]
-    assert sum(shard.layers for shard in layers) == shape.layers
-
-
-@given(
-    kv_heads=st.integers(1, 12),
-    group=st.integers(1, 8),
-    layers=st.integers(1, 40),
-    mlp_columns=st.integers(64, 5000),
-    tensor_parallel=st.integers(1, 16),
-    pipeline_parallel=st.integers(1, 6),
-)
-def test_every_plan_covers_heads_columns_rows_and_layers_exactly_once(
-    kv_heads: int, group: int, layers: int, mlp_columns: int, tensor_parallel: int, pipeline_parallel: int
-) -> None:
-    shape = ModelShape(
+@st.composite
+def shapes(draw: st.DrawFn) -> ModelShape:
+    """Dense models, and mixtures with latent attention."""
+    group, layers = draw(st.integers(1, 8)), draw(st.integers(1, 40))
+    latent, mixture = draw(st.booleans()), draw(st.booleans())
+    kv_heads = 1 if latent else draw(st.integers(1, 12))
+    return ModelShape(
         layers=layers,
         hidden=64,
         query_heads=kv_heads * group,
         kv_heads=kv_heads,
         head_dim=16,
-        mlp_columns=mlp_columns,
+        mlp_columns=draw(st.integers(64, 5000)),
         vocabulary=1000,
         context_window=128,
-        tied_embeddings=False,
+        tied_embeddings=draw(st.booleans()),
+        latent=LatentAttention(query_rank=24, kv_rank=32, plain_dim=12, rotary_dim=4, value_dim=16) if latent else None,
+        experts=Experts(
+            routed=draw(st.integers(4, 40)),
+            per_token=2,
+            columns=32,
+            shared_columns=draw(st.sampled_from([0, 32, 96])),
+            dense_layers=draw(st.integers(0, layers)),
+        )
+        if mixture
+        else None,
     )
-    if tensor_parallel > shape.query_heads or pipeline_parallel > layers:
+
+
+@given(
+    shape=shapes(),
+    tensor_parallel=st.integers(1, 16),
+    pipeline_parallel=st.integers(1, 6),
+    weights=st.lists(st.floats(0.1, 10), min_size=16, max_size=16),
+    even=st.booleans(),
+    weight_dtype=st.sampled_from([None, "fp8", "int8", "int4"]),
+)
+def test_every_plan_covers_heads_columns_experts_rows_and_layers_exactly_once(
+    shape: ModelShape, tensor_parallel: int, pipeline_parallel: int, weights: list[float], even: bool, weight_dtype: str | None
+) -> None:
+    def plan() -> ShardPlan:
+        return plan_shards(
+            shape,
+            CPU,
+            dtype="float32",
+            weight_dtype=weight_dtype,
+            tensor_parallel=tensor_parallel,
+            pipeline_parallel=pipeline_parallel,
+            rank_weights=None if even else weights[:tensor_parallel],
+            stage_weights=None if even else weights[:pipeline_parallel],
+        )
+
+    experts = shape.experts
+    if (
+        tensor_parallel > shape.query_heads
+        or pipeline_parallel > shape.layers
+        or (experts is not None and tensor_parallel > experts.routed)
+    ):
         with pytest.raises(PlanError):
-            plan_shards(shape, CPU, dtype="float32", tensor_parallel=tensor_parallel, pipeline_parallel=pipeline_parallel)
+            plan()
         return
-    plan = plan_shards(shape, CPU, dtype="float32", tensor_parallel=tensor_parallel, pipeline_parallel=pipeline_parallel)
-    assert_covers(plan, shape)
-    assert plan.ranks == tensor_parallel * pipeline_parallel
+    made = plan()
+    assert_covers(made, shape)
+    assert made.ranks == tensor_parallel * pipeline_parallel
+    if weight_dtype is None:
+        assert_bytes_add_up(made, shape)
+
+
+def assert_bytes_add_up(plan: ShardPlan, shape: ModelShape) -> None:
+    """Weights that several ranks hold: norms, routers, compressions, and KV heads that they share."""
+    repeated = 0
+    for shard in plan.shards:
+        held = held_by(shard)
+        if shard.tensor_rank > 0:
+            for layer in range(shard.first_layer, shard.first_layer + shard.layers):
+                repeated += 4 * 2 * shape.hidden
+                if shape.latent is not None:
+                    latent = shape.latent
+                    assert latent.query_rank is not None
+                    compressions = (latent.cached + latent.query_rank) * shape.hidden
+                    repeated += 4 * (compressions + latent.kv_rank + latent.query_rank)
+                if shape.is_mixture(layer):
+                    assert shape.experts is not None
+                    repeated += 4 * shape.experts.routed * shape.hidden
+            if plan.is_last_stage(shard.rank):
+                repeated += 4 * shape.hidden
+        if shape.latent is None and held.kv_heads == 1 and shard.first_query_head % shape.group:
+            repeated += 4 * 2 * shape.head_dim * shape.hidden * shard.layers
+    tables = shape.vocabulary * shape.hidden * 4 if shape.tied_embeddings and plan.pipeline_parallel > 1 else 0
+    assert sum(shard.weight_bytes for shard in plan.shards) == 4 * shape.parameters() + tables + repeated
+
+
+def test_a_rank_of_twice_the_weight_holds_about_twice_as_much() -> None:
+    heavy, light = plan_shards(LLAMA_70B, CPU, dtype="bfloat16", tensor_parallel=2, rank_weights=[2.0, 1.0]).shards
+    assert (heavy.kv_heads, light.kv_heads) == (5, 3)
+    assert heavy.weight_bytes / light.weight_bytes == pytest.approx(2.0, rel=0.01)
+
+
+@pytest.mark.parametrize("tensor_parallel", [3, 5, 7, 12])
+def test_odd_chip_counts_share_a_mixture_evenly(tensor_parallel: int) -> None:
+    """DeepSeek-V3: experts go whole, the columns of dense layers and of the shared expert make up for the heads."""
+    plan = plan_shards(V3, CPU, dtype="bfloat16", weight_dtype="fp8", tensor_parallel=tensor_parallel)
+    assert_covers(plan, V3)
+    sizes = [shard.weight_bytes for shard in plan.shards]
+    assert max(sizes) < 1.05 * min(sizes)  # one expert of twenty is the finest step
+    assert all(shard.mlp_columns % 128 == 0 and shard.shared_columns % 128 == 0 for shard in plan.shards)
+    assert {(shard.first_kv_head, shard.kv_heads) for shard in plan.shards} == {(0, 1)}
+    assert {shard.kv_bytes_per_token for shard in plan.shards} == {70_272}
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, 0.0], [1.0, -1.0], [1.0, float("nan")], [1.0, float("inf")], [1.0, 1e9]])
+def test_weights_that_are_no_weights_are_refused(weights: list[float]) -> None:
+    for name in ("rank_weights", "stage_weights"):
+        options = {name: weights}
+        with pytest.raises(PlanError, match=name):
+            plan_shards(SMOLLM2, CPU, dtype="bfloat16", tensor_parallel=2, pipeline_parallel=2, **options)  # type: ignore[arg-type]
+
+
+def test_more_ranks_than_experts_are_refused() -> None:
+    with pytest.raises(PlanError, match="64 routed experts"):
+        plan_shards(replace(V2_LITE, query_heads=128), CPU, dtype="bfloat16", tensor_parallel=65)
+
+
+def test_v3_in_fp8_fits_sixteen_chips_of_64_gib_and_not_eight() -> None:
+    workload = Workload(sequences=16, tokens_per_sequence=8192)
+    plan = choose_plan(V3, chip("ascend-a3"), chips=16, dtype="bfloat16", weight_dtype="fp8", workload=workload)
+    assert plan.ranks in range(12, 17)
+    with pytest.raises(PlanError, match=r"fp8 weights of [0-9.]+ GiB .* chips would hold them"):
+        choose_plan(V3, chip("ascend-a3"), chips=8, dtype="bfloat16", weight_dtype="fp8", workload=workload)
+
+
+def test_a_tied_table_is_held_twice_where_the_processor_multiplies_another_layout() -> None:
+    """SmolLM2 in bfloat16 on one CPU: 269 MB of tensors, 57 MB of packed output head."""
+    (shard,) = plan_shards(SMOLLM2, CPU, dtype="bfloat16").shards
+    assert (shard.weight_bytes, shard.packed_bytes) == (269_030_016, 56_623_104)
+    apart = plan_shards(SMOLLM2, CPU, dtype="bfloat16", pipeline_parallel=2).shards
+    assert [s.packed_bytes for s in apart] == [0, 0]
+    assert plan_shards(SMOLLM2, chip("nvidia-h20"), dtype="bfloat16").shards[0].packed_bytes == 0
 
 
 def test_smollm2_over_two_ranks_holds_six_and_three_query_heads_over_two_and_one_kv_heads() -> None:
@@ -106,11 +177,6 @@ def test_pipeline_stages_split_layers_and_only_the_ends_hold_the_tables() -> Non
     table = SMOLLM2.vocabulary * SMOLLM2.hidden * 4
     assert first.weight_bytes - middle.weight_bytes == table
     assert last.weight_bytes - middle.weight_bytes == table + SMOLLM2.hidden * 4  # the final norm
-
-
-def test_unlike_chips_take_layers_in_proportion() -> None:
-    plan = plan_shards(SMOLLM2, CPU, dtype="float32", pipeline_parallel=2, stage_weights=[2.0, 1.0])
-    assert [shard.layers for shard in plan.shards] == [20, 10]
 
 
 def test_weights_of_all_ranks_add_up_to_the_model_and_norms_that_each_rank_repeats() -> None:
@@ -170,13 +236,3 @@ def test_only_the_cpu_is_marked_as_ever_run() -> None:
 def test_an_unknown_chip_is_refused_with_the_known_names() -> None:
     with pytest.raises(UnknownChip, match="ascend-910b"):
         chip("abacus")
-
-
-def test_a_config_of_another_architecture_is_refused_by_name() -> None:
-    with pytest.raises(UnsupportedArchitecture, match="DeepseekV3ForCausalLM"):
-        shape_of_config({"architectures": ["DeepseekV3ForCausalLM"]})
-
-
-def test_a_config_without_its_counts_is_refused_by_key() -> None:
-    with pytest.raises(UnsupportedArchitecture, match="num_attention_heads"):
-        shape_of_config({"architectures": ["LlamaForCausalLM"], "hidden_size": 8})

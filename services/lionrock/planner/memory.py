@@ -1,14 +1,16 @@
 """Memory arithmetic of a model: bytes of weights, KV cache and working space, for any cut of it.
 
-Knows the shapes of a dense decoder with grouped-query attention and a gated MLP (Llama, Mistral, Qwen). Does not know chips or
-cuts: `plan` asks it for the bytes of a part. All sizes are bytes; nothing is rounded up to pages.
+Knows the shapes of decoders with grouped-query attention (Llama, Mistral, Qwen) or latent attention (DeepSeek-V2, -V3), with a
+gated MLP or a mixture of experts, and the types in which their weights are held. Does not know chips, files or how cuts are chosen:
+`plan` asks it for the bytes of a part. All sizes are bytes; nothing is rounded up to pages.
+Sources: Hugging Face `LlamaConfig`, `Qwen3Config`, `DeepseekV3Config`; DeepSeek-V2 (arXiv 2405.04434) §2; DeepSeek-V3 (2412.19437).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 DTYPE_BYTES: Final[Mapping[str, int]] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -16,12 +18,114 @@ DTYPE_BYTES: Final[Mapping[str, int]] = {"float32": 4, "bfloat16": 2, "float16":
 USABLE_SHARE: Final = 0.92
 # Context of runtime and collectives on an accelerator, once a chip.
 RUNTIME_BYTES: Final = 1536 << 20
-# Architectures whose `config.json` describes exactly what ModelShape counts.
-DENSE_ARCHITECTURES: Final = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"})
 
 
 class UnsupportedArchitecture(Exception):
     """The model's config names an architecture whose memory this planner cannot count, or lacks a figure."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightType:
+    """How the matrices of a layer are held, where that is not the type of activations."""
+
+    bits: int
+    """Of an element."""
+    block: tuple[int | None, int | None]
+    """Rows and columns that share a scale; None: all of them."""
+    scale_bytes: int
+    """Of a block: its scale, and its zero point where there is one."""
+
+    def matrix_bytes(self, rows: int, columns: int) -> int:
+        """Bytes of a matrix that begins at a block's edge."""
+        high, wide = self.block
+        blocks = -(-rows // (high or rows)) * -(-columns // (wide or columns))
+        return rows * columns * self.bits // 8 + blocks * self.scale_bytes
+
+
+WEIGHT_TYPES: Final[Mapping[str, WeightType]] = {
+    "fp8": WeightType(8, (128, 128), 4),  # DeepSeek-V3's layout: float8_e4m3, a float32 scale a block
+    "int8": WeightType(8, (1, None), 4),  # a float32 scale a row
+    "int4": WeightType(4, (1, 128), 4),  # a scale and a zero point of two bytes each a group of 128 columns
+}
+"""By the names that plans and settings use. What they leave in the type of activations: embedding, head, norms, biases, routers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatentAttention:
+    """Sizes of DeepSeek's multi-head latent attention. All heads share one compressed key and value a token."""
+
+    query_rank: int | None
+    """`q_lora_rank`; None: queries are projected directly."""
+    kv_rank: int
+    """`kv_lora_rank`."""
+    plain_dim: int
+    """`qk_nope_head_dim`: of a head's query and key, the part without rotary embedding."""
+    rotary_dim: int
+    """`qk_rope_head_dim`; of the keys it is one for all heads."""
+    value_dim: int
+    """`v_head_dim`."""
+
+    @property
+    def cached(self) -> int:
+        """Numbers that one token leaves in one layer's cache."""
+        return self.kv_rank + self.rotary_dim
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experts:
+    """Sizes of a mixture of experts."""
+
+    routed: int
+    per_token: int
+    """Routed experts that one token uses."""
+    columns: int
+    """Intermediate size of one routed expert."""
+    shared_columns: int
+    """Of the experts that every token uses, together; 0: there are none."""
+    dense_layers: int
+    """Layers before the first mixture, with a plain MLP."""
+    correction_bias: bool = False
+    """The router adds a bias an expert to its scores (DeepSeek-V3), float32."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """What one tensor rank holds of each layer. Counts."""
+
+    query_heads: int
+    kv_heads: int
+    mlp_columns: int
+    experts: int = 0
+    shared_columns: int = 0
+    adds_biases: bool = True
+    """Whether this rank adds the biases of the layers whose outputs are summed over the ranks; one does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Weights of a part of a model: matrices that a weight type packs, and numbers that stay as they are."""
+
+    matrices: tuple[tuple[int, int, int], ...] = ()
+    """(how many, rows, columns)."""
+    plain: int = 0
+    float32: int = 0
+    """Numbers held in float32 whatever the type of activations."""
+
+    def __add__(self, other: Held) -> Held:
+        return Held(self.matrices + other.matrices, self.plain + other.plain, self.float32 + other.float32)
+
+    @property
+    def parameters(self) -> int:
+        """Numbers, scales not counted."""
+        return self.plain + self.float32 + sum(count * rows * columns for count, rows, columns in self.matrices)
+
+    def size(self, dtype: str, weight_dtype: str | None) -> int:
+        """Bytes. weight_dtype: a key of WEIGHT_TYPES; None: matrices are held as dtype."""
+        packing = None if weight_dtype is None else WEIGHT_TYPES[weight_dtype]
+        if packing is None:
+            return (self.parameters - self.float32) * DTYPE_BYTES[dtype] + self.float32 * 4
+        matrices = sum(count * packing.matrix_bytes(rows, columns) for count, rows, columns in self.matrices)
+        return self.plain * DTYPE_BYTES[dtype] + self.float32 * 4 + matrices
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,13 +136,21 @@ class ModelShape:
     hidden: int
     query_heads: int
     kv_heads: int
+    """With latent attention 1: every rank holds the compressed cache."""
     head_dim: int
-    mlp_columns: int  # intermediate size
+    mlp_columns: int
+    """Intermediate size; of a mixture that of its dense layers."""
     vocabulary: int
     context_window: int
     tied_embeddings: bool
-    attention_bias: bool = False  # q, k and v carry a bias (Qwen2)
-    head_norm: bool = False  # q and k are normalised a head (Qwen3)
+    attention_bias: bool = False
+    """q, k and v carry a bias (Qwen2); with latent attention the two compressions."""
+    attention_output_bias: bool = False
+    mlp_bias: bool = False
+    head_norm: bool = False
+    """q and k are normalised a head (Qwen3)."""
+    latent: LatentAttention | None = None
+    experts: Experts | None = None
 
     def __post_init__(self) -> None:
         counts = (self.layers, self.hidden, self.query_heads, self.kv_heads, self.head_dim, self.mlp_columns, self.vocabulary)
@@ -46,63 +158,122 @@ class ModelShape:
             raise UnsupportedArchitecture("every count of a model's shape is at least 1")
         if self.query_heads % self.kv_heads:
             raise UnsupportedArchitecture(f"{self.query_heads} query heads do not divide into {self.kv_heads} groups")
+        if self.latent is not None and self.kv_heads != 1:
+            raise UnsupportedArchitecture("latent attention has one compressed key and value a token")
+        if self.experts is not None and not 0 <= self.experts.dense_layers <= self.layers:
+            raise UnsupportedArchitecture(f"{self.experts.dense_layers} dense layers of {self.layers}")
 
     @property
     def group(self) -> int:
         """Query heads that share one KV head."""
         return self.query_heads // self.kv_heads
 
-    def attention_parameters(self, query_heads: int, kv_heads: int) -> int:
-        """Parameters of one layer's attention restricted to that many heads."""
-        rows = (query_heads + 2 * kv_heads) * self.head_dim
-        bias = rows if self.attention_bias else 0
-        norms = 2 * self.head_dim if self.head_norm else 0
-        return rows * self.hidden + query_heads * self.head_dim * self.hidden + bias + norms
+    @property
+    def whole(self) -> Cut:
+        """All of it."""
+        mixture = self.experts
+        return Cut(
+            query_heads=self.query_heads,
+            kv_heads=self.kv_heads,
+            mlp_columns=self.mlp_columns,
+            experts=mixture.routed if mixture else 0,
+            shared_columns=mixture.shared_columns if mixture else 0,
+        )
 
-    def mlp_parameters(self, columns: int) -> int:
-        """Parameters of one layer's gate, up and down projections restricted to that many intermediate columns."""
-        return 3 * self.hidden * columns
+    def is_mixture(self, layer: int) -> bool:
+        """Whether that layer has experts in place of an MLP."""
+        return self.experts is not None and layer >= self.experts.dense_layers
+
+    # ---- weights ---------------------------------------------------------------------------------------------------------
+
+    def attention(self, cut: Cut) -> Held:
+        """Weights of one layer's attention."""
+        if self.latent is not None:
+            return self._latent_attention(self.latent, cut)
+        queries, keys = cut.query_heads * self.head_dim, cut.kv_heads * self.head_dim
+        biases = queries + 2 * keys if self.attention_bias else 0
+        norms = 2 * self.head_dim if self.head_norm else 0
+        matrices = ((1, queries, self.hidden), (2, keys, self.hidden), (1, self.hidden, queries))
+        return Held(matrices, biases + norms + self._output_bias(self.attention_output_bias, cut))
+
+    def _latent_attention(self, latent: LatentAttention, cut: Cut) -> Held:
+        """Compressions, whole on every rank, and the heads' own projections out of them."""
+        heads, query_rows = cut.query_heads, cut.query_heads * (latent.plain_dim + latent.rotary_dim)
+        compressed, rank = latent.cached, latent.query_rank
+        matrices = [
+            (1, compressed, self.hidden),
+            (1, heads * (latent.plain_dim + latent.value_dim), latent.kv_rank),
+            (1, self.hidden, heads * latent.value_dim),
+            (1, query_rows, self.hidden if rank is None else rank),
+        ]
+        norms = latent.kv_rank
+        biases = compressed if self.attention_bias else 0
+        if rank is not None:
+            matrices.append((1, rank, self.hidden))
+            norms += rank
+            biases += rank if self.attention_bias else 0
+        return Held(tuple(matrices), norms + biases + self._output_bias(self.attention_output_bias, cut))
+
+    def mlp(self, columns: int, cut: Cut) -> Held:
+        """Weights of a gated MLP of that many columns."""
+        bias = (2 * columns if self.mlp_bias else 0) + self._output_bias(self.mlp_bias, cut)
+        return Held(((2, columns, self.hidden), (1, self.hidden, columns)), bias)
+
+    def mixture(self, cut: Cut) -> Held:
+        """Weights of one layer's router, whole on every rank, and of the rank's experts."""
+        assert self.experts is not None, "a dense model has no mixture"
+        mixture = self.experts
+        routed = ((2 * cut.experts, mixture.columns, self.hidden), (cut.experts, self.hidden, mixture.columns))
+        held = Held(routed, mixture.routed * self.hidden, mixture.routed if mixture.correction_bias else 0)
+        return held + self.mlp(cut.shared_columns, cut) if mixture.shared_columns else held
+
+    def layer(self, index: int, cut: Cut) -> Held:
+        """Weights of one layer."""
+        rest = self.mixture(cut) if self.is_mixture(index) else self.mlp(cut.mlp_columns, cut)
+        return self.attention(cut) + rest + Held(plain=2 * self.hidden)
+
+    def layers_bytes(self, layers: range, cut: Cut, dtype: str, weight_dtype: str | None) -> int:
+        """Bytes of the weights of those layers. All that are mixtures are alike, and all that are not."""
+        mixtures = 0 if self.experts is None else max(0, layers.stop - max(layers.start, self.experts.dense_layers))
+        counts = ((0, len(layers) - mixtures), (self.layers - 1, mixtures))
+        return sum(count * self.layer(index, cut).size(dtype, weight_dtype) for index, count in counts if count)
 
     def parameters(self) -> int:
-        """Parameters of the whole model; tied embeddings count once."""
-        layer = self.attention_parameters(self.query_heads, self.kv_heads) + self.mlp_parameters(self.mlp_columns) + 2 * self.hidden
+        """Parameters of the whole model; tied embeddings count once, multi-token prediction not at all."""
         tables = 1 if self.tied_embeddings else 2
-        return self.layers * layer + self.hidden + tables * self.vocabulary * self.hidden
+        layers = sum(self.layer(index, self.whole).parameters for index in range(self.layers))
+        return layers + self.hidden + tables * self.vocabulary * self.hidden
+
+    def weight_bytes(self, dtype: str, weight_dtype: str | None = None) -> int:
+        """Bytes of the whole model's weights."""
+        tables = 1 if self.tied_embeddings else 2
+        layers = self.layers_bytes(range(self.layers), self.whole, dtype, weight_dtype)
+        return layers + (self.hidden + tables * self.vocabulary * self.hidden) * DTYPE_BYTES[dtype]
+
+    def _output_bias(self, present: bool, cut: Cut) -> int:
+        return self.hidden if present and cut.adds_biases else 0
+
+    # ---- what a step needs besides ---------------------------------------------------------------------------------------
 
     def kv_bytes_per_token(self, kv_heads: int, layers: int, dtype: str) -> int:
         """Bytes of keys and values that one token leaves in that many heads and layers."""
-        return 2 * kv_heads * self.head_dim * layers * DTYPE_BYTES[dtype]
+        numbers = self.latent.cached if self.latent is not None else 2 * kv_heads * self.head_dim
+        return numbers * layers * DTYPE_BYTES[dtype]
 
-    def activation_bytes(self, batch_tokens: int, mlp_columns: int, vocabulary: int, dtype: str) -> int:
-        """Working space of one step: residual stream, the widest MLP pair, and logits in float32 of one row in eight."""
+    def rotary_bytes(self, dtype: str) -> int:
+        """Bytes of the tables of sines and cosines, which each rank holds for the whole context window."""
+        rotated = self.latent.rotary_dim if self.latent is not None else self.head_dim
+        return 2 * self.context_window * rotated * DTYPE_BYTES[dtype]
+
+    def activation_bytes(self, batch_tokens: int, cut: Cut, vocabulary: int, dtype: str) -> int:
+        """Working space of one step: residual stream, queries, the widest MLP, and logits in float32 of one row in eight."""
         item = DTYPE_BYTES[dtype]
-        return batch_tokens * (4 * self.hidden + 2 * mlp_columns) * item + max(1, batch_tokens // 8) * vocabulary * 4
-
-
-def shape_of_config(config: Mapping[str, Any]) -> ModelShape:
-    """Shape from a Hugging Face `config.json`. Raises UnsupportedArchitecture, naming what is missing or unknown."""
-    architectures = config.get("architectures") or ()
-    if not isinstance(architectures, (list, tuple)) or not any(name in DENSE_ARCHITECTURES for name in architectures):
-        known = ", ".join(sorted(DENSE_ARCHITECTURES))
-        raise UnsupportedArchitecture(f"architecture {list(architectures)!r} is not one of {known}")
-
-    def count(key: str, default: int | None = None) -> int:
-        value = config.get(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UnsupportedArchitecture(f"config.json has no usable {key}")
-        return value
-
-    query_heads, hidden = count("num_attention_heads"), count("hidden_size")
-    return ModelShape(
-        layers=count("num_hidden_layers"),
-        hidden=hidden,
-        query_heads=query_heads,
-        kv_heads=count("num_key_value_heads", query_heads),
-        head_dim=config["head_dim"] if isinstance(config.get("head_dim"), int) else hidden // query_heads,
-        mlp_columns=count("intermediate_size"),
-        vocabulary=count("vocab_size"),
-        context_window=count("max_position_embeddings"),
-        tied_embeddings=bool(config.get("tie_word_embeddings", False)),
-        attention_bias=bool(config.get("attention_bias", "Qwen2ForCausalLM" in architectures)),
-        head_norm="Qwen3ForCausalLM" in architectures,
-    )
+        widest = 2 * cut.mlp_columns
+        if (mixture := self.experts) is not None:
+            # Tokens spread over the experts of all ranks; each visit has its input, two halves and output.
+            visits = mixture.per_token * cut.experts / mixture.routed
+            widest = max(widest, int(visits * 2 * (mixture.columns + self.hidden)) + 2 * cut.shared_columns)
+        attended = 0
+        if self.latent is not None:  # keys and values of a prompt are unpacked from the cache
+            attended = cut.query_heads * (self.latent.plain_dim + self.latent.rotary_dim + self.latent.value_dim)
+        return batch_tokens * (4 * self.hidden + max(widest, attended)) * item + max(1, batch_tokens // 8) * vocabulary * 4

@@ -1,26 +1,17 @@
 """Shard plans: which rank holds which heads, MLP columns, vocabulary rows and layers, and whether that fits the chips.
 
-A plan is TP × PP ranks, rank = stage × TP + tensor rank. Splits may be uneven: query heads go in whole KV groups (or, with more
-ranks than KV heads, share a replicated KV head), and MLP columns then make up for the heads, so that ranks read about the same
-number of bytes a step. The vocabulary is split over the tensor ranks, for the embedding and for the output head.
-Does not know torch, Ray or files.
+A plan is TP × PP ranks, rank = stage × TP + tensor rank; `cuts` says how a layer is cut over tensor ranks. The vocabulary is split
+over the tensor ranks too, for the embedding (first stage) and for the output head (last stage). Does not know torch, Ray or files.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
-from lionrock.planner.chips import GIB, Chip, ChipName
-from lionrock.planner.memory import DTYPE_BYTES, RUNTIME_BYTES, USABLE_SHARE, ModelShape
-
-# MLP columns are cut at multiples of this where the model has enough of them: what matrix kernels like.
-_COLUMN_STEP: Final = 64
-
-
-class PlanError(Exception):
-    """No such plan exists; the message says what would."""
+from lionrock.planner.chips import Chip, ChipName
+from lionrock.planner.cuts import PlanError, RankCut, apportion, checked_weights, cut_layers
+from lionrock.planner.memory import DTYPE_BYTES, ModelShape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,10 +31,13 @@ class Shard:
     vocab_rows: int
     first_layer: int
     layers: int
-    weight_bytes: int
+    weight_bytes: int  # of the checkpoint's tensors, in the types that the plan names
     kv_bytes_per_token: int
     first_expert: int = 0  # routed experts of a mixture, held whole (expert parallelism over the tensor ranks)
     experts: int = 0
+    first_shared_column: int = 0  # of the experts that every token uses, taken together as one MLP
+    shared_columns: int = 0
+    packed_bytes: int = 0  # a tied table's second copy for the output head, where the processor multiplies another layout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,10 +45,11 @@ class ShardPlan:
     """How one model is spread over the chips of one pool."""
 
     chip: ChipName
-    dtype: str
+    dtype: str  # of activations and KV cache, and of weights where weight_dtype is None
     tensor_parallel: int
     pipeline_parallel: int
     shards: tuple[Shard, ...]
+    weight_dtype: str | None = None  # a key of memory.WEIGHT_TYPES
 
     @property
     def ranks(self) -> int:
@@ -75,196 +70,87 @@ class ShardPlan:
         return self.shards[rank].stage == self.pipeline_parallel - 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RankMemory:
-    """Bytes that one rank needs, by use."""
-
-    weights: int
-    kv_cache: int
-    activations: int
-    runtime: int
-
-    @property
-    def total(self) -> int:
-        """Everything together."""
-        return self.weights + self.kv_cache + self.activations + self.runtime
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Workload:
-    """What the plan must hold at once."""
-
-    sequences: int
-    tokens_per_sequence: int  # prompt and answer
-    batch_tokens: int = 2048  # of one step
-
-
-def apportion(total: int, weights: Sequence[float], *, at_least: int = 1) -> list[int]:
-    """Split total into whole parts near the weights' proportion, each at_least (largest remainder). Raises PlanError."""
-    if total < at_least * len(weights):
-        raise PlanError(f"{total} cannot be split into {len(weights)} parts of at least {at_least}")
-    spare = total - at_least * len(weights)
-    wanted = [max(0.0, total * weight / sum(weights) - at_least) for weight in weights]
-    scale = spare / sum(wanted) if sum(wanted) else 0.0
-    exact = [want * scale for want in wanted]
-    parts = [int(value) for value in exact]
-    by_remainder = sorted(range(len(weights)), key=lambda index: (parts[index] - exact[index], index))
-    for index in (by_remainder * 2)[: spare - sum(parts)]:
-        parts[index] += 1
-    return [part + at_least for part in parts]
-
-
 def plan_shards(
     shape: ModelShape,
     chip: Chip,
     *,
     dtype: str,
+    weight_dtype: str | None = None,
     tensor_parallel: int = 1,
     pipeline_parallel: int = 1,
+    rank_weights: Sequence[float] | None = None,
     stage_weights: Sequence[float] | None = None,
 ) -> ShardPlan:
     """Cut the model into TP × PP ranks.
 
-    stage_weights: relative share of layers a stage, for stages on unlike chips. Raises PlanError when the model has too few
-    heads or layers.
+    rank_weights, stage_weights: relative share of each layer a tensor rank, and of the layers a stage, for unlike chips
+    (`stages` derives the latter). Raises PlanError when the model has too few heads, columns, experts or layers.
     """
-    if dtype not in DTYPE_BYTES:
-        raise PlanError(f"unknown dtype {dtype!r}; known are {', '.join(DTYPE_BYTES)}")
-    if not 1 <= tensor_parallel <= shape.query_heads:
-        raise PlanError(f"tensor parallelism is 1 to the model's {shape.query_heads} query heads, not {tensor_parallel}")
+    cuts = cut_layers(shape, dtype, weight_dtype, tensor_parallel, rank_weights)
     if not 1 <= pipeline_parallel <= shape.layers:
         raise PlanError(f"pipeline parallelism is 1 to the model's {shape.layers} layers, not {pipeline_parallel}")
-    if stage_weights is not None and (len(stage_weights) != pipeline_parallel or min(stage_weights) <= 0):
-        raise PlanError("stage_weights gives one positive weight a pipeline stage")
-    heads = _head_ranges(shape, tensor_parallel)
-    columns = _column_counts(shape, [(query, kv) for _, query, _, kv in heads])
-    rows = apportion(shape.vocabulary, [1.0] * tensor_parallel)
-    layers = apportion(shape.layers, stage_weights or [1.0] * pipeline_parallel)
+    layers = apportion(shape.layers, checked_weights(stage_weights, pipeline_parallel, "stage_weights", "pipeline stage"))
+    return assemble(shape, chip, cuts, layers, dtype=dtype, weight_dtype=weight_dtype)
+
+
+def assemble(
+    shape: ModelShape, chip: Chip, cuts: Sequence[RankCut], layers: Sequence[int], *, dtype: str, weight_dtype: str | None
+) -> ShardPlan:
+    """Put a plan together. layers: of each stage, all of the model's together."""
+    assert sum(layers) == shape.layers, "stages hold every layer once"
     shards: list[Shard] = []
     for stage, stage_layers in enumerate(layers):
-        for tensor_rank, (first_query, query, first_kv, kv) in enumerate(heads):
-            layer = shape.attention_parameters(query, kv) + shape.mlp_parameters(columns[tensor_rank]) + 2 * shape.hidden
-            parameters = stage_layers * layer
-            last = stage == pipeline_parallel - 1
-            if stage == 0:
-                parameters += rows[tensor_rank] * shape.hidden
-            if last:
-                head_is_embedding = shape.tied_embeddings and stage == 0
-                parameters += shape.hidden + (0 if head_is_embedding else rows[tensor_rank] * shape.hidden)
+        first_layer = sum(layers[:stage])
+        for tensor_rank, cut in enumerate(cuts):
+            weight_bytes, packed_bytes = stage_bytes(
+                shape, chip, cut, range(first_layer, first_layer + stage_layers), dtype, weight_dtype
+            )
             shards.append(
                 Shard(
                     rank=len(shards),
                     stage=stage,
                     tensor_rank=tensor_rank,
-                    first_query_head=first_query,
-                    query_heads=query,
-                    first_kv_head=first_kv,
-                    kv_heads=kv,
-                    first_mlp_column=sum(columns[:tensor_rank]),
-                    mlp_columns=columns[tensor_rank],
-                    first_vocab_row=sum(rows[:tensor_rank]),
-                    vocab_rows=rows[tensor_rank],
-                    first_layer=sum(layers[:stage]),
+                    first_query_head=cut.first_query_head,
+                    query_heads=cut.held.query_heads,
+                    first_kv_head=cut.first_kv_head,
+                    kv_heads=cut.held.kv_heads,
+                    first_mlp_column=cut.first_mlp_column,
+                    mlp_columns=cut.held.mlp_columns,
+                    first_vocab_row=cut.first_vocab_row,
+                    vocab_rows=cut.vocab_rows,
+                    first_layer=first_layer,
                     layers=stage_layers,
-                    weight_bytes=parameters * DTYPE_BYTES[dtype],
-                    kv_bytes_per_token=shape.kv_bytes_per_token(kv, stage_layers, dtype),
+                    weight_bytes=weight_bytes,
+                    kv_bytes_per_token=shape.kv_bytes_per_token(cut.held.kv_heads, stage_layers, dtype),
+                    first_expert=cut.first_expert,
+                    experts=cut.held.experts,
+                    first_shared_column=cut.first_shared_column,
+                    shared_columns=cut.held.shared_columns,
+                    packed_bytes=packed_bytes,
                 )
             )
     return ShardPlan(
-        chip=chip.name, dtype=dtype, tensor_parallel=tensor_parallel, pipeline_parallel=pipeline_parallel, shards=tuple(shards)
+        chip=chip.name,
+        dtype=dtype,
+        weight_dtype=weight_dtype,
+        tensor_parallel=len(cuts),
+        pipeline_parallel=len(layers),
+        shards=tuple(shards),
     )
 
 
-def rank_memory(shape: ModelShape, plan: ShardPlan, rank: int, workload: Workload) -> RankMemory:
-    """Bytes that the rank needs to serve the workload."""
-    shard = plan.shards[rank]
-    vocabulary = shard.vocab_rows if plan.is_last_stage(rank) else 0
-    return RankMemory(
-        weights=shard.weight_bytes,
-        kv_cache=shard.kv_bytes_per_token * workload.sequences * workload.tokens_per_sequence,
-        activations=shape.activation_bytes(workload.batch_tokens, shard.mlp_columns, vocabulary, plan.dtype),
-        runtime=RUNTIME_BYTES,
-    )
-
-
-def choose_plan(
-    shape: ModelShape, chip: Chip, *, chips: int, dtype: str, workload: Workload, memory_bytes: int | None = None
-) -> ShardPlan:
-    """Plan with the fewest chips, at most `chips`, that holds the workload.
-
-    Among equals the one with the fewest pipeline stages, then with even KV groups.
-    memory_bytes: of one chip, where the table does not know it or a pool differs. Raises PlanError, which says what would fit.
-    """
-    capacity = memory_bytes if memory_bytes is not None else chip.memory_bytes
-    if capacity is None:
-        raise PlanError(f"the memory of a {chip.name} chip is not in the chip table; state it")
-    usable = int(capacity * USABLE_SHARE)
-    for count in range(1, chips + 1):
-        if (plan := _plan_on(shape, chip, count, dtype, workload, usable)) is not None:
-            return plan
-    raise PlanError(_refusal(shape, chip, chips, dtype, workload, usable))
-
-
-def _plan_on(shape: ModelShape, chip: Chip, chips: int, dtype: str, workload: Workload, usable: int) -> ShardPlan | None:
-    """Best plan on exactly that many chips, or None."""
-    if chip.even_counts_only and chips > 1 and chips % 2:
-        return None
-    widest = chip.chips_per_node or chips
-    cuts = [(tp, chips // tp) for tp in range(min(widest, chips), 0, -1) if chips % tp == 0]
-    cuts.sort(key=lambda cut: (cut[1], shape.kv_heads % cut[0] != 0))
-    for tensor_parallel, pipeline_parallel in cuts:
-        if tensor_parallel > shape.query_heads or pipeline_parallel > shape.layers:
-            continue
-        plan = plan_shards(shape, chip, dtype=dtype, tensor_parallel=tensor_parallel, pipeline_parallel=pipeline_parallel)
-        if all(rank_memory(shape, plan, rank, workload).total <= usable for rank in range(plan.ranks)):
-            return plan
-    return None
-
-
-def _refusal(shape: ModelShape, chip: Chip, chips: int, dtype: str, workload: Workload, usable: int) -> str:
-    """Why nothing fits and what would: more chips, else the longest workload on the chips given."""
-    wanted = f"{workload.sequences} sequences of {workload.tokens_per_sequence} tokens"
-    told = (
-        f"{dtype} weights of {shape.parameters() * DTYPE_BYTES[dtype] / GIB:.1f} GiB and {wanted} do not fit {chips} × {chip.name}"
-    )
-    told += f" with {usable / GIB:.1f} GiB usable each"
-    for count in range(chips + 1, 4 * max(chips, chip.chips_per_node or 1) + 1):
-        if _plan_on(shape, chip, count, dtype, workload, usable) is not None:
-            return f"{told}; {count} chips would hold them"
-    tokens = workload.tokens_per_sequence
-    while tokens > 1:
-        tokens //= 2
-        smaller = Workload(sequences=workload.sequences, tokens_per_sequence=tokens, batch_tokens=workload.batch_tokens)
-        if any(_plan_on(shape, chip, count, dtype, smaller, usable) is not None for count in range(1, chips + 1)):
-            return f"{told}; {workload.sequences} sequences of {tokens} tokens would fit"
-    return f"{told}; no number of these chips up to four times as many would hold them"
-
-
-def _head_ranges(shape: ModelShape, ranks: int) -> list[tuple[int, int, int, int]]:
-    """(first query head, query heads, first KV head, KV heads) a tensor rank."""
-    if ranks <= shape.kv_heads:
-        ranges, first = [], 0
-        for kv in apportion(shape.kv_heads, [1.0] * ranks):
-            ranges.append((first * shape.group, kv * shape.group, first, kv))
-            first += kv
-        return ranges
-    ranges = []
-    for kv_head, sharers in enumerate(apportion(ranks, [1.0] * shape.kv_heads)):
-        first = kv_head * shape.group
-        for query in apportion(shape.group, [1.0] * sharers):
-            ranges.append((first, query, kv_head, 1))
-            first += query
-    return ranges
-
-
-def _column_counts(shape: ModelShape, heads: Sequence[tuple[int, int]]) -> list[int]:
-    """MLP columns a tensor rank: those with fewer heads take more, so that each rank reads about as many weights a step."""
-    ranks = len(heads)
-    if shape.mlp_columns < ranks:
-        raise PlanError(f"{shape.mlp_columns} MLP columns cannot be split over {ranks} ranks")
-    column = shape.mlp_parameters(1)
-    attention = [shape.attention_parameters(query, kv) for query, kv in heads]
-    fair = (sum(attention) + shape.mlp_columns * column) / ranks
-    weights = [max(fair - held, column) for held in attention]
-    step = _COLUMN_STEP if shape.mlp_columns % _COLUMN_STEP == 0 and shape.mlp_columns // _COLUMN_STEP >= 4 * ranks else 1
-    return [part * step for part in apportion(shape.mlp_columns // step, weights)]
+def stage_bytes(
+    shape: ModelShape, chip: Chip, cut: RankCut, layers: range, dtype: str, weight_dtype: str | None
+) -> tuple[int, int]:
+    """Bytes of the weights of those layers, with the tables that belong to them, and of second copies."""
+    item, table = DTYPE_BYTES[dtype], cut.vocab_rows * shape.hidden
+    first, last = layers.start == 0, layers.stop == shape.layers
+    weights = shape.layers_bytes(layers, cut.held, dtype, weight_dtype)
+    shared_table = shape.tied_embeddings and first and last
+    if first:
+        weights += table * item
+    if last:
+        weights += shape.hidden * item + (0 if shared_table else table * item)
+    # The CPU's product in bfloat16 wants a blocked layout, the look-up a plain one. Processors without that product do with one.
+    packed = shared_table and chip.torch_device == "cpu" and dtype == "bfloat16"
+    return weights, table * item if packed else 0

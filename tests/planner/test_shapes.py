@@ -1,0 +1,81 @@
+"""Shapes from `config.json`: parameters as published, bytes as the formulas say, and words for what is not known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from published import COUNTS, DEEPSEEK_V3, LLAMA_70B, R1_DISTILL_LLAMA_70B, V2_LITE, V3
+
+from lionrock.planner.memory import WEIGHT_TYPES, Held, UnsupportedArchitecture
+from lionrock.planner.model_config import shape_of_config, weight_dtype_of_config
+
+
+@pytest.mark.parametrize(("config", "parameters"), COUNTS.values(), ids=COUNTS.keys())
+def test_parameters_are_as_many_as_the_publisher_counts(config: dict[str, Any], parameters: int) -> None:
+    assert shape_of_config(config).parameters() == parameters
+
+
+def test_latent_attention_caches_the_compressed_key_and_value_whatever_the_number_of_heads() -> None:
+    """DeepSeek-V3: 576 numbers a layer and token, 70,272 bytes in bfloat16; Llama-70B 327,680."""
+    assert V3.kv_bytes_per_token(1, 61, "bfloat16") == 576 * 61 * 2 == 70_272
+    assert LLAMA_70B.kv_bytes_per_token(8, 80, "bfloat16") == 327_680
+
+
+def test_fp8_weights_take_a_byte_and_a_scale_a_block_and_leave_tables_norms_and_routers_as_they_are() -> None:
+    fp8 = V3.weight_bytes("bfloat16", "fp8")
+    tables = 2 * 129280 * 7168
+    router = 58 * (256 * 7168 * 2 + 256 * 4)
+    norms = 61 * (2 * 7168 + 1536 + 512) + 7168
+    matrices = V3.parameters() - tables - 58 * (256 * 7168 + 256) - norms
+    scales = fp8 - tables * 2 - router - norms * 2 - matrices
+    assert scales == pytest.approx(matrices / (128 * 128) * 4, rel=1e-3)
+    assert V3.weight_bytes("bfloat16") == 2 * V3.parameters() + 2 * 58 * 256  # the correction biases are float32
+
+
+def test_a_matrix_that_ends_within_a_block_has_a_scale_for_that_block() -> None:
+    assert WEIGHT_TYPES["fp8"].matrix_bytes(576, 7168) == 576 * 7168 + 5 * 56 * 4
+    assert WEIGHT_TYPES["int8"].matrix_bytes(10, 64) == 640 + 10 * 4
+    assert WEIGHT_TYPES["int4"].matrix_bytes(10, 256) == 1280 + 20 * 4
+
+
+def test_a_cut_of_all_is_the_whole_model() -> None:
+    for shape in (LLAMA_70B, V2_LITE, V3):
+        layers = sum((shape.layer(index, shape.whole) for index in range(shape.layers)), Held())
+        assert shape.layers_bytes(range(shape.layers), shape.whole, "bfloat16", "fp8") == layers.size("bfloat16", "fp8")
+
+
+def test_the_type_of_a_checkpoints_weights_is_read_from_its_config() -> None:
+    assert weight_dtype_of_config(DEEPSEEK_V3) == "fp8"
+    assert weight_dtype_of_config(R1_DISTILL_LLAMA_70B) is None
+    for unknown in ({"quant_method": "gptq"}, {"quant_method": "fp8", "weight_block_size": [1, 64]}, 7):
+        with pytest.raises(UnsupportedArchitecture):
+            weight_dtype_of_config({"quantization_config": unknown})
+
+
+def test_a_config_of_another_architecture_is_refused_by_name() -> None:
+    with pytest.raises(UnsupportedArchitecture, match="GPT2LMHeadModel"):
+        shape_of_config({"architectures": ["GPT2LMHeadModel"]})
+
+
+@pytest.mark.parametrize("key", ["num_attention_heads", "hidden_size", "kv_lora_rank", "n_routed_experts", "num_experts_per_tok"])
+def test_a_config_without_its_counts_is_refused_by_key(key: str) -> None:
+    with pytest.raises(UnsupportedArchitecture, match=key):
+        shape_of_config({name: value for name, value in DEEPSEEK_V3.items() if name != key})
+
+
+_VALUES = (
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=4) | st.lists(st.none(), max_size=2)
+)
+
+
+@given(changes=st.dictionaries(st.sampled_from([*DEEPSEEK_V3, "mlp_bias", "head_dim"]), _VALUES), latent=st.booleans())
+def test_any_config_gives_a_shape_or_a_named_error(changes: dict[str, object], latent: bool) -> None:
+    config = {**(DEEPSEEK_V3 if latent else R1_DISTILL_LLAMA_70B), **changes}
+    try:
+        shape = shape_of_config(config)
+    except UnsupportedArchitecture:
+        return
+    assert shape.layers_bytes(range(1), shape.whole, "bfloat16", None) > 0
