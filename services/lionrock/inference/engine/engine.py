@@ -20,6 +20,7 @@ from lionrock.inference.engine.errors import (
     UnknownTokenId,
     UnsupportedSamplingOption,
 )
+from lionrock.inference.engine.prefix_cache import PrefixCache
 from lionrock.inference.engine.runner import ModelRunner, RunnerSpec
 from lionrock.inference.engine.scheduler import Scheduler
 from lionrock.inference.engine.sequence import (
@@ -51,6 +52,8 @@ class EngineLimits:
     """Token budget of one step: a longer prefill is cut into chunks, so that decoding streams never stall for longer."""
     max_answer_tokens: int = 131072
     """Answer tokens of a request that names no max_tokens, and the most that one may name."""
+    prefix_cache: bool = True
+    """Whether requests of one cache salt share the KV blocks of equal prefixes."""
 
 
 class Engine:
@@ -75,9 +78,14 @@ class Engine:
         spec = runner.spec
         self._blocks = BlockManager(spec.kv_blocks, spec.kv_block_size)
         limits = self.limits
-        self._scheduler = Scheduler(self._blocks, max_running=limits.max_running, max_step_tokens=limits.max_step_tokens)
+        self._scheduler = Scheduler(
+            self._blocks,
+            max_running=limits.max_running,
+            max_step_tokens=limits.max_step_tokens,
+            prefix_cache=PrefixCache(self._blocks, enabled=limits.prefix_cache),
+        )
         for sequence in self._sequences.values():
-            sequence.block_table, sequence.computed_tokens = [], 0
+            sequence.block_table, sequence.computed_tokens, sequence.block_hashes = [], 0, []
             self._scheduler.add(sequence)
 
     # ---- state -----------------------------------------------------------------------------------------------------------
@@ -114,8 +122,13 @@ class Engine:
 
     @property
     def free_kv_blocks(self) -> int:
-        """Blocks that no sequence holds."""
+        """Blocks that no sequence holds, whether or not they are cached."""
         return self._blocks.free_blocks
+
+    @property
+    def cached_kv_blocks(self) -> int:
+        """Blocks that a request of the right salt would find, in use or not."""
+        return self._blocks.published_blocks
 
     def now_s(self) -> float:
         """Monotonic seconds by the engine's clock, in which deadlines are stated."""
@@ -204,12 +217,12 @@ class Engine:
     def schedule(self) -> tuple[StepBatch | None, list[StepOutput]]:
         """Drop what expired and choose the next batch; None when there is nothing to run."""
         outputs = self.expire()
-        chunks = self._scheduler.schedule(self._clock())
-        if not chunks:
+        step = self._scheduler.schedule(self._clock())
+        if not step.chunks:
             return None, outputs
-        rows = tuple(self._row(chunk.sequence, chunk.tokens) for chunk in chunks)
+        rows = tuple(self._row(chunk.sequence, chunk.tokens) for chunk in step.chunks)
         released, self._released = tuple(self._released), []
-        return StepBatch(rows, released), outputs
+        return StepBatch(rows, released, step.copies), outputs
 
     def expire(self) -> list[StepOutput]:
         """Drop what expired; returns the last outputs of sequences that ended outside a step."""
@@ -224,6 +237,7 @@ class Engine:
     def postprocess(self, batch: StepBatch, result: StepResult) -> list[StepOutput]:
         """Append what was sampled and finish what ended. Sequences that were aborted meanwhile are passed over."""
         now_s = self._clock()
+        self._scheduler.step_ended()
         by_id = {sequence.sequence_id: sequence for sequence in self._scheduler.running}
         outputs: list[StepOutput] = []
         sampled = 0
@@ -232,7 +246,7 @@ class Engine:
             sequence = by_id.get(row.sequence_id)
             if sequence is None:
                 continue
-            sequence.computed_tokens = row.end
+            self._scheduler.advance(sequence, row.end)
             if row.sampling is not None:
                 outputs.append(self._append(sequence, result.token_ids[first], result.logprobs.get(first), now_s))
         return outputs

@@ -2,12 +2,20 @@
 
 Policy, in this order:
 1. A running sequence comes before a waiting one; within each, larger priority first, then first come first served.
-2. Decoding sequences get their one token each before any prefill gets a chunk; prefills share what is left of the token budget.
-3. A sequence is admitted only with blocks for all of its known tokens, so a prefill once begun needs no further block.
+2. Decoding sequences get their one token each before any prefill gets a chunk; prefills share what is left of the token budget, and
+   drafts get what is left then.
+3. A sequence is admitted only with blocks for all of its known tokens, so a prefill once begun needs no further block. It shares
+   the blocks of its prefix that are in the cache: those that others use cost nothing, those that nobody uses count as free.
 4. Nobody overtakes the head of the waiting queue. So a sequence waits at most for those that rank before it.
 5. When a decoding sequence needs a block and none is free, the last-ranking running one gives up its blocks and is computed
-   anew later ("preemption by recompute"); the first-ranking one is never preempted, so every step makes progress. For a waiting
-   sequence, only running ones of smaller priority give way.
+   anew later ("preemption by recompute", less what is still cached then); the first-ranking one is never preempted, so every step
+   makes progress. For a waiting sequence, only running ones of smaller priority give way. For drafts nobody does.
+6. A prefill looks into the cache again whenever it gets a chunk. When at least half of that chunk is blocks which this very step
+   computes for a sequence that ranks before it, it sits the step out and shares them in the next.
+
+Nobody starves: the first-ranking sequence of all is admitted, never preempted, never sits out, and has at least one token computed
+in every step. So a sequence ends within as many steps as it and those that rank before it while it is there may have tokens
+(`max_total_tokens`) together. A larger priority ranks first, however late it comes: that is what it is for.
 
 Knows sequences and block ids; no torch, no clock of its own, no sampling.
 """
@@ -15,31 +23,50 @@ Knows sequences and block ids; no torch, no clock of its own, no sampling.
 from __future__ import annotations
 
 import bisect
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
-from lionrock.inference.engine.block_manager import BlockManager
-from lionrock.inference.engine.sequence import Sequence
+from lionrock.inference.engine.block_manager import BlockHash, BlockManager
+from lionrock.inference.engine.prefix_cache import PrefixCache
+from lionrock.inference.engine.sequence import Sequence, SequenceId
 
 
 @dataclass(frozen=True, slots=True)
 class ScheduledChunk:
-    """Run `tokens` tokens of the sequence from its `computed_tokens` on."""
+    """Run `tokens` known tokens of the sequence from its `computed_tokens` on, and `drafts` guesses after them."""
 
     sequence: Sequence
     tokens: int
+    drafts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledStep:
+    """What runs in one step."""
+
+    chunks: tuple[ScheduledChunk, ...]
+    """Empty only when there is nothing to run."""
+    copies: tuple[tuple[int, int], ...] = ()
+    """(block, copy): to be copied before the step writes anything. No block is both."""
 
 
 class Scheduler:
     """Waiting and running sequences over one block manager. Each sequence is in at most one of the two lists."""
 
-    def __init__(self, blocks: BlockManager, *, max_running: int, max_step_tokens: int) -> None:
+    def __init__(
+        self, blocks: BlockManager, *, max_running: int, max_step_tokens: int, prefix_cache: PrefixCache | None = None
+    ) -> None:
+        """prefix_cache: over the same blocks; None: nothing is shared."""
         if max_running < 1 or max_step_tokens < max_running:
             raise ValueError("a step must have room for one token of every running sequence")
         self._blocks = blocks
+        self._cache = prefix_cache or PrefixCache(blocks, enabled=False)
         self._max_running = max_running
         self._max_step_tokens = max_step_tokens
         self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
+        self._copied: list[int] = []  # blocks that the step copies: referred to until it has ended
 
     @property
     def waiting(self) -> tuple[Sequence, ...]:
@@ -60,20 +87,80 @@ class Scheduler:
         (self._running if sequence in self._running else self._waiting).remove(sequence)
         self._free(sequence)
 
-    def schedule(self, now_s: float) -> list[ScheduledChunk]:
-        """Choose the next step's chunks, decoding sequences first. Empty only when there is nothing to run."""
+    # ---- a step ----------------------------------------------------------------------------------------------------------
+
+    def schedule(
+        self, now_s: float, drafts: Callable[[tuple[Sequence, ...]], Mapping[SequenceId, int]] | None = None
+    ) -> ScheduledStep:
+        """Choose the next step's chunks, decoding sequences first.
+
+        drafts: asked once, with the sequences that decode in this step, how many drafts each has to offer; what they are granted
+        fits the budget and the blocks that nobody else wanted.
+        """
+        self.step_ended()
         self._grow_decoding()
         self._admit(now_s)
-        budget = self._max_step_tokens
         decoding = [ScheduledChunk(sequence, 1) for sequence in self._running if sequence.pending_tokens == 1]
-        budget -= len(decoding)
-        prefill: list[ScheduledChunk] = []
+        prefill, copies = self._prefill(self._max_step_tokens - len(decoding))
+        if drafts is not None and decoding:
+            budget = self._max_step_tokens - len(decoding) - sum(chunk.tokens for chunk in prefill)
+            decoding = self._with_drafts(decoding, drafts(tuple(chunk.sequence for chunk in decoding)), budget)
+        return ScheduledStep((*decoding, *prefill), tuple(copies))
+
+    def advance(self, sequence: Sequence, computed_tokens: int) -> None:
+        """Note that a step has computed a running sequence's known tokens up to there; full blocks become shareable."""
+        assert computed_tokens <= len(sequence.tokens), "what is not a token of the sequence is never shared"
+        sequence.computed_tokens = computed_tokens
+        self._cache.publish(sequence)
+
+    def step_ended(self) -> None:
+        """Note that the step is over, or will not be run."""
+        if self._copied:
+            self._blocks.release(self._copied)
+            self._copied = []
+
+    def _prefill(self, budget: int) -> tuple[list[ScheduledChunk], list[tuple[int, int]]]:
+        """Hand the budget to prefilling sequences in order of service; returns their chunks and the copies these need."""
+        chunks: list[ScheduledChunk] = []
+        copies: list[tuple[int, int]] = []
+        coming: set[BlockHash] = set()  # blocks that this step computes
         for sequence in self._running:
-            if sequence.pending_tokens > 1 and budget > 0:
-                chunk = min(sequence.pending_tokens, budget)
-                prefill.append(ScheduledChunk(sequence, chunk))
-                budget -= chunk
-        return decoding + prefill
+            if sequence.pending_tokens == 1:
+                continue
+            if budget == 0:
+                break
+            copy = self._cache.catch_up(sequence)
+            tokens = min(sequence.pending_tokens, budget)
+            if copy is not None:
+                self._blocks.share(copy[:1])
+                self._copied.append(copy[0])
+                copies.append(copy)
+                self._cache.skip_by_copy(sequence)
+                tokens = 1
+            elif coming and 2 * self._blocks.block_size * self._cache.blocks_among(sequence, coming) >= tokens:
+                continue
+            coming.update(self._cache.blocks_completed(sequence, tokens))
+            chunks.append(ScheduledChunk(sequence, tokens))
+            budget -= tokens
+        return chunks, copies
+
+    def _with_drafts(self, decoding: list[ScheduledChunk], wanted: Mapping[SequenceId, int], budget: int) -> list[ScheduledChunk]:
+        granted: list[ScheduledChunk] = []
+        for chunk in decoding:
+            sequence, known = chunk.sequence, len(chunk.sequence.tokens)
+            drafts = min(wanted.get(sequence.sequence_id, 0), budget, sequence.max_total_tokens - known)
+            if drafts > 0:
+                room = (len(sequence.block_table) + self._blocks.free_blocks) * self._blocks.block_size
+                drafts = min(drafts, room - known)
+                missing = self._blocks.blocks_for(known + drafts) - len(sequence.block_table)
+                if missing > 0:
+                    sequence.block_table.extend(self._blocks.allocate(missing))
+                budget -= drafts
+                chunk = replace(chunk, drafts=drafts)
+            granted.append(chunk)
+        return granted
+
+    # ---- who has blocks --------------------------------------------------------------------------------------------------
 
     def _grow_decoding(self) -> None:
         """Give every running sequence blocks for all of its known tokens, preempting from the end when there are none."""
@@ -87,24 +174,36 @@ class Scheduler:
     def _admit(self, now_s: float) -> None:
         while self._waiting:
             head = self._waiting[0]
-            needed = self._blocks.blocks_for(len(head.tokens))
-            if not self._make_room(head, needed):
+            hits = self._cache.hits(head)
+            if not self._make_room(head, hits):
                 return
             self._waiting.pop(0)
-            head.block_table = self._blocks.allocate(needed)
+            self._cache.admit(head, hits)
             if head.scheduled_s is None:
                 head.scheduled_s = now_s
             bisect.insort(self._running, head, key=_rank)
 
-    def _make_room(self, head: Sequence, needed: int) -> bool:
+    def _make_room(self, head: Sequence, hits: list[int]) -> bool:
         """Say whether the head of the queue can run now, after preempting sequences of smaller priority if that is enough."""
+        needed = self._blocks.blocks_for(len(head.tokens))
+        if len(self._running) < self._max_running and needed <= self._within_reach(hits, Counter()):
+            return True
         lesser = [sequence for sequence in self._running if sequence.request.priority < head.request.priority]
-        within_reach = self._blocks.free_blocks + sum(len(sequence.block_table) for sequence in lesser)
-        if needed > within_reach or len(self._running) - len(lesser) >= self._max_running:
+        given_up = Counter(block for sequence in lesser for block in sequence.block_table)
+        if len(self._running) - len(lesser) >= self._max_running or needed > self._within_reach(hits, given_up):
             return False
-        while needed > self._blocks.free_blocks or len(self._running) >= self._max_running:
+        while len(self._running) >= self._max_running or needed > self._within_reach(hits, Counter()):
             self._preempt(self._running[-1])
         return True
+
+    def _within_reach(self, hits: list[int], given_up: Counter[int]) -> int:
+        """Blocks that a sequence with these hits could have, if so many references to blocks were given up.
+
+        They are those that nobody refers to, cached hits among them, and the hits that others refer to.
+        """
+        freed = sum(1 for block, count in given_up.items() if count == self._blocks.references(block))
+        shared = sum(1 for block in hits if self._blocks.references(block) > given_up[block])
+        return self._blocks.free_blocks + freed + shared
 
     def _preempt(self, sequence: Sequence) -> None:
         self._running.remove(sequence)

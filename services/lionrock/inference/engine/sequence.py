@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal, NewType
 
+from lionrock.inference.engine.block_manager import BlockHash
+
 RequestId = NewType("RequestId", str)
 SequenceId = NewType("SequenceId", int)
 """Number of a sequence in its engine, never reused; what step batches and shard timings are keyed by."""
@@ -139,6 +141,10 @@ class Sequence:
     computed_tokens: int = 0
     """Tokens whose keys and values are in the cache: a prefix of `tokens`."""
     block_table: list[int] = field(default_factory=list)
+    block_hashes: list[BlockHash] = field(default_factory=list)
+    """Names of the first full blocks of `tokens`, as far as anybody asked. They stay right while tokens are only appended."""
+    published_blocks: int = 0
+    """Blocks at the start of `block_table` that are shared, or were offered to the prefix cache."""
     preemptions: int = 0
     resumptions: int = 0
     tokens_at_loss: int = 0
