@@ -38,7 +38,9 @@ class InferenceReplica:
         """Begin to build the shard group; the replica answers meanwhile and says that it is not ready."""
         self._telemetry = start_telemetry("inference-replica", ranks.telemetry)
         limits = model.settings.limits
-        engine_limits = EngineLimits(limits.max_running, limits.max_waiting, limits.max_step_tokens, limits.max_answer_tokens)
+        engine_limits = EngineLimits(
+            limits.max_running, limits.max_waiting, limits.max_step_tokens, limits.max_answer_tokens, limits.prefix_cache
+        )
 
         async def start(on_lost: Callable[[str], None]) -> ShardGroup:
             return await start_group(ranks, settings.health, lambda _, reason: on_lost(reason))

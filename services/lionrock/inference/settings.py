@@ -27,6 +27,7 @@ class LimitSettings(BaseModel):
     max_waiting: int = Field(default=256, ge=0, description="sequences that wait; more are refused with ENGINE_FULL")
     max_step_tokens: int = Field(default=512, ge=16, description="tokens of one step, prompts cut into chunks")
     max_answer_tokens: int = Field(default=131072, ge=1, description="tokens of one answer")
+    prefix_cache: bool = Field(default=True, description="whether requests of one tenant share the KV blocks of equal prefixes")
 
 
 class ModelSettings(BaseModel):
