@@ -45,7 +45,7 @@ class InferenceReplica:
         async def start(on_lost: Callable[[str], None]) -> ShardGroup:
             return await start_group(ranks, settings.health, lambda _, reason: on_lost(reason))
 
-        engine = TorchEngine(engine_limits, start)
+        engine = TorchEngine(engine_limits, start, resume_timeout_s=settings.health.resume_timeout_s)
         self._replica = Replica(model.name, serve.get_replica_context().replica_id.unique_id, engine)
 
     async def generate(self, request: bytes, traceparent: str | None, timeout_s: float) -> AsyncIterator[bytes]:

@@ -1,5 +1,6 @@
 """One replica: an engine whose shard group is built anew in place whenever it is lost.
 
+It is not ready meanwhile, but takes requests where its engine does: streams pause and go on with the new group.
 Knows the wire's messages (it writes the frames that the front passes on) and what backends have in common; not which one it runs,
 nor Ray, which carries its calls.
 """
@@ -21,7 +22,6 @@ from lionrock.inference.engine.errors import EngineError, ShardGroupLost
 from lionrock.inference.engine.runner import RunnerSpec
 from lionrock.inference.engine.sequence import FinishReason, StepOutput
 from lionrock.inference.errors import RESTART_RETRY_AFTER_S, ModelNotReady, encode_error, mesh_error
-from lionrock.inference.errors import ShardGroupLost as WireShardGroupLost
 from lionrock.inference.spans import start_sequence_span
 from lionrock.inference.v1 import inference_pb2 as pb
 from lionrock.inference.wire import engine_request, finished_message, tokens_message
@@ -103,8 +103,6 @@ class Replica:
     ) -> AsyncIterator[pb.GenerateResponse]:
         if self._engine.spec is None:
             raise ModelNotReady("the model is being loaded", retry_after_s=RESTART_RETRY_AFTER_S)
-        if not self._ready:
-            raise WireShardGroupLost("the shard group is being restarted", retry_after_s=RESTART_RETRY_AFTER_S)
         stream = self._engine.submit(engine_request(request, deadline_s))
         span = start_sequence_span(traceparent, self._model, self._id)
         ranks_traceparent = span.traceparent  # none once the span has ended
@@ -137,18 +135,23 @@ class Replica:
         while True:
             self._lost.clear()
             self._starts += 1
+            begin_s = time.monotonic()
             try:
                 await self._engine.start(partial(self._group_lost, self._starts))
             except ShardGroupLost as error:
                 self._failures += 1
                 self._problem = str(error)
                 log.error("attempt %d to build the shard group failed: %s", self._failures, error)
+                if self.hopeless is not None:
+                    self._engine.give_up(f"the shard group cannot be built: {error}")
                 await asyncio.sleep(_BACKOFF_S[min(self._failures, len(_BACKOFF_S) - 1)])
                 continue
             self._failures = 0
             if not self._lost.is_set():
                 self._problem, self._ready = None, True
+                log.info("the shard group is ready after %.2f s", time.monotonic() - begin_s)
             await self._lost.wait()
+            self._ready = False
             log.warning("the shard group is built anew")
 
     def _group_lost(self, start: int, reason: str) -> None:

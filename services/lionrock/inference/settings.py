@@ -63,6 +63,11 @@ class HealthSettings(BaseModel):
     heartbeat_timeout_s: float = Field(default=1.25, gt=0, description="silence after which a rank counts as lost")
     collective_timeout_s: float = Field(default=30, gt=0, description="longest wait inside a collective")
     start_timeout_s: float = Field(default=120, gt=0, description="longest start of a shard group, loading included")
+    resume_timeout_s: float = Field(
+        default=60,
+        ge=0,
+        description="how long streams wait for a new shard group before they end with SHARD_GROUP_LOST",
+    )
 
 
 class RaySettings(BaseModel):

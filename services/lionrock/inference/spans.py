@@ -74,6 +74,7 @@ class SequenceSpan:
                 "gen_ai.response.finish_reasons": (reason,),
                 "lionrock.cached_prompt_tokens": timings.cached_prompt_tokens,
                 "lionrock.preemptions": timings.preemptions,
+                "lionrock.resumptions": timings.resumptions,
             }
         )
         self.span.end(end_ns)

@@ -43,9 +43,14 @@ class EngineBackend(Protocol):
         """Admit a request and return its stream, which the caller must close; closing it early aborts the sequence.
 
         The outputs' token ids are the answer in order, and the last output says why it ended. Raises RequestRefused in its kinds,
-        EngineFull, EngineDraining, or ShardGroupLost while nothing runs the model. What is found out later (a constraint that does
-        not compile, the deadline, a loss) ends the stream with its error.
+        EngineFull, EngineDraining, or ShardGroupLost while nothing runs the model and the engine does not wait for it. What is
+        found out later (a constraint that does not compile, the deadline, a loss that it does not outlive) ends the stream with
+        its error.
         """
+        ...
+
+    def give_up(self, reason: str) -> None:
+        """End with ShardGroupLost the streams that outlived a loss: nothing that runs the model could be built again."""
         ...
 
     def sequence_ended(self, sequence_id: SequenceId, traceparent: str) -> None:

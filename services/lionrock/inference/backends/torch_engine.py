@@ -1,5 +1,6 @@
 """Lionrock's own engine as a backend: AsyncEngine over a ModelRunner that is built anew whenever it is lost.
 
+Streams pause meanwhile, new ones queue, and all go on with the next runner; see AsyncEngine.
 Knows no Ray: whoever makes it says how a runner is started.
 """
 
@@ -34,27 +35,45 @@ _STEP_IN_FLIGHT_S = 0.01
 class TorchEngine:
     """See EngineBackend."""
 
-    def __init__(self, limits: EngineLimits, start_runner: StartRunner) -> None:
+    def __init__(self, limits: EngineLimits, start_runner: StartRunner, *, resume_timeout_s: float = 60.0) -> None:
+        """resume_timeout_s: how long streams wait for another runner before they end with ShardGroupLost."""
         self._limits = limits
+        self._resume_timeout_s = resume_timeout_s
         self._start_runner = start_runner
         self._engine: AsyncEngine | None = None
         self._runner: TracedRunner | None = None
+        self._on_lost: Callable[[str], None] | None = None
 
     async def start(self, on_lost: Callable[[str], None]) -> None:
         """See EngineBackend."""
         runner = await self._start_runner(on_lost)
-        self._runner = runner
         if self._engine is None:
-            self._engine = AsyncEngine(Engine(runner, self._limits))
+            engine = Engine(runner, self._limits)
+            self._engine = AsyncEngine(engine, resume_timeout_s=self._resume_timeout_s, on_lost=self._stopped)
             self._engine.start()
-            return
+        else:
+            try:
+                await self._replace(self._engine, runner)
+            except asyncio.CancelledError:
+                runner.close()
+                raise
+        self._runner, self._on_lost = runner, on_lost
+
+    async def _replace(self, engine: AsyncEngine, runner: TracedRunner) -> None:
         while True:  # the step in flight may need a moment to see that its runner is lost
             try:
-                self._engine.replace_runner(runner)
+                engine.replace_runner(runner)
             except RuntimeError:
                 await asyncio.sleep(_STEP_IN_FLIGHT_S)
             else:
                 return
+
+    def _stopped(self, error: ShardGroupLost) -> None:
+        """Give up a runner that a step failed on; it may not have noticed a loss of its own."""
+        if self._engine is None or self._engine.lost is None or self._runner is None or self._on_lost is None:
+            return  # there is another one already
+        self._runner.close()
+        self._on_lost(str(error))
 
     @property
     def spec(self) -> RunnerSpec | None:
@@ -76,6 +95,11 @@ class TorchEngine:
         if self._engine is None:
             raise ShardGroupLost("the engine has not started")
         return self._engine.submit(request)
+
+    def give_up(self, reason: str) -> None:
+        """See EngineBackend."""
+        if self._engine is not None:
+            self._engine.give_up(reason)
 
     def sequence_ended(self, sequence_id: SequenceId, traceparent: str) -> None:
         """See EngineBackend."""
