@@ -14,31 +14,28 @@ from lionrock.inference.engine.sequence import Request, RequestId, Sampling, Seq
 from lionrock.inference.model.attention import KVCache, lay_out
 from lionrock.inference.model.config import ModelConfig
 from lionrock.inference.model.layers import RotaryEmbedding
+from lionrock.inference.model.shape import shape_of
 from lionrock.inference.model.transformer import Transformer, load_weights
 from lionrock.inference.model.weights import open_weights
 from lionrock.inference.model.worker import LocalRunner, ShardWorker
 from lionrock.planner.chips import chip
-from lionrock.planner.memory import ModelShape
 from lionrock.planner.plan import ShardPlan, plan_shards
 
 DEVICE = "cpu"  # of everything below; `pytest --device` sets it
 
 
-def plan_for(config: ModelConfig, *, tensor_parallel: int = 1, pipeline_parallel: int = 1, dtype: str = "float32") -> ShardPlan:
-    """The planner's own plan for a model on CPUs."""
-    shape = ModelShape(
-        layers=config.layers,
-        hidden=config.hidden_size,
-        query_heads=config.query_heads,
-        kv_heads=config.kv_heads,
-        head_dim=config.head_dim,
-        mlp_columns=config.mlp_columns,
-        vocabulary=config.vocab_size,
-        context_window=config.context_window,
-        tied_embeddings=config.tied_embeddings,
-        attention_bias=config.qkv_bias,
+def plan_for(
+    config: ModelConfig, *, tensor_parallel: int = 1, pipeline_parallel: int = 1, dtype: str = "float32", **options: Any
+) -> ShardPlan:
+    """The planner's own plan for a model on CPUs. options: weights of ranks and stages."""
+    return plan_shards(
+        shape_of(config),
+        chip("cpu"),
+        dtype=dtype,
+        tensor_parallel=tensor_parallel,
+        pipeline_parallel=pipeline_parallel,
+        **options,
     )
-    return plan_shards(shape, chip("cpu"), dtype=dtype, tensor_parallel=tensor_parallel, pipeline_parallel=pipeline_parallel)
 
 
 def local_runner(path: Path, *, kv_blocks: int = 64, dtype: str = "float32") -> LocalRunner:

@@ -12,12 +12,14 @@ from lionrock.inference.model.config import ModelConfig
 from lionrock.inference.model.config_gguf import from_gguf
 from lionrock.inference.model.config_json import from_config_json
 from lionrock.inference.model.errors import MalformedWeights
+from lionrock.inference.model.shape import shape_of
 from lionrock.inference.settings import ModelSettings
 from lionrock.modelstore.gguf_metadata import read_gguf_header
 from lionrock.modelstore.source import ModelFiles, ModelSource, open_source
 from lionrock.planner.chips import chip
-from lionrock.planner.memory import ModelShape
 from lionrock.planner.plan import ShardPlan, plan_shards
+
+__all__ = ["ServedModel", "describe_model", "read_config", "shape_of"]
 
 _CONFIG_MAX_BYTES = 4 << 20
 
@@ -72,19 +74,3 @@ def read_config(files: ModelFiles) -> ModelConfig:
     if not isinstance(config, dict):
         raise MalformedWeights("the model has no config.json")
     return from_config_json(config, generation)
-
-
-def shape_of(config: ModelConfig) -> ModelShape:
-    """Sizes that the planner counts with."""
-    return ModelShape(
-        layers=config.layers,
-        hidden=config.hidden_size,
-        query_heads=config.query_heads,
-        kv_heads=config.kv_heads,
-        head_dim=config.head_dim,
-        mlp_columns=config.mlp_columns,
-        vocabulary=config.vocab_size,
-        context_window=config.context_window,
-        tied_embeddings=config.tied_embeddings,
-        attention_bias=config.qkv_bias,
-    )

@@ -85,7 +85,7 @@ class Experts:
     dense_layers: int
     """Layers before the first mixture, with a plain MLP."""
     correction_bias: bool = False
-    """The router adds a bias an expert to its scores (DeepSeek-V3), float32."""
+    """The router adds a bias an expert to its scores (DeepSeek-V3)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,7 +224,8 @@ class ModelShape:
         assert self.experts is not None, "a dense model has no mixture"
         mixture = self.experts
         routed = ((2 * cut.experts, mixture.columns, self.hidden), (cut.experts, self.hidden, mixture.columns))
-        held = Held(routed, mixture.routed * self.hidden, mixture.routed if mixture.correction_bias else 0)
+        # float32 whatever the model's type: what decides between experts is not rounded.
+        held = Held(routed, float32=mixture.routed * (self.hidden + (1 if mixture.correction_bias else 0)))
         return held + self.mlp(cut.shared_columns, cut) if mixture.shared_columns else held
 
     def layer(self, index: int, cut: Cut) -> Held:

@@ -13,6 +13,8 @@ from lionrock.planner.chips import Chip, ChipName
 from lionrock.planner.cuts import PlanError, RankCut, apportion, checked_weights, cut_layers
 from lionrock.planner.memory import DTYPE_BYTES, ModelShape
 
+__all__ = ["PlanError", "Shard", "ShardPlan", "assemble", "plan_shards", "stage_bytes"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
