@@ -19,6 +19,8 @@ def pytest_configure(config: pytest.Config) -> None:
     import small_models
 
     small_models.DEVICE = config.getoption("--device")
+    if small_models.DEVICE == "lion":
+        import lion_device  # noqa: F401  # registers it
 
 
 @pytest.fixture(scope="session")

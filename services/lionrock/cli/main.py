@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from lionrock.cli.errors import MissingExtra, report
+from lionrock.cli.errors import EXIT_USAGE, CommandError, MissingExtra, report
 
 SERVICES = ("gateway", "tokenization", "inference", "guardrails", "audit")
 
@@ -193,6 +193,38 @@ def models_show(
     from lionrock.cli import models as command
 
     sys.exit(command.show(name, state_dir, as_json=as_json))
+
+
+@app.command(
+    epilog=_examples(
+        'lionrock engine --model smollm2-135m-instruct "Name three rivers."',
+        'lionrock engine --model ./model.gguf --raw --max-tokens 32 "The capital of France is"',
+        "lionrock engine --model ./checkpoint --temperature 0.8 --seed 7 --json < prompt.txt",
+    )
+)
+def engine(
+    prompt: Annotated[str | None, typer.Argument(help="The question. Without one: standard input.")] = None,
+    model: Annotated[str, typer.Option(help="GGUF file, directory with safetensors, or a name in the model store.")] = "",
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is; no chat template.")] = False,
+    max_tokens: Annotated[int, typer.Option(min=1, max=131072, help="Tokens to generate at most.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0, max=100, help="0: always the most likely token.")] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="Only the most likely tokens that together reach this.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Repeats an answer drawn at a temperature.")] = 0,
+    chip: Annotated[str, typer.Option(help="Row of the chip table.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
+    threads: Annotated[int | None, typer.Option(min=1, help="Compute threads. Default: PyTorch's choice.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run one model in this process on one prompt: no mesh, no guardrails, no audit."""
+    from lionrock.cli import engine as command
+    from lionrock.inference.engine.sequence import Sampling
+    from lionrock.inference.local_engine import LocalOptions
+
+    if not model:
+        raise CommandError("which model?", fix="--model PATH, or a name from `lionrock models list`", exit_code=EXIT_USAGE)
+    sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed if temperature > 0 else None, max_tokens=max_tokens)
+    options = command.EngineOptions(sampling, LocalOptions(chip=chip, dtype=dtype, threads=threads), raw)
+    sys.exit(command.run(model, prompt, options, as_json=as_json))
 
 
 @app.command(epilog=_examples("lionrock doctor", "lionrock doctor --json"))
