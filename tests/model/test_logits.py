@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoints import save_llama, save_qwen2
+from checkpoints import save_llama, save_model
 from gguf.quants import dequantize
 from small_models import engine_over, local_runner, logits_of, run_requests
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -55,7 +55,7 @@ def test_logits_of_small_llama_checkpoints_equal_transformers(tmp_path: Path, na
 
 
 def test_logits_of_a_small_qwen2_checkpoint_equal_transformers(tmp_path: Path) -> None:
-    model = save_qwen2(tmp_path, tie_word_embeddings=True)
+    model = save_model("qwen2", tmp_path, tie_word_embeddings=True)
     token_ids = random_ids(331, 40)
     assert (logits_of(tmp_path, token_ids) - reference_logits(model, token_ids)).abs().max() < TOLERANCE
 

@@ -243,7 +243,14 @@ def test_a_mislabelled_safetensors_checkpoint_is_refused_by_name(tmp_path: Path)
         ("model_type", "mystery", UnsupportedModel),
         ("hidden_act", "gelu", UnsupportedModel),
         ("quantization_config", {"quant_method": "fp8"}, UnsupportedModel),
-        ("rope_parameters", {"rope_type": "yarn", "factor": 4.0}, UnsupportedModel),
+        ("quantization_config", {"quant_method": "awq", "weight_block_size": [128, 128]}, UnsupportedModel),
+        ("quantization_config", {"quant_method": "fp8", "fmt": "e5m2", "weight_block_size": [128, 128]}, UnsupportedModel),
+        ("quantization_config", {"quant_method": "fp8", "weight_block_size": [128]}, MalformedWeights),
+        ("quantization_config", {"quant_method": "fp8", "weight_block_size": [0, 128]}, MalformedWeights),
+        ("quantization_config", "fp8", MalformedWeights),
+        ("rope_parameters", {"rope_type": "longrope", "factor": 4.0}, UnsupportedModel),
+        ("rope_parameters", {"rope_type": "yarn", "factor": 4.0, "beta_fast": 1.0, "beta_slow": 2.0}, MalformedWeights),
+        ("rope_parameters", {"rope_type": "default", "partial_rotary_factor": 0.5}, UnsupportedModel),
         ("rope_parameters", 7, MalformedWeights),
     ):
         config.write_text(json.dumps({**settings_, key: value}))

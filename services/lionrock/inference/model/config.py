@@ -49,6 +49,10 @@ class YarnScaling:
     truncate: bool = True
     """The ramp begins and ends at whole pairs."""
 
+    def __post_init__(self) -> None:
+        if not 1e-6 <= self.factor <= 1e6 or not 1e-6 <= self.beta_slow <= self.beta_fast <= 1e6:
+            raise MalformedWeights("rope scaling: YaRN's parameters are out of range")
+
     @property
     def attention_factor(self) -> float:
         """Multiplies cos and sin, so that scores of rotated parts grow by its square."""
@@ -193,6 +197,10 @@ class ModelConfig:
     def group(self) -> int:
         """Query heads that share one KV head."""
         return self.query_heads // self.kv_heads
+
+    def is_mixture(self, layer: int) -> bool:
+        """Whether that layer has experts in place of an MLP."""
+        return self.moe is not None and layer >= self.moe.first_layer
 
     @property
     def rotary_dim(self) -> int:

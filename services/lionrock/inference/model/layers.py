@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lionrock.inference.model.config import ModelConfig, RopeConfig
+from lionrock.inference.model.config import RopeConfig
 from lionrock.inference.model.kernels import linear, pack
 from lionrock.inference.model.weights import WeightSource
+from lionrock.inference.model.yarn import yarn_frequencies
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +52,14 @@ class Slice:
 class Weight:
     """One tensor of a rank, made of slices laid below each other. `data` is there after `load`."""
 
-    __slots__ = ("data", "kind", "multiplied", "slices")
+    __slots__ = ("data", "dtype", "kind", "multiplied", "slices")
 
-    def __init__(self, *slices: Slice, kind: str = "weight", multiplied: bool = False) -> None:
-        """multiplied: a matrix that `kernels.linear` uses, so `finish` packs it."""
+    def __init__(self, *slices: Slice, kind: str = "weight", multiplied: bool = False, dtype: torch.dtype | None = None) -> None:
+        """multiplied: a matrix that `kernels.linear` uses, so `finish` packs it. dtype: its type, where not the model's."""
         self.slices = slices
         self.kind = kind
         self.multiplied = multiplied
+        self.dtype = dtype
         self.data: Tensor
 
     @property
@@ -66,11 +68,23 @@ class Weight:
         return sum(len(part.rows) * (1 if part.columns is None else len(part.columns)) for part in self.slices)
 
     def load(self, source: WeightSource, dtype: torch.dtype, device: torch.device) -> None:
-        """Read the slices. Raises what WeightSource.read raises."""
-        parts = [source.read(f"{p.name}.{self.kind}", p.shape, p.rows, p.columns, dtype) for p in self.slices]
-        joined = parts[0] if len(parts) == 1 else torch.cat(parts)
-        # A copy even where nothing had to be converted: the source's memory is the mapped file.
-        self.data = joined.to(device) if device.type != "cpu" else joined.clone(memory_format=torch.contiguous_format)
+        """Read the slices into their places, one at a time. On the meta device: check that they can be read.
+
+        Raises what WeightSource.read raises.
+        """
+        dtype = self.dtype or dtype
+        width = self.slices[0].columns
+        shape = (sum(len(part.rows) for part in self.slices), *(() if width is None else (len(width),)))
+        # A copy even where nothing has to be converted: the source's memory is the mapped file.
+        self.data = torch.empty(shape, dtype=dtype, device=device)
+        first = 0
+        for part in self.slices:
+            name, stop = f"{part.name}.{self.kind}", first + len(part.rows)
+            if device.type == "meta":
+                source.check(name, part.shape)
+            else:
+                self.data[first:stop] = source.read(name, part.shape, part.rows, part.columns, dtype)
+            first = stop
 
     def finish(self) -> None:
         """Bring the data into the layout in which they are used."""
@@ -152,16 +166,13 @@ class Norm:
 class Mlp:
     """down(silu(gate(x)) · up(x)). x: [T, hidden]."""
 
-    def __init__(self, config: ModelConfig, name: str) -> None:
-        hidden, columns = config.hidden_size, config.mlp_columns
+    def __init__(self, name: str, hidden: int, columns: int, *, bias: bool) -> None:
         self.gate_up = Linear(
-            Slice.matrix(f"{name}.gate_proj", columns, hidden),
-            Slice.matrix(f"{name}.up_proj", columns, hidden),
-            bias=config.mlp_bias,
+            Slice.matrix(f"{name}.gate_proj", columns, hidden), Slice.matrix(f"{name}.up_proj", columns, hidden), bias=bias
         )
-        self.down: Projection = Linear(Slice.matrix(f"{name}.down_proj", hidden, columns), bias=config.mlp_bias)
+        self.down: Projection = Linear(Slice.matrix(f"{name}.down_proj", hidden, columns), bias=bias)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, /) -> Tensor:
         """Apply."""
         gate, up = self.gate_up(x).chunk(2, dim=-1)
         return self.down(functional.silu(gate) * up)
@@ -173,16 +184,23 @@ class Mlp:
 
 
 class RotaryEmbedding:
-    """Rotates queries and keys by position, first half of a head against the second (Su et al. 2021)."""
+    """Rotates queries and keys by position (Su et al. 2021): the first half of a head against the second, or neighbours."""
 
     def __init__(self, rope: RopeConfig, head_dim: int, context_window: int, dtype: torch.dtype, device: torch.device) -> None:
         """Tabulate cos and sin for every position: [context_window, 1, head_dim] each."""
-        angles = torch.outer(torch.arange(context_window, dtype=torch.float32), rope_frequencies(rope, head_dim))
-        cos, sin = angles.cos(), angles.sin()
-        self._cos = torch.cat((cos, cos), dim=-1)[:, None].to(device, dtype)
-        # The first half receives minus the second, the second plus the first: the sign goes into the table.
-        self._sin = torch.cat((-sin, sin), dim=-1)[:, None].to(device, dtype)
-        self._half = head_dim // 2
+        where = device if device.type == "meta" else torch.device("cpu")
+        angles = torch.outer(
+            torch.arange(context_window, dtype=torch.float32, device=where), rope_frequencies(rope, head_dim).to(where)
+        )
+        factor = 1.0 if rope.yarn is None else rope.yarn.attention_factor
+        cos, sin = angles.cos() * factor, angles.sin() * factor
+        # The first of a pair receives minus the second, the second plus the first: the sign goes into the table.
+        cos, sin = torch.stack((cos, cos), dim=1), torch.stack((-sin, sin), dim=1)
+        if rope.interleaved:
+            cos, sin = cos.transpose(1, 2), sin.transpose(1, 2)
+        self._cos = cos.reshape(-1, 1, head_dim).to(device, dtype)
+        self._sin = sin.reshape(-1, 1, head_dim).to(device, dtype)
+        self._half = None if rope.interleaved else head_dim // 2
 
     def at(self, positions: Tensor) -> Rotation:
         """Look up the rotation of a step's tokens, once for all layers. positions: [T] int64."""
@@ -195,11 +213,16 @@ class Rotation:
 
     cos: Tensor
     sin: Tensor
-    half: int
+    half: int | None
+    """How far apart a pair lies; None: neighbours, beginning at even places."""
 
     def __call__(self, heads: Tensor) -> Tensor:
         """Rotate. heads: [T, H, head_dim]."""
-        return torch.addcmul(heads * self.cos, heads.roll(self.half, -1), self.sin)
+        if self.half is None:
+            swapped = heads.reshape(*heads.shape[:-1], -1, 2).flip(-1).view(heads.shape)
+        else:
+            swapped = heads.roll(self.half, -1)
+        return torch.addcmul(heads * self.cos, swapped, self.sin)
 
 
 def rope_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
@@ -213,4 +236,6 @@ def rope_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
         smooth = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
         smooth = smooth.clamp(0.0, 1.0)
         frequencies = (1 - smooth) * frequencies / scaling.factor + smooth * frequencies
+    if rope.yarn is not None:
+        frequencies = yarn_frequencies(frequencies, rope.theta, rope.yarn)
     return frequencies / rope.linear_factor

@@ -1,8 +1,10 @@
 """Tensor parallelism in one place, applied to a model that does not know of it.
 
 Query, key, value, gate and up rows are cut by heads and columns of the plan's shard; output and down columns likewise, with one
-all-reduce behind each ("Megatron" cuts, Shoeybi et al. 2019). Cuts may be uneven: whole KV groups a rank, any MLP columns, any
-vocabulary rows. Embedding and head are cut by vocabulary rows. A rank whose query heads share a replicated KV head holds a copy.
+all-reduce behind attention and one behind the MLP ("Megatron" cuts, Shoeybi et al. 2019). Cuts may be uneven: whole KV groups a
+rank, any MLP columns, any vocabulary rows. Embedding and head are cut by vocabulary rows. A rank whose query heads share a
+replicated KV head holds a copy; of latent attention every rank holds the whole compressed cache. Routed experts stay whole, a range
+a rank (expert parallelism over the tensor ranks), and shared experts are cut by columns, with one all-reduce for both.
 """
 
 from __future__ import annotations
@@ -16,15 +18,17 @@ from torch import Tensor
 from lionrock.inference.engine.batch import SamplingRow, StepResult
 from lionrock.inference.engine.sampler import needs_probabilities, sample
 from lionrock.inference.model.collectives import TensorGroup
-from lionrock.inference.model.layers import Embedding, Linear, Projection, Weight
+from lionrock.inference.model.layers import Embedding, Linear, Mlp, Projection, Weight
+from lionrock.inference.model.mla import LatentAttention
+from lionrock.inference.model.moe import MixtureOfExperts
 from lionrock.inference.model.transformer import Attention, Transformer
 from lionrock.planner.plan import Shard
 
 
 class AllReduced:
-    """A linear layer over this rank's input columns, summed over the ranks."""
+    """A linear layer, MLP or mixture of which this rank computes a part of the sum, summed over the ranks."""
 
-    def __init__(self, part: Linear, group: TensorGroup) -> None:
+    def __init__(self, part: Projection, group: TensorGroup) -> None:
         self._part = part
         self._group = group
 
@@ -61,10 +65,16 @@ class VocabularyPart:
 def apply_tensor_parallel(model: Transformer, shard: Shard, group: TensorGroup) -> None:
     """Narrow a model whose weights are not loaded yet to one rank's shard, and put the collectives in."""
     for layer in model.layers:
-        _cut_attention(layer.attention, shard, group)
-        columns = (shard.first_mlp_column, shard.mlp_columns)
-        _cut_rows(layer.mlp.gate_up, [columns, columns])
-        layer.mlp.down = _cut_columns(layer.mlp.down, *columns, group)
+        if isinstance(layer.attention, LatentAttention):
+            _cut_latent_attention(layer.attention, shard, group)
+        else:
+            _cut_attention(layer.attention, shard, group)
+        if isinstance(layer.mlp, MixtureOfExperts):
+            _cut_experts(layer.mlp, shard, group)
+        else:
+            assert isinstance(layer.mlp, Mlp), "the model was cut before"
+            _cut_mlp(layer.mlp, shard.first_mlp_column, shard.mlp_columns, group)
+        layer.mlp = AllReduced(layer.mlp, group)
     rows = (shard.first_vocab_row, shard.vocab_rows)
     if isinstance(model.embedding, Embedding):
         model.embedding.weight.slices = tuple(part.with_rows(*rows) for part in model.embedding.weight.slices)
@@ -104,7 +114,32 @@ def _cut_attention(attention: Attention, shard: Shard, group: TensorGroup) -> No
     keys = (shard.first_kv_head * head_dim, shard.kv_heads * head_dim)
     attention.query_heads, attention.kv_heads = shard.query_heads, shard.kv_heads
     _cut_rows(attention.qkv, [queries, keys, keys])
-    attention.output = _cut_columns(attention.output, *queries, group)
+    attention.output = AllReduced(_cut_columns(attention.output, *queries, group), group)
+
+
+def _cut_latent_attention(attention: LatentAttention, shard: Shard, group: TensorGroup) -> None:
+    """Keep this rank's query heads; what makes and holds cache entries is the same on every rank."""
+    mla, first, heads = attention.mla, shard.first_query_head, shard.query_heads
+    assert (shard.first_kv_head, shard.kv_heads) == (0, 1), "latent attention caches one head, on every rank"
+    attention.query_heads = heads
+    _cut_rows(attention.queries, [(first * mla.qk_head_dim, heads * mla.qk_head_dim)])
+    unpacked = mla.qk_nope_head_dim + mla.v_head_dim
+    attention.unpack.slices = tuple(part.with_rows(first * unpacked, heads * unpacked) for part in attention.unpack.slices)
+    values = (first * mla.v_head_dim, heads * mla.v_head_dim)
+    attention.output = AllReduced(_cut_columns(attention.output, *values, group), group)
+
+
+def _cut_mlp(mlp: Mlp, first: int, columns: int, group: TensorGroup) -> None:
+    """Keep intermediate columns; the output is then this rank's part of the sum."""
+    _cut_rows(mlp.gate_up, [(first, columns)] * 2)
+    mlp.down = _cut_columns(mlp.down, first, columns, group)
+
+
+def _cut_experts(mixture: MixtureOfExperts, shard: Shard, group: TensorGroup) -> None:
+    """Keep whole routed experts, and columns of the shared ones."""
+    mixture.keep_experts(shard.first_expert, shard.experts)
+    if mixture.shared is not None:
+        _cut_mlp(mixture.shared, shard.first_shared_column, shard.shared_columns, group)
 
 
 def _cut_rows(linear: Linear, ranges: Seq[tuple[int, int]]) -> None:
@@ -113,10 +148,10 @@ def _cut_rows(linear: Linear, ranges: Seq[tuple[int, int]]) -> None:
         weight.slices = tuple(part.with_rows(*rows) for part, rows in zip(weight.slices, ranges, strict=True))
 
 
-def _cut_columns(projection: Projection, first: int, count: int, group: TensorGroup) -> AllReduced:
-    """Keep input columns; the bias stays on one rank, so that the sum has it once."""
+def _cut_columns(projection: Projection, first: int, count: int, group: TensorGroup) -> Linear:
+    """Keep input columns, for a part of the sum; the bias stays on one rank, so that the sum has it once."""
     assert isinstance(projection, Linear), "the model was cut before"
     projection.weight.slices = tuple(part.with_columns(first, count) for part in projection.weight.slices)
     if group.rank != 0:
         projection.bias = None
-    return AllReduced(projection, group)
+    return projection

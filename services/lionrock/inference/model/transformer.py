@@ -1,4 +1,4 @@
-"""A dense decoder: Llama and Qwen2. Whole or a pipeline stage of it; it does not know of tensor parallelism.
+"""A decoder: Llama, Mistral, Qwen, DeepSeek. Whole or a pipeline stage of it; it does not know of tensor parallelism.
 
 Tensor parallelism (`tensor_parallel.py`) narrows the slices of its linear layers and puts a collective behind some of them; what is
 written here stays true of the heads and columns that are left.
@@ -14,6 +14,8 @@ from torch import Tensor
 from lionrock.inference.model.attention import KVCache, StepLayout, attend, write
 from lionrock.inference.model.config import ModelConfig
 from lionrock.inference.model.layers import Embedding, Linear, Mlp, Norm, Projection, RotaryEmbedding, Rotation, Slice, Weight
+from lionrock.inference.model.mla import LatentAttention
+from lionrock.inference.model.moe import MixtureOfExperts
 from lionrock.inference.model.weights import WeightSource
 
 LayerCache = tuple[Tensor, ...]
@@ -33,13 +35,22 @@ class Attention:
             Slice.matrix(f"{name}.v_proj", kv_rows, hidden),
             bias=config.qkv_bias,
         )
+        self.query_norm: Norm | None = None
+        self.key_norm: Norm | None = None
+        if config.head_norm:
+            self.query_norm = Norm(f"{name}.q_norm", head_dim, config.norm_epsilon)
+            self.key_norm = Norm(f"{name}.k_norm", head_dim, config.norm_epsilon)
         self.output: Projection = Linear(Slice.matrix(f"{name}.o_proj", hidden, query_rows), bias=config.attention_output_bias)
 
     def __call__(self, x: Tensor, rotation: Rotation, cache: LayerCache, layout: StepLayout) -> Tensor:
         """Attend. x: [T, hidden]; cache: this layer's keys and values, to which those of x are written first."""
         keys, values = cache
         heads = self.qkv(x).view(x.shape[0], -1, self.head_dim)
-        rotated = rotation(heads[:, : self.query_heads + self.kv_heads])
+        turning = heads[:, : self.query_heads + self.kv_heads]
+        if self.query_norm is not None and self.key_norm is not None:
+            queries, new_keys = turning[:, : self.query_heads], turning[:, self.query_heads :]
+            turning = torch.cat((self.query_norm(queries), self.key_norm(new_keys)), dim=1)
+        rotated = rotation(turning)
         write(keys, rotated[:, self.query_heads :], layout)
         write(values, heads[:, self.query_heads + self.kv_heads :], layout)
         return self.output(attend(rotated[:, : self.query_heads], keys, values, layout))
@@ -47,18 +58,25 @@ class Attention:
     def weights(self) -> Iterator[Weight]:
         """List what to load."""
         yield from self.qkv.weights()
+        if self.query_norm is not None and self.key_norm is not None:
+            yield from self.query_norm.weights()
+            yield from self.key_norm.weights()
         yield from self.output.weights()
 
 
 class Layer:
-    """Attention and MLP, each behind a norm and added to the residual stream."""
+    """Attention and MLP or mixture of experts, each behind a norm and added to the residual stream."""
 
     def __init__(self, config: ModelConfig, index: int) -> None:
         name = f"model.layers.{index}"
         self.attention_norm = Norm(f"{name}.input_layernorm", config.hidden_size, config.norm_epsilon)
-        self.attention = Attention(config, f"{name}.self_attn")
+        self.attention = (Attention if config.mla is None else LatentAttention)(config, f"{name}.self_attn")
         self.mlp_norm = Norm(f"{name}.post_attention_layernorm", config.hidden_size, config.norm_epsilon)
-        self.mlp = Mlp(config, f"{name}.mlp")
+        self.mlp: Projection
+        if config.is_mixture(index):
+            self.mlp = MixtureOfExperts(config, f"{name}.mlp")
+        else:
+            self.mlp = Mlp(f"{name}.mlp", config.hidden_size, config.mlp_columns, bias=config.mlp_bias)
 
     def __call__(self, x: Tensor, rotation: Rotation, cache: LayerCache, layout: StepLayout) -> Tensor:
         """Transform the residual stream. x: [T, hidden]."""

@@ -20,6 +20,7 @@ from lionrock.inference.model.config import ModelConfig
 from lionrock.inference.model.config_gguf import from_gguf
 from lionrock.inference.model.config_json import from_config_json
 from lionrock.inference.model.errors import MalformedWeights, MissingTensor, TruncatedWeights, UnsupportedModel
+from lionrock.inference.model.fp8 import SCALE_SUFFIX, BlockScaling, block_scaling_of
 from lionrock.inference.model.gguf_file import GgufFile
 
 _MAX_JSON_BYTES = 64 << 20
@@ -40,6 +41,10 @@ class WeightSource(Protocol):
         name: as in Hugging Face checkpoints, e.g. "model.layers.0.self_attn.q_proj.weight".
         Raises MissingTensor, MalformedWeights (TruncatedWeights), UnsupportedModel.
         """
+        ...
+
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        """Check that the tensor is there and has that shape as a whole, and read nothing. Raises what `read` raises."""
         ...
 
 
@@ -71,11 +76,8 @@ class GgufSource:
 
     def read(self, name: str, shape: tuple[int, ...], rows: range, columns: range | None, dtype: torch.dtype) -> Tensor:
         """Read a slice; see WeightSource."""
+        self.check(name, shape)
         gguf_name = _gguf_name(name)
-        tensor = self._file.tensors.get(gguf_name)
-        if tensor is None:
-            raise MissingTensor(f"{self._file.path.name} has no tensor {gguf_name}")
-        _check_shape(gguf_name, tensor.shape, shape)
         values = self._file.read(gguf_name, rows, columns, dtype)
         if self.config.architecture == "llama" and _REORDERED.search(gguf_name):
             # The converter writes each head's rows as pairs (i, i + half); they go back to first half, second half.
@@ -84,6 +86,14 @@ class GgufSource:
             values = heads.transpose(1, 2).reshape(values.shape)
         return values
 
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        """Check a tensor; see WeightSource."""
+        gguf_name = _gguf_name(name)
+        tensor = self._file.tensors.get(gguf_name)
+        if tensor is None:
+            raise MissingTensor(f"{self._file.path.name} has no tensor {gguf_name}")
+        _check_shape(gguf_name, tensor.shape, shape)
+
 
 class SafetensorsSource:
     """A directory as `save_pretrained` writes it: `config.json` and safetensors files, with or without an index."""
@@ -91,6 +101,7 @@ class SafetensorsSource:
     def __init__(self, directory: Path) -> None:
         generation = directory / "generation_config.json"
         config = _read_json(directory / "config.json")
+        self._block_scaling = block_scaling_of(config)
         self.config = from_config_json(config, _read_json(generation) if generation.exists() else None)
         self._handles: dict[str, Any] = {}
         self._file_of: dict[str, str] = {}
@@ -111,17 +122,38 @@ class SafetensorsSource:
 
     def read(self, name: str, shape: tuple[int, ...], rows: range, columns: range | None, dtype: torch.dtype) -> Tensor:
         """Read a slice; see WeightSource."""
+        stored, scaling = self._find(name, shape)
+        row_slice = slice(rows.start, rows.stop)
+        values = stored[row_slice] if columns is None else stored[row_slice, columns.start : columns.stop]
+        assert isinstance(values, Tensor)
+        if scaling is None:
+            return values.to(dtype)
+        scales_shape = scaling.scales_shape(shape)
+        assert columns is not None, "a matrix is read by rows and columns"
+        down, across = scaling.scales_of(rows, columns)
+        scales = self.read(
+            name + SCALE_SUFFIX, scales_shape, range(down.start, down.stop), range(across.start, across.stop), torch.float32
+        )
+        return scaling.dequantise(values, scales, rows, columns, dtype)
+
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        """Check a tensor, and the scales that belong to it; see WeightSource."""
+        _, scaling = self._find(name, shape)
+        if scaling is not None:
+            self._find(name + SCALE_SUFFIX, scaling.scales_shape(shape))
+
+    def _find(self, name: str, shape: tuple[int, ...]) -> tuple[Any, BlockScaling | None]:
+        """Return a tensor as safetensors offers slices of it, and how it is scaled; None: it holds plain numbers."""
         file = self._file_of.get(name)
         if file is None:
             raise MissingTensor(f"no safetensors file has tensor {name}")
         stored = self._handles[file].get_slice(name)
         _check_shape(name, tuple(stored.get_shape()), shape)
-        if stored.get_dtype() not in ("F32", "F16", "BF16"):
-            raise UnsupportedModel(f"tensor {name} has type {stored.get_dtype()}; F32, F16 and BF16 are read")
-        row_slice = slice(rows.start, rows.stop)
-        values = stored[row_slice] if columns is None else stored[row_slice, columns.start : columns.stop]
-        assert isinstance(values, Tensor)
-        return values.to(dtype)
+        kind = stored.get_dtype()
+        scaling = self._block_scaling if kind == "F8_E4M3" else None
+        if kind not in ("F32", "F16", "BF16") and scaling is None:
+            raise UnsupportedModel(f"tensor {name} has type {kind}; F32, F16 and BF16 are read")
+        return stored, scaling
 
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.([a-z_.]+)\.(weight|bias)")
@@ -132,6 +164,8 @@ _GGUF_LAYER_NAMES = {
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
     "post_attention_layernorm": "ffn_norm",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
