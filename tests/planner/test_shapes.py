@@ -60,7 +60,7 @@ def test_a_config_of_another_architecture_is_refused_by_name() -> None:
         shape_of_config({"architectures": ["GPT2LMHeadModel"]})
 
 
-@pytest.mark.parametrize("key", ["num_attention_heads", "hidden_size", "kv_lora_rank", "n_routed_experts", "num_experts_per_tok"])
+@pytest.mark.parametrize("key", ["num_attention_heads", "hidden_size", "kv_lora_rank", "moe_intermediate_size", "num_experts_per_tok"])
 def test_a_config_without_its_counts_is_refused_by_key(key: str) -> None:
     with pytest.raises(UnsupportedArchitecture, match=key):
         shape_of_config({name: value for name, value in DEEPSEEK_V3.items() if name != key})

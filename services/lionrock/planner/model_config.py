@@ -17,6 +17,7 @@ DENSE_ARCHITECTURES: Final = frozenset({"LlamaForCausalLM", "MistralForCausalLM"
 LATENT_ARCHITECTURES: Final = frozenset({"DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM"})
 
 _MAX_COUNT: Final = 1 << 24  # far beyond real models
+_QWEN3_HEAD_DIM: Final = 128  # where config.json does not state it, whatever the hidden size
 
 
 def shape_of_config(config: Mapping[str, Any]) -> ModelShape:
@@ -55,7 +56,7 @@ def _dense(architecture: str, read: _Counts) -> ModelShape:
         hidden=hidden,
         query_heads=query_heads,
         kv_heads=read.count("num_key_value_heads", query_heads),
-        head_dim=read.count("head_dim", hidden // query_heads),
+        head_dim=read.count("head_dim", _QWEN3_HEAD_DIM if architecture == "Qwen3ForCausalLM" else hidden // query_heads),
         mlp_columns=read.count("intermediate_size"),
         vocabulary=read.count("vocab_size"),
         context_window=read.count("max_position_embeddings"),
@@ -75,9 +76,6 @@ def _latent(architecture: str, read: _Counts) -> ModelShape:
         rotary_dim=read.count("qk_rope_head_dim"),
         value_dim=read.count("v_head_dim"),
     )
-    if read.count("moe_layer_freq", 1) != 1:
-        raise UnsupportedArchitecture("mixtures in some of the layers only are not known")
-    expert_columns = read.count("moe_intermediate_size")
     bias = read.flag("attention_bias")
     return ModelShape(
         layers=read.count("num_hidden_layers"),
@@ -92,14 +90,21 @@ def _latent(architecture: str, read: _Counts) -> ModelShape:
         attention_bias=bias,
         attention_output_bias=bias,
         latent=latent,
-        experts=Experts(
-            routed=read.count("n_routed_experts"),
-            per_token=read.count("num_experts_per_tok"),
-            columns=expert_columns,
-            shared_columns=read.count("n_shared_experts", 0, least=0) * expert_columns,
-            dense_layers=read.count("first_k_dense_replace", 0, least=0),
-            correction_bias=architecture == "DeepseekV3ForCausalLM",
-        ),
+        experts=None if read.values.get("n_routed_experts") is None else _experts(architecture, read),
+    )
+
+
+def _experts(architecture: str, read: _Counts) -> Experts:
+    if read.count("moe_layer_freq", 1) != 1:
+        raise UnsupportedArchitecture("mixtures in some of the layers only are not known")
+    v3, columns = architecture == "DeepseekV3ForCausalLM", read.count("moe_intermediate_size")
+    return Experts(
+        routed=read.count("n_routed_experts"),
+        per_token=read.count("num_experts_per_tok"),
+        columns=columns,
+        shared_columns=read.count("n_shared_experts", 0, least=0) * columns,
+        dense_layers=min(read.count("first_k_dense_replace", 3 if v3 else 0, least=0), read.count("num_hidden_layers")),
+        correction_bias=v3,
     )
 
 
