@@ -202,17 +202,17 @@ class ModelShape:
         compressed, rank = latent.cached, latent.query_rank
         matrices = [
             (1, compressed, self.hidden),
-            (1, heads * (latent.plain_dim + latent.value_dim), latent.kv_rank),
             (1, self.hidden, heads * latent.value_dim),
             (1, query_rows, self.hidden if rank is None else rank),
         ]
+        unpacking = heads * (latent.plain_dim + latent.value_dim) * latent.kv_rank  # used from both sides: never packed
         norms = latent.kv_rank
         biases = compressed if self.attention_bias else 0
         if rank is not None:
             matrices.append((1, rank, self.hidden))
             norms += rank
             biases += rank if self.attention_bias else 0
-        return Held(tuple(matrices), norms + biases + self._output_bias(self.attention_output_bias, cut))
+        return Held(tuple(matrices), unpacking + norms + biases + self._output_bias(self.attention_output_bias, cut))
 
     def mlp(self, columns: int, cut: Cut) -> Held:
         """Weights of a gated MLP of that many columns."""
