@@ -4,7 +4,11 @@ A uniform number comes from the counter-based generator Philox4x32-10 (Salmon et
 as counter; the token is where it falls in the cumulated probabilities, in the order of token ids. So a sequence draws the same
 tokens in any batch, after a preemption and after a resume elsewhere, as far as its logits are the same.
 
-Order of the filters: temperature, top_k, top_p (over what top_k left), min_p. Ties go to the lowest id, everywhere.
+Order of what changes a row before the draw: its LogitAdjustment (logit_adjustment.py), temperature, top_k, top_p (over what top_k
+left), min_p. Ties go to the lowest id, everywhere.
+
+Log-probabilities are the model's own, from the logits before adjustment, temperature and truncation: what the model thought of
+the token that was chosen, as vLLM ("raw_logprobs") and OpenAI report them. So a token that a mask forced may have a low one.
 """
 
 from __future__ import annotations
@@ -15,10 +19,11 @@ from collections.abc import Sequence as Seq
 import torch
 from torch import Tensor
 
-from lionrock.inference.engine.batch import SamplingRow, StepResult
+from lionrock.inference.engine.batch import LogitAdjustment, SamplingRow, StepResult
+from lionrock.inference.engine.logit_adjustment import ADJUSTING_OPTIONS, adjust
 from lionrock.inference.engine.sequence import TokenLogprob
 
-SAMPLING_OPTIONS = frozenset({"top_p", "top_k", "min_p", "logprobs"})
+SAMPLING_OPTIONS = frozenset({"top_p", "top_k", "min_p", "logprobs"}) | ADJUSTING_OPTIONS
 """Fields of `Sampling` that `sample` honours beyond temperature and seed."""
 
 _NUCLEUS_GUESS = 512  # most nuclei are smaller; a larger one costs a full sort
@@ -44,13 +49,22 @@ def uniform(seed: int, position: int) -> float:
     return ((high << 32 | low) >> 11) * 2.0**-53
 
 
-def needs_probabilities(row: SamplingRow) -> bool:
+def needs_whole_logits(row: SamplingRow, adjustment: LogitAdjustment | None) -> bool:
     """Say whether the row needs more of the logits than where their maximum is."""
-    return row.temperature > 0 or row.logprobs is not None
+    return row.temperature > 0 or row.logprobs is not None or adjustment is not None
 
 
-def sample(logits: Tensor, positions: Seq[int], rows: Seq[SamplingRow]) -> StepResult:
-    """Choose one token a row. logits: [R, V] float32; positions: of the token to be chosen."""
+def sample(
+    logits: Tensor, positions: Seq[int], rows: Seq[SamplingRow], adjustments: Seq[LogitAdjustment | None] | None = None
+) -> StepResult:
+    """Choose one token a row.
+
+    logits: [R, V] float32, changed in place where a row has an adjustment; positions: of the token to be chosen; adjustments: one
+    a row, None where there is none at all.
+    """
+    adjusted = [] if adjustments is None else [(index, item) for index, item in enumerate(adjustments) if item is not None]
+    unadjusted = {index: logits[index].clone() for index, _ in adjusted if rows[index].logprobs is not None}
+    adjust(logits, adjusted)
     chosen: list[int] = torch.argmax(logits, dim=-1).tolist()
     drawn = [index for index, row in enumerate(rows) if row.temperature > _VANISHING]
     if drawn:
@@ -59,7 +73,9 @@ def sample(logits: Tensor, positions: Seq[int], rows: Seq[SamplingRow]) -> StepR
         for index, token_id in zip(drawn, tokens, strict=True):
             chosen[index] = token_id
     logprobs = {
-        index: _logprob(logits[index], chosen[index], row.logprobs) for index, row in enumerate(rows) if row.logprobs is not None
+        index: _logprob(unadjusted.get(index, logits[index]), chosen[index], row.logprobs)
+        for index, row in enumerate(rows)
+        if row.logprobs is not None
     }
     return StepResult(tuple(chosen), logprobs)
 
@@ -119,7 +135,7 @@ def _keep_largest(scaled: Tensor, largest: Tensor, count: int) -> None:
 
 
 def _logprob(logits: Tensor, token_id: int, count: int) -> TokenLogprob:
-    """Log-probabilities before temperature and truncation. logits: [V]."""
+    """Log-probabilities that unadjusted logits mean. logits: [V]."""
     logprobs = logits.float().log_softmax(dim=-1)
     chosen = float(logprobs[token_id])
     if count == 0:

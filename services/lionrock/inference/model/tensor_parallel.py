@@ -15,8 +15,8 @@ from collections.abc import Sequence as Seq
 import torch
 from torch import Tensor
 
-from lionrock.inference.engine.batch import SamplingRow, StepResult
-from lionrock.inference.engine.sampler import needs_probabilities, sample
+from lionrock.inference.engine.batch import LogitAdjustment, SamplingRow, StepResult
+from lionrock.inference.engine.sampler import needs_whole_logits, sample
 from lionrock.inference.model.collectives import TensorGroup
 from lionrock.inference.model.layers import Embedding, Linear, Mlp, Projection, Weight
 from lionrock.inference.model.mla import LatentAttention
@@ -84,13 +84,20 @@ def apply_tensor_parallel(model: Transformer, shard: Shard, group: TensorGroup) 
 
 
 def sample_over_ranks(
-    logits: Tensor, first_row: int, vocab_rows: Seq[int], positions: Seq[int], rows: Seq[SamplingRow], group: TensorGroup
+    logits: Tensor,
+    first_row: int,
+    vocab_rows: Seq[int],
+    positions: Seq[int],
+    rows: Seq[SamplingRow],
+    adjustments: Seq[LogitAdjustment | None],
+    group: TensorGroup,
 ) -> StepResult | None:
     """Choose tokens from logits that are spread over the ranks. logits: [R, rows of this rank]; vocab_rows: of every rank.
 
-    Returns the tokens on rank 0 of the group, None elsewhere. Greedy rows alone need two numbers a rank; others the logits.
+    Returns the tokens on rank 0 of the group, None elsewhere. Greedy rows alone need two numbers a rank; others, and adjusted
+    rows, the logits.
     """
-    if not any(needs_probabilities(row) for row in rows):
+    if not any(map(needs_whole_logits, rows, adjustments)):
         values, ids = logits.max(dim=-1)
         # float32 holds ids exactly: sizes above 2^24 are refused with the configuration.
         candidates = group.gather(torch.stack((values, (ids + first_row).float())))
@@ -104,7 +111,7 @@ def sample_over_ranks(
     if parts is None:
         return None
     whole = torch.cat([part[:, :count] for part, count in zip(parts, vocab_rows, strict=True)], dim=-1)
-    return sample(whole, positions, rows)
+    return sample(whole, positions, rows, adjustments)
 
 
 def _cut_attention(attention: Attention, shard: Shard, group: TensorGroup) -> None:

@@ -95,11 +95,18 @@ class ShardWorker:
         return kv_cache_bytes // (self.kv_bytes_per_token * KV_BLOCK_SIZE)
 
     def allocate_kv_cache(self, blocks: int) -> None:
-        """Allocate the cache. blocks: the same on every rank."""
+        """Allocate the cache, unless there is one of that size. blocks: the same on every rank."""
+        if self._cache is not None and self._cache.blocks == blocks:
+            return
+        self._cache = None  # before there is another
         self._cache = KVCache(
             layers=self.shard.layers, blocks=blocks, block_size=KV_BLOCK_SIZE,
             shapes=self.config.cache_shapes(self.shard.kv_heads), dtype=self._dtype, device=self._device,
         )  # fmt: skip
+
+    def rejoin(self, groups: RankGroups) -> None:
+        """Go on with new peers after a loss; the weights stay. What the KV cache holds is of no more use."""
+        self._groups.take_over(groups)
 
     def spec(self) -> RunnerSpec:
         """Say what the engine must know; the same on every rank once the cache is allocated."""
@@ -156,13 +163,14 @@ class ShardWorker:
     def _sample(self, hidden: torch.Tensor, batch: StepBatch) -> StepResult | None:
         rows = [row.sampling for row in batch.rows if row.sampling is not None for _ in range(row.samples)]
         positions = [row.end - row.drafts + n for row in batch.rows for n in range(row.samples)]
+        adjustments = [row.adjustment for row in batch.rows for _ in range(row.samples)]
         logits = self._model.logits(hidden)
         group = self._groups.tensor
         if group is None:
-            return sample(logits, positions, rows)
+            return sample(logits, positions, rows, adjustments)
         stage = self.shard.stage
         vocab_rows = [shard.vocab_rows for shard in self.plan.shards if shard.stage == stage]
-        return sample_over_ranks(logits, self.shard.first_vocab_row, vocab_rows, positions, rows, group)
+        return sample_over_ranks(logits, self.shard.first_vocab_row, vocab_rows, positions, rows, adjustments, group)
 
     def _note(self, batch: StepBatch, step_s: float, collective_s: float) -> None:
         now_s = time.time()
