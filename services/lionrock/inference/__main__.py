@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from importlib.metadata import PackageNotFoundError, version
 
 from lionrock.chassis.server import Registration, serve
 from lionrock.chassis.settings import load_settings
+from lionrock.inference.backends.choice import check_backend
+from lionrock.inference.backends.vllm_options import BackendUnavailable
 from lionrock.inference.front import Front, RayUnavailable
 from lionrock.inference.model.errors import ModelError
 from lionrock.inference.served_model import describe_model
@@ -22,22 +23,16 @@ from lionrock.planner.plan import PlanError
 log = logging.getLogger("lionrock.inference")
 
 
-def engine_name() -> str:
-    """Name and version of the engine, part of every answer's identity."""
-    try:
-        return f"lionrock-torch/{version('lionrock')}"
-    except PackageNotFoundError:  # run from a source tree that is not installed
-        return "lionrock-torch/source"
-
-
 async def run(settings: InferenceSettings) -> None:
     """Serve until told to stop. Raises SystemExit(1), having said why, when a model or Ray is unusable."""
     try:
         models = {name: describe_model(name, model) for name, model in settings.models.items()}
-    except (ModelStoreError, ModelError, UnknownChip, PlanError) as error:
+        for model in models.values():
+            check_backend(model, settings)
+    except (ModelStoreError, ModelError, UnknownChip, PlanError, BackendUnavailable) as error:
         raise SystemExit(f"lionrock inference: {error}") from None
     front = Front(settings, models)
-    servicer = InferenceServicer(front.models, engine=engine_name(), image_digest=settings.image_digest)
+    servicer = InferenceServicer(front.models, image_digest=settings.image_digest)
     registration = Registration(
         inference_pb2_grpc.add_InferenceServiceServicer_to_server,
         servicer,

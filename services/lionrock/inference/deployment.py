@@ -15,14 +15,13 @@ from ray import serve
 from ray.serve.exceptions import BackPressureError
 
 from lionrock.chassis.telemetry import start_telemetry
-from lionrock.inference.backends.torch_engine import TorchEngine
-from lionrock.inference.engine.engine import EngineLimits
+from lionrock.inference.backends.choice import engine_backend
 from lionrock.inference.errors import RESTART_RETRY_AFTER_S, EngineFull, ModelNotReady, ShardGroupLost
 from lionrock.inference.links import LinkTls
 from lionrock.inference.replica import Replica, ReplicaStatus
 from lionrock.inference.served_model import ServedModel
 from lionrock.inference.settings import InferenceSettings
-from lionrock.inference.shard_actors import bundles, start_group
+from lionrock.inference.shard_actors import actor_group_builder, bundles
 from lionrock.inference.shard_process import RankSettings
 from lionrock.inference.sharding import ShardGroup
 
@@ -37,15 +36,13 @@ class InferenceReplica:
     def __init__(self, model: ServedModel, ranks: RankSettings, settings: InferenceSettings) -> None:
         """Begin to build the shard group; the replica answers meanwhile and says that it is not ready."""
         self._telemetry = start_telemetry("inference-replica", ranks.telemetry)
-        limits = model.settings.limits
-        engine_limits = EngineLimits(
-            limits.max_running, limits.max_waiting, limits.max_step_tokens, limits.max_answer_tokens, limits.prefix_cache
-        )
+
+        self._builder = builder = actor_group_builder(ranks, settings.health)
 
         async def start(on_lost: Callable[[str], None]) -> ShardGroup:
-            return await start_group(ranks, settings.health, lambda _, reason: on_lost(reason))
+            return await builder.build(lambda _, reason: on_lost(reason))
 
-        engine = TorchEngine(engine_limits, start, resume_timeout_s=settings.health.resume_timeout_s)
+        engine = engine_backend(model, settings, start)
         self._replica = Replica(model.name, serve.get_replica_context().replica_id.unique_id, engine)
 
     async def generate(self, request: bytes, traceparent: str | None, timeout_s: float) -> AsyncIterator[bytes]:
@@ -68,6 +65,7 @@ class InferenceReplica:
 
     async def __del__(self) -> None:
         await self._replica.close()
+        await self._builder.close()
         self._telemetry.close()
 
 

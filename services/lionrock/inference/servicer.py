@@ -10,6 +10,7 @@ import grpc
 
 from lionrock.chassis.calls import current_call
 from lionrock.chassis.telemetry import set_request_id, tracer
+from lionrock.inference.backends.choice import engine_name
 from lionrock.inference.errors import ModelNotFound
 from lionrock.inference.front import ModelFront
 from lionrock.inference.spans import current_traceparent
@@ -21,10 +22,11 @@ from lionrock.inference.wire import identity_message, plan_message
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     """See protos/lionrock/inference/v1/inference.proto."""
 
-    def __init__(self, models: Mapping[str, ModelFront], *, engine: str, image_digest: str | None) -> None:
-        """engine: name and version, part of every answer's identity."""
+    def __init__(self, models: Mapping[str, ModelFront], *, image_digest: str | None) -> None:
         self._models = models
-        self._identities = {name: identity_message(front.model, engine, image_digest) for name, front in models.items()}
+        self._identities = {
+            name: identity_message(front.model, engine_name(front.model), image_digest) for name, front in models.items()
+        }
         self._plans = {name: plan_message(front.model.plan) for name, front in models.items()}
 
     async def Generate(  # noqa: N802

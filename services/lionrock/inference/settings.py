@@ -30,12 +30,24 @@ class LimitSettings(BaseModel):
     prefix_cache: bool = Field(default=True, description="whether requests of one tenant share the KV blocks of equal prefixes")
 
 
+class VllmSettings(BaseModel):
+    """What only the vllm backend needs to know."""
+
+    model_config = _FROZEN
+
+    enforce_eager: bool = Field(default=False, description="start without compiling the model: sooner ready, slower steps")
+    start_timeout_s: float = Field(default=600, gt=0, description="longest start, loading and compiling included")
+
+
 class ModelSettings(BaseModel):
     """One served model and how it is sharded."""
 
     model_config = _FROZEN
 
     path: Path = Field(description="model-store entry, GGUF file, or directory with safetensors files")
+    backend: Literal["torch", "vllm"] = Field(
+        default="torch", description="engine: Lionrock's own, or vLLM, whose package for the chip must be installed"
+    )
     chip: str = Field(default="cpu", description="row of the chip table")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="bfloat16", description="type of weights, activations and KV cache"
@@ -52,6 +64,7 @@ class ModelSettings(BaseModel):
         default=None, description="digest of the tokenizer that belongs to it, reported with answers"
     )
     limits: LimitSettings = LimitSettings()
+    vllm: VllmSettings = VllmSettings()
 
 
 class HealthSettings(BaseModel):
@@ -63,6 +76,10 @@ class HealthSettings(BaseModel):
     heartbeat_timeout_s: float = Field(default=1.25, gt=0, description="silence after which a rank counts as lost")
     collective_timeout_s: float = Field(default=30, gt=0, description="longest wait inside a collective")
     start_timeout_s: float = Field(default=120, gt=0, description="longest start of a shard group, loading included")
+    process_start_timeout_s: float = Field(default=60, gt=0, description="longest start of one rank's process, imports included")
+    warm_spares: int = Field(
+        default=1, ge=0, le=8, description="idle processes that take lost ranks' places; CPU ranks on the replica's node only"
+    )
     resume_timeout_s: float = Field(
         default=60,
         ge=0,
