@@ -142,7 +142,7 @@ def test_plans_of_a_mixture_with_latent_attention_hold_each_tensor_once(
 
 def test_all_of_v3_over_sixteen_ranks_holds_each_tensor_once(tmp_path: Path) -> None:
     shapes = tensors_of_v3(tmp_path, 61)
-    plan = plan_for(open_weights(tmp_path).config, tensor_parallel=8, pipeline_parallel=2, dtype="bfloat16")
+    plan = plan_for(open_weights(tmp_path).config, tensor_parallel=2, pipeline_parallel=8, dtype="bfloat16")
     assert_held(load_ranks(tmp_path, plan), shapes, WHOLE_ON_EVERY_RANK)
 
 

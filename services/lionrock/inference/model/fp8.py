@@ -44,15 +44,15 @@ class BlockScaling:
 
     def dequantise(self, values: Tensor, scales: Tensor, rows: range, columns: range, dtype: torch.dtype) -> Tensor:
         """Multiply a slice by its scales, in float32. values: [rows, columns] float8; scales: as `scales_of` says."""
-        wide = values.float()
+        result = torch.empty(values.shape, dtype=dtype)
         first_row, first_column = rows.start // self.rows, columns.start // self.columns
         across = torch.arange(columns.start, columns.stop) // self.columns - first_column
-        # A row of blocks at a time: its scales are one vector, and no matrix of scales is made.
+        # A row of blocks at a time: its scales are one vector, and what is wider than the result stays small.
         for index, row_scales in enumerate(scales.float()):
             top = max(rows.start, (first_row + index) * self.rows) - rows.start
             bottom = min(rows.stop, (first_row + index + 1) * self.rows) - rows.start
-            wide[top:bottom] *= row_scales[across]
-        return wide.to(dtype)
+            result[top:bottom] = values[top:bottom].float() * row_scales[across]
+        return result
 
 
 def block_scaling_of(config: Mapping[str, Any]) -> BlockScaling | None:

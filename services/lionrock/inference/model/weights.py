@@ -103,22 +103,12 @@ class SafetensorsSource:
         config = _read_json(directory / "config.json")
         self._block_scaling = block_scaling_of(config)
         self.config = from_config_json(config, _read_json(generation) if generation.exists() else None)
-        self._handles: dict[str, Any] = {}
-        self._file_of: dict[str, str] = {}
+        self._directory = directory
+        self._handles: dict[str, Any] = {}  # of the files that were needed so far
         index = directory / _INDEX
-        indexed = _indexed(index) if index.exists() else None
-        files = (
-            sorted(set(indexed.values())) if indexed is not None else sorted(path.name for path in directory.glob("*.safetensors"))
-        )
-        if not files:
+        self._file_of: dict[str, str] = _indexed(index) if index.exists() else self._listed()
+        if not self._file_of:
             raise MissingTensor(f"{directory.name} holds no safetensors file")
-        for file in sorted(files):
-            self._handles[file] = _open_safetensors(directory / file)
-            for name in self._handles[file].keys():  # noqa: SIM118 - not a mapping
-                if indexed is None or indexed.get(name) == file:
-                    self._file_of[name] = file
-        if indexed is not None and (absent := indexed.keys() - self._file_of.keys()):
-            raise MissingTensor(f"{indexed[min(absent)]} lacks {min(absent)}, which the index says it holds")
 
     def read(self, name: str, shape: tuple[int, ...], rows: range, columns: range | None, dtype: torch.dtype) -> Tensor:
         """Read a slice; see WeightSource."""
@@ -147,13 +137,24 @@ class SafetensorsSource:
         file = self._file_of.get(name)
         if file is None:
             raise MissingTensor(f"no safetensors file has tensor {name}")
-        stored = self._handles[file].get_slice(name)
+        if file not in self._handles:
+            self._handles[file] = _open_safetensors(self._directory / file)
+        try:
+            stored = self._handles[file].get_slice(name)
+        except SafetensorError:
+            raise MissingTensor(f"{file} lacks {name}, which the index says it holds") from None
         _check_shape(name, tuple(stored.get_shape()), shape)
         kind = stored.get_dtype()
         scaling = self._block_scaling if kind == "F8_E4M3" else None
         if kind not in ("F32", "F16", "BF16") and scaling is None:
             raise UnsupportedModel(f"tensor {name} has type {kind}; F32, F16 and BF16 are read")
         return stored, scaling
+
+    def _listed(self) -> dict[str, str]:
+        """Tensor names and their files, out of the files themselves."""
+        for path in self._directory.glob("*.safetensors"):
+            self._handles[path.name] = _open_safetensors(path)
+        return {name: file for file, handle in self._handles.items() for name in handle.keys()}  # noqa: SIM118 - not a mapping
 
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.([a-z_.]+)\.(weight|bias)")
@@ -236,7 +237,11 @@ def _indexed(path: Path) -> dict[str, str]:
     weight_map = _read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise MalformedWeights(f"{path.name} has no weight_map")
-    for file in weight_map.values():
-        if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
+    if not all(isinstance(file, str) for file in weight_map.values()):
+        raise MalformedWeights(f"{path.name} names a file that is no name")
+    for file in set(weight_map.values()):
+        if Path(file).name != file or not file.endswith(".safetensors"):
             raise MalformedWeights(f"{path.name} names a file that is not a safetensors file beside it")
+        if not (path.parent / file).exists():
+            raise MissingTensor(f"{file}, which the index names, is missing")
     return weight_map
