@@ -37,6 +37,8 @@ class Job:
     steps: tuple[bytes, ...]
     lose_rank: int | None = None
     shared_memory: bool = False
+    rank_weights: tuple[float, ...] | None = None
+    """Relative share of each layer a tensor rank; None: even."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,12 @@ def _rank(rank: int, world: int, jobs: Sequence[Job], store: Path, reports: Any)
 
 
 def _run(rank: int, job: Job) -> RankReport:
-    plan = plan_for(open_weights(job.path).config, tensor_parallel=job.tensor_parallel, pipeline_parallel=job.pipeline_parallel)
+    plan = plan_for(
+        open_weights(job.path).config,
+        tensor_parallel=job.tensor_parallel,
+        pipeline_parallel=job.pipeline_parallel,
+        rank_weights=job.rank_weights,
+    )
     groups = form_groups(job.tensor_parallel, job.pipeline_parallel, TIMEOUT, shared_memory=job.shared_memory)
     worker = ShardWorker(job.path, plan, rank, groups=groups)
     weight_bytes = worker.load()

@@ -14,6 +14,7 @@ from gguf.quants import dequantize, quantize
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_models import logits_of
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from lionrock.inference.model.config import ModelConfig
 from lionrock.inference.model.config_json import from_config_json
@@ -66,9 +67,10 @@ def write_gguf(
         else:
             writer.add_tensor(name, quantize(values, kind), raw_dtype=kind)
 
+    parts = {**GGUF_PARTS, "attn_q_norm": (HEAD_DIM,), "attn_k_norm": (HEAD_DIM,)} if architecture == "qwen3" else GGUF_PARTS
     add("token_embd.weight", (VOCAB, HIDDEN))
     for layer in range(LAYERS):
-        for part, shape in GGUF_PARTS.items():
+        for part, shape in parts.items():
             add(f"blk.{layer}.{part}.weight", shape)
     add("output_norm.weight", (HIDDEN,))
     writer.write_header_to_file()
@@ -139,6 +141,39 @@ def test_query_rows_come_back_in_the_order_of_the_checkpoint(tmp_path: Path) -> 
     assert torch.equal(converted, stored)
     second_head = open_weights(path).read(name, shape, range(HEAD_DIM, 2 * HEAD_DIM), range(HIDDEN), torch.float32)
     assert torch.equal(second_head, checkpoint[HEAD_DIM : 2 * HEAD_DIM])
+
+
+def test_a_qwen3_file_equals_transformers_with_its_tensors(tmp_path: Path) -> None:
+    """Norms of heads are read under llama.cpp's names, and rows of queries and keys stay as they lie."""
+    path = write_gguf(tmp_path / "small.gguf", kind=GGMLQuantizationType.F32, architecture="qwen3")
+    config = Qwen3Config(
+        vocab_size=VOCAB,
+        hidden_size=HIDDEN,
+        intermediate_size=COLUMNS,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KV_HEADS,
+        head_dim=HEAD_DIM,
+        max_position_embeddings=64,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+    )
+    model, source = Qwen3ForCausalLM(config).eval(), open_weights(path)
+    state = {
+        name: source.read(name, tuple(tensor.shape), range(tensor.shape[0]), columns_of(tensor), torch.float32)
+        for name, tensor in model.state_dict().items()
+        if name != "lm_head.weight"
+    }
+    model.load_state_dict({**state, "lm_head.weight": state["model.embed_tokens.weight"]})
+    stored = GgufFile(path).read("blk.1.attn_k.weight", None, None, torch.float32)
+    assert torch.equal(state["model.layers.1.self_attn.k_proj.weight"], stored)
+    with torch.inference_mode():
+        expected = model(torch.tensor([[5, 9, 80, 3]])).logits[0]
+    assert (logits_of(path, [5, 9, 80, 3]) - expected).abs().max() < 1e-4
+
+
+def columns_of(tensor: torch.Tensor) -> range | None:
+    return None if tensor.dim() == 1 else range(tensor.shape[1])
 
 
 def test_progress_ends_with_everything_read(tmp_path: Path) -> None:

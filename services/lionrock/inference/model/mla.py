@@ -32,17 +32,17 @@ class LatentAttention:
         assert config.mla is not None, "the model has no latent attention"
         mla, hidden, heads = config.mla, config.hidden_size, config.query_heads
         self.mla, self.query_heads = mla, heads
-        self._scale = mla.qk_head_dim**-0.5 * (config.rope.yarn.score_factor if config.rope.yarn is not None else 1.0)
+        self.scale = mla.qk_head_dim**-0.5 * (config.rope.yarn.score_factor if config.rope.yarn is not None else 1.0)
         compressions = [Slice.matrix(f"{name}.kv_a_proj_with_mqa", mla.cached_dim, hidden)]
-        self._query_norm: Norm | None = None
+        self.query_norm: Norm | None = None
         if mla.q_lora_rank is None:
             self.queries = Linear(Slice.matrix(f"{name}.q_proj", heads * mla.qk_head_dim, hidden), bias=False)
         else:
             compressions.insert(0, Slice.matrix(f"{name}.q_a_proj", mla.q_lora_rank, hidden))
-            self._query_norm = Norm(f"{name}.q_a_layernorm", mla.q_lora_rank, _NORM_EPSILON)
+            self.query_norm = Norm(f"{name}.q_a_layernorm", mla.q_lora_rank, _NORM_EPSILON)
             self.queries = Linear(Slice.matrix(f"{name}.q_b_proj", heads * mla.qk_head_dim, mla.q_lora_rank), bias=False)
-        self._compress = Linear(*compressions, bias=config.qkv_bias)
-        self._latent_norm = Norm(f"{name}.kv_a_layernorm", mla.kv_lora_rank, _NORM_EPSILON)
+        self.compress = Linear(*compressions, bias=config.qkv_bias)
+        self.latent_norm = Norm(f"{name}.kv_a_layernorm", mla.kv_lora_rank, _NORM_EPSILON)
         # Used from both sides, so it stays in plain layout: [heads × (qk_nope_head_dim + v_head_dim), kv_lora_rank].
         self.unpack = Weight(Slice.matrix(f"{name}.kv_b_proj", heads * (mla.qk_nope_head_dim + mla.v_head_dim), mla.kv_lora_rank))
         self.output: Projection = Linear(
@@ -52,21 +52,21 @@ class LatentAttention:
     def __call__(self, x: Tensor, rotation: Rotation, cache: tuple[Tensor, ...], layout: StepLayout) -> Tensor:
         """Attend. x: [T, hidden]; cache: this layer's entries, to which those of x are written first."""
         mla, (entries,) = self.mla, cache
-        compressed = self._compress(x)
+        compressed = self.compress(x)
         latent, key = compressed[:, -mla.cached_dim : -mla.qk_rope_head_dim], compressed[:, -mla.qk_rope_head_dim :]
-        write(entries, torch.cat((self._latent_norm(latent)[:, None], rotation(key[:, None])), dim=-1), layout)
-        source = x if self._query_norm is None else self._query_norm(compressed[:, : -mla.cached_dim])
+        write(entries, torch.cat((self.latent_norm(latent)[:, None], rotation(key[:, None])), dim=-1), layout)
+        source = x if self.query_norm is None else self.query_norm(compressed[:, : -mla.cached_dim])
         queries = self.queries(source).view(x.shape[0], -1, mla.qk_head_dim)
         plain, rotated = queries[..., : mla.qk_nope_head_dim], rotation(queries[..., mla.qk_nope_head_dim :])
         return self.output(self._attend(plain, rotated, entries, layout).flatten(1))
 
     def weights(self) -> Iterator[Weight]:
         """List what to load."""
-        yield from self._compress.weights()
-        if self._query_norm is not None:
-            yield from self._query_norm.weights()
+        yield from self.compress.weights()
+        if self.query_norm is not None:
+            yield from self.query_norm.weights()
         yield from self.queries.weights()
-        yield from self._latent_norm.weights()
+        yield from self.latent_norm.weights()
         yield self.unpack
         yield from self.output.weights()
 
@@ -90,7 +90,7 @@ class LatentAttention:
         shared = chunk.span.of(entries)[None].expand(-1, queries.shape[1], -1, -1)
         # Entries serve as values too, as wide as keys for the fused kernel's sake; the rotated part of the result is dropped.
         attended = functional.scaled_dot_product_attention(
-            queries, shared, shared, attn_mask=chunk.mask, is_causal=chunk.mask is None, scale=self._scale
+            queries, shared, shared, attn_mask=chunk.mask, is_causal=chunk.mask is None, scale=self.scale
         )
         return self._values(attended[0, ..., : self.mla.kv_lora_rank])
 
@@ -111,7 +111,7 @@ class LatentAttention:
             keys = torch.cat((unpacked[..., :nope], shared), dim=-1).transpose(0, 1)
             values = functional.pad(unpacked[..., nope:], (0, padding)).transpose(0, 1)
             attended = functional.scaled_dot_product_attention(
-                queries[None, part], keys[None], values[None], attn_mask=chunk.mask, is_causal=chunk.mask is None, scale=self._scale
+                queries[None, part], keys[None], values[None], attn_mask=chunk.mask, is_causal=chunk.mask is None, scale=self.scale
             )
             out[:, part] = attended[0, ..., : mla.v_head_dim].transpose(0, 1)
         return out
@@ -124,14 +124,14 @@ class LatentAttention:
         rank = self.mla.kv_lora_rank
         if decoding.single is not None:
             shared = decoding.single.of(entries)[None]
-            return functional.scaled_dot_product_attention(queries.transpose(0, 1)[None], shared, shared, scale=self._scale)[
+            return functional.scaled_dot_product_attention(queries.transpose(0, 1)[None], shared, shared, scale=self.scale)[
                 0, ..., :rank
             ].transpose(0, 1)
         assert decoding.slots is not None
         assert decoding.mask is not None
         # Scores are float32, as they are inside fused attention, lest a row's answer depend on whether it has company.
         found = entries[0].index_select(0, decoding.slots).view(decoding.rows, -1, entries.shape[-1])
-        scores = torch.bmm(queries.transpose(0, 1).float() * self._scale, found.float().transpose(1, 2))
+        scores = torch.bmm(queries.transpose(0, 1).float() * self.scale, found.float().transpose(1, 2))
         weights = scores.add_(decoding.mask).softmax(dim=-1).to(found.dtype)
         return torch.bmm(weights, found[..., :rank]).transpose(0, 1)
 
