@@ -12,12 +12,12 @@ import gguf as ggml
 import pytest
 
 from lionrock.modelstore.errors import ModelFileCorrupt, ModelFileMissing, ModelStoreError
+from lionrock.modelstore.vocabulary import bytes_of_spelling
 from lionrock.tokenization.chat_template import Message
 from lionrock.tokenization.codec import Codec, open_codec
 from lionrock.tokenization.codec_errors import TokenizerUnsupported
 from lionrock.tokenization.definition import read_definition
 from lionrock.tokenization.gguf_tokenizer import read_gguf_definition
-from lionrock.tokenization.token_bytes import bytes_of_spelling
 from models import TOKENIZERS, Unavailable, tokenizer_directory
 from real_tokenizers import Served
 

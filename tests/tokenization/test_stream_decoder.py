@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lionrock.modelstore.vocabulary import MAX_TOKEN_ID, bytes_of_spelling
 from lionrock.tokenization.codec_errors import TokenIdUnknown, TokenizerUnsupported
 from lionrock.tokenization.stream_decoder import StreamDecoder
-from lionrock.tokenization.token_bytes import MAX_TOKEN_ID, TokenBytes, bytes_of_spelling
+from lionrock.tokenization.token_bytes import TokenBytes
 from real_tokenizers import Served, served
 
 

@@ -20,10 +20,11 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from lionrock.modelstore.source import locate
+from lionrock.modelstore.vocabulary import TOKENIZER_NAME
 from lionrock.tokenization.chat_template import ChatTemplate, Message
 from lionrock.tokenization.codec_errors import TemplateRefused, TextNotUnicode, TokenizerUnsupported, TooManyTokens
 from lionrock.tokenization.control_tokens import ControlTokens
-from lionrock.tokenization.definition import TOKENIZER_NAME, TokenizerDefinition, read_definition
+from lionrock.tokenization.definition import TokenizerDefinition, read_definition
 from lionrock.tokenization.gguf_tokenizer import read_gguf_definition
 from lionrock.tokenization.stream_decoder import StreamDecoder
 from lionrock.tokenization.token_bytes import TokenBytes

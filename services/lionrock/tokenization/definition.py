@@ -27,10 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from lionrock.modelstore.facts import read_json
+from lionrock.modelstore.vocabulary import TOKENIZER_MAX_BYTES, TOKENIZER_NAME
 from lionrock.tokenization.codec_errors import TokenizerUnsupported
 
-TOKENIZER_NAME = "tokenizer.json"
-TOKENIZER_MAX_BYTES = 64 * 1024 * 1024
 CONFIG_MAX_BYTES = 4 * 1024 * 1024
 TEMPLATE_MAX_BYTES = 1024 * 1024
 

@@ -11,14 +11,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lionrock.modelstore.errors import ModelStoreError
 from lionrock.modelstore.gguf_metadata import read_gguf_header
+from lionrock.modelstore.vocabulary import (
+    GGUF_CONTROL,
+    GGUF_TOKEN_TYPES,
+    GGUF_TOKENS,
+    GGUF_UNUSED,
+    GGUF_USER_DEFINED,
+    gguf_tokens,
+)
 from lionrock.tokenization.codec_errors import TokenizerUnsupported
 from lionrock.tokenization.definition import AddedToken, TokenizerDefinition
 
-_TOKENS, _TYPES, _MERGES = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type", "tokenizer.ggml.merges"
-
-# Kinds of token in tokenizer.ggml.token_type.
-_CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5
+_MERGES = "tokenizer.ggml.merges"
 
 _ENDING_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 _SPECIAL_KEYS = {
@@ -84,22 +90,24 @@ _PRE: Mapping[str, tuple[Json | None, Json, Json, bool | None]] = {
 
 def read_gguf_definition(path: Path) -> TokenizerDefinition:
     """Read a GGUF file's tokenizer. Raises ModelFileMissing, ModelFileCorrupt, ModelFormatUnsupported, TokenizerUnsupported."""
-    metadata = read_gguf_header(path, arrays=(_TOKENS, _TYPES, _MERGES)).metadata
-    if metadata.get("tokenizer.ggml.model") != "gpt2":
-        raise TokenizerUnsupported(f"{path}: the tokenizer is not byte-level BPE (tokenizer.ggml.model is not gpt2)")
+    metadata = read_gguf_header(path, arrays=(GGUF_TOKENS, GGUF_TOKEN_TYPES, _MERGES)).metadata
+    try:
+        tokens, types = gguf_tokens(metadata, path)
+    except ModelStoreError as error:
+        raise TokenizerUnsupported(str(error)) from None
     pre = metadata.get("tokenizer.ggml.pre")
     if not isinstance(pre, str) or pre not in _PRE:
         raise TokenizerUnsupported(f"{path}: tokenizer.ggml.pre is not one of {', '.join(_PRE)}")
     if metadata.get("tokenizer.ggml.add_space_prefix"):
         raise TokenizerUnsupported(f"{path}: a byte-level tokenizer with a space before every text is not known")
-    tokens, types, merges = (_strings_or_numbers(metadata, key, path) for key in (_TOKENS, _TYPES, _MERGES))
-    if len(types) != len(tokens) or len(set(tokens)) != len(tokens):
-        raise TokenizerUnsupported(f"{path}: tokens and their types do not match, or a token stands twice")
+    merges = metadata.get(_MERGES)
+    if not isinstance(merges, tuple) or any(type(merge) is not str for merge in merges):
+        raise TokenizerUnsupported(f"{path}: {_MERGES} is missing or has items of another type")
     normalizer, pre_tokenizer, decoder, ignore_merges = _PRE[pre]
     added = tuple(
-        AddedToken(token_id, tokens[token_id], kind == _CONTROL)
+        AddedToken(token_id, tokens[token_id], kind == GGUF_CONTROL)
         for token_id, kind in enumerate(types)
-        if kind in (_CONTROL, _USER_DEFINED)
+        if kind in (GGUF_CONTROL, GGUF_USER_DEFINED)
     )
     options: Json = dict.fromkeys(
         ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback")
@@ -115,22 +123,13 @@ def read_gguf_definition(path: Path) -> TokenizerDefinition:
     ending_ids = {_id(metadata, key, len(tokens)) for key in _ENDING_KEYS}
     return TokenizerDefinition(
         pipeline=pipeline,
-        vocabulary={token: token_id for token_id, token in enumerate(tokens) if types[token_id] != _UNUSED},
+        vocabulary={token: token_id for token_id, token in enumerate(tokens) if types[token_id] != GGUF_UNUSED},
         merges=[_pair(merge, path) for merge in merges],
         added_tokens=added,
         chat_template=template if isinstance(template, str) else None,
         special_tokens={name: tokens[token_id] for name, token_id in special_ids.items() if token_id is not None},
         eos_token_ids=tuple(sorted(token_id for token_id in ending_ids if token_id is not None)),
     )
-
-
-def _strings_or_numbers(metadata: Mapping[str, Any], key: str, path: Path) -> tuple[Any, ...]:
-    value = metadata.get(key)
-    if not isinstance(value, tuple) or any(type(item) is not type(value[0]) for item in value):
-        raise TokenizerUnsupported(f"{path}: {key} is missing or not an array")
-    if value and type(value[0]) is not (int if key == _TYPES else str):
-        raise TokenizerUnsupported(f"{path}: {key} has items of another type")
-    return value
 
 
 def _pair(merge: str, path: Path) -> tuple[str, str]:
