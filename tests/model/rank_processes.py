@@ -22,6 +22,7 @@ from lionrock.inference.engine.sequence import Request, SequenceId
 from lionrock.inference.model.collectives import form_groups
 from lionrock.inference.model.weights import open_weights
 from lionrock.inference.model.worker import ShardTimings, ShardWorker
+from lionrock.planner.plan import ShardPlan
 
 TIMEOUT = datetime.timedelta(seconds=30)
 
@@ -39,6 +40,19 @@ class Job:
     shared_memory: bool = False
     rank_weights: tuple[float, ...] | None = None
     """Relative share of each layer a tensor rank; None: even."""
+    stage_weights: tuple[float, ...] | None = None
+    """Relative share of the layers a stage; None: even."""
+
+    @property
+    def plan(self) -> ShardPlan:
+        """The planner's plan."""
+        return plan_for(
+            open_weights(self.path).config,
+            tensor_parallel=self.tensor_parallel,
+            pipeline_parallel=self.pipeline_parallel,
+            rank_weights=self.rank_weights,
+            stage_weights=self.stage_weights,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +125,7 @@ def _rank(rank: int, world: int, jobs: Sequence[Job], store: Path, reports: Any)
 
 
 def _run(rank: int, job: Job) -> RankReport:
-    plan = plan_for(
-        open_weights(job.path).config,
-        tensor_parallel=job.tensor_parallel,
-        pipeline_parallel=job.pipeline_parallel,
-        rank_weights=job.rank_weights,
-    )
+    plan = job.plan
     groups = form_groups(job.tensor_parallel, job.pipeline_parallel, TIMEOUT, shared_memory=job.shared_memory)
     worker = ShardWorker(job.path, plan, rank, groups=groups)
     weight_bytes = worker.load()

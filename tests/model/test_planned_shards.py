@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from checkpoints import save_model
 from shape_checkpoints import DEEPSEEK_V3, R1_DISTILL_LLAMA_70B, deepseek_tensors, llama_tensors, plans_of, write_shapes
 from small_models import plan_for
 
@@ -158,3 +159,44 @@ def test_a_70b_checkpoint_that_lacks_a_tensor_or_has_another_shape_is_refused_on
         worker = ShardWorker(tmp_path / error.__name__, plan_for(open_weights(tmp_path / error.__name__).config), 0, "meta")
         with pytest.raises(error):
             worker.load()
+
+
+EVERY_OPTION: dict[str, dict[str, Any]] = {
+    "llama": {"attention_bias": True, "mlp_bias": True, "num_hidden_layers": 4},
+    "mistral": {},
+    "qwen2": {"tie_word_embeddings": True},
+    "qwen3": {"attention_bias": True},
+    "deepseek_v2": {"attention_bias": True},
+    "deepseek_v3": {"q_lora_rank": None, "tie_word_embeddings": True},
+}
+PLANS: list[dict[str, Any]] = [
+    {},
+    {"tensor_parallel": 3},
+    {"tensor_parallel": 2, "rank_weights": [2.0, 1.0]},
+    {"tensor_parallel": 2, "pipeline_parallel": 3},
+    {"tensor_parallel": 5, "pipeline_parallel": 2, "stage_weights": [2.0, 1.0]},
+]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("architecture", EVERY_OPTION)
+def test_every_rank_holds_the_bytes_that_the_plan_says(tmp_path: Path, architecture: str, dtype: str) -> None:
+    """Loaded for real: biases of every layer, ends of panels and a tied table's second copy included."""
+    save_model(architecture, tmp_path, **EVERY_OPTION[architecture])
+    config = open_weights(tmp_path).config
+    for options in PLANS:
+        plan = plan_for(config, dtype=dtype, **options)
+        for shard in plan.shards:
+            worker = ShardWorker(tmp_path, plan, shard.rank, groups=groups_of(plan, shard.rank))
+            held = worker.load() - shard.weight_bytes
+            if worker.kernels == "native":
+                assert held == shard.packed_bytes, f"rank {shard.rank} of {options}"
+            else:
+                assert 0 <= held <= shard.packed_bytes, f"rank {shard.rank} of {options}"
+            assert worker.kv_bytes_per_token == shard.kv_bytes_per_token
+
+
+def test_the_real_model_holds_the_bytes_that_the_plan_says(smollm2: Path) -> None:
+    plan = plan_for(open_weights(smollm2).config, dtype="bfloat16")
+    (shard,) = plan.shards
+    assert ShardWorker(smollm2, plan, 0, "meta").load() == shard.weight_bytes == 269_030_016

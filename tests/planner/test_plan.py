@@ -151,7 +151,7 @@ def test_v3_in_fp8_fits_sixteen_chips_of_64_gib_and_not_eight() -> None:
 
 
 def test_a_tied_table_is_held_twice_where_the_processor_multiplies_another_layout() -> None:
-    """SmolLM2 in bfloat16 on one CPU: 269 MB of tensors, 57 MB of packed output head."""
+    """SmolLM2 in bfloat16 on one CPU: 269 MB of tensors, 57 MB of packed output head; its matrices end where panels do."""
     (shard,) = plan_shards(SMOLLM2, CPU, dtype="bfloat16").shards
     assert (shard.weight_bytes, shard.packed_bytes) == (269_030_016, 56_623_104)
     apart = plan_shards(SMOLLM2, CPU, dtype="bfloat16", pipeline_parallel=2).shards

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from published import COUNTS, DEEPSEEK_V3, LLAMA_70B, R1_DISTILL_LLAMA_70B, V2_LITE, V3
 
-from lionrock.planner.memory import WEIGHT_TYPES, Held, UnsupportedArchitecture
+from lionrock.planner.memory import WEIGHT_TYPES, Held, UnsupportedArchitecture, panel_padding
 from lionrock.planner.model_config import shape_of_config, weight_dtype_of_config
 
 
@@ -40,6 +41,17 @@ def test_a_matrix_that_ends_within_a_block_has_a_scale_for_that_block() -> None:
     assert WEIGHT_TYPES["fp8"].matrix_bytes(576, 7168) == 576 * 7168 + 5 * 56 * 4
     assert WEIGHT_TYPES["int8"].matrix_bytes(10, 64) == 640 + 10 * 4
     assert WEIGHT_TYPES["int4"].matrix_bytes(10, 256) == 1280 + 20 * 4
+
+
+def test_a_cpu_holds_panels_of_48_outputs_to_their_ends() -> None:
+    assert [panel_padding(rows, 64) for rows in (1, 48, 49, 100)] == [47 * 64, 0, 47 * 64, 44 * 64]
+    assert panel_padding(49, 63) == 0  # without half a pair it stays as it is
+    whole = V2_LITE.whole
+    odd = replace(whole, mlp_columns=10943, experts=3, shared_columns=2815)
+    per_mixture = 2 * 2048 * (3 * (-1408 % 48) + (-2815 % 48)) + 3 * (-2048 % 48) * 1408  # down_proj of the shared is odd
+    attention = V2_LITE.attention(whole).padding
+    assert V2_LITE.layers_padding(range(26, 27), odd) == attention + per_mixture
+    assert V2_LITE.layers_padding(range(1), odd) == attention + 2 * 2048 * (-10943 % 48)
 
 
 def test_a_cut_of_all_is_the_whole_model() -> None:

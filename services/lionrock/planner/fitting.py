@@ -17,7 +17,7 @@ from lionrock.planner.plan import Shard, ShardPlan, plan_shards
 class RankMemory:
     """Bytes that one rank needs, by use."""
 
-    weights: int  # second copies included
+    weights: int  # in the layout of the kernels
     rotary: int
     kv_cache: int
     activations: int

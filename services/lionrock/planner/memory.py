@@ -19,6 +19,9 @@ USABLE_SHARE: Final = 0.92
 # Context of runtime and collectives on an accelerator, once a chip.
 RUNTIME_BYTES: Final = 1536 << 20
 
+# The CPU's native kernels keep a matrix in panels of so many outputs, the last one padded, if its inputs come in pairs.
+PANEL_OUTPUTS: Final = 48
+
 
 class UnsupportedArchitecture(Exception):
     """The model's config names an architecture whose memory this planner cannot count, or lacks a figure."""
@@ -103,7 +106,7 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Weights of a part of a model: matrices that a weight type packs, and numbers that stay as they are."""
+    """Weights of a part of a model: matrices that are only multiplied with, and so may be packed, and the rest."""
 
     matrices: tuple[tuple[int, int, int], ...] = ()
     """(how many, rows, columns)."""
@@ -119,6 +122,11 @@ class Held:
         """Numbers, scales not counted."""
         return self.plain + self.float32 + sum(count * rows * columns for count, rows, columns in self.matrices)
 
+    @property
+    def padding(self) -> int:
+        """Numbers that a CPU holds beyond these."""
+        return sum(count * panel_padding(rows, columns) for count, rows, columns in self.matrices)
+
     def size(self, dtype: str, weight_dtype: str | None) -> int:
         """Bytes. weight_dtype: a key of WEIGHT_TYPES; None: matrices are held as dtype."""
         packing = None if weight_dtype is None else WEIGHT_TYPES[weight_dtype]
@@ -126,6 +134,11 @@ class Held:
             return (self.parameters - self.float32) * DTYPE_BYTES[dtype] + self.float32 * 4
         matrices = sum(count * packing.matrix_bytes(rows, columns) for count, rows, columns in self.matrices)
         return self.plain * DTYPE_BYTES[dtype] + self.float32 * 4 + matrices
+
+
+def panel_padding(rows: int, columns: int) -> int:
+    """Numbers that a CPU adds to a matrix. rows: outputs; columns: inputs."""
+    return -rows % PANEL_OUTPUTS * columns if columns % 2 == 0 else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,10 +247,18 @@ class ModelShape:
         return self.attention(cut) + rest + Held(plain=2 * self.hidden)
 
     def layers_bytes(self, layers: range, cut: Cut, dtype: str, weight_dtype: str | None) -> int:
-        """Bytes of the weights of those layers. All that are mixtures are alike, and all that are not."""
+        """Bytes of the weights of those layers."""
+        return sum(count * held.size(dtype, weight_dtype) for count, held in self._kinds(layers, cut))
+
+    def layers_padding(self, layers: range, cut: Cut) -> int:
+        """Numbers that a CPU holds beyond those layers' weights."""
+        return sum(count * held.padding for count, held in self._kinds(layers, cut))
+
+    def _kinds(self, layers: range, cut: Cut) -> list[tuple[int, Held]]:
+        """How many of those layers hold what: all that are mixtures are alike, and all that are not."""
         mixtures = 0 if self.experts is None else max(0, layers.stop - max(layers.start, self.experts.dense_layers))
         counts = ((0, len(layers) - mixtures), (self.layers - 1, mixtures))
-        return sum(count * self.layer(index, cut).size(dtype, weight_dtype) for index, count in counts if count)
+        return [(count, self.layer(index, cut)) for index, count in counts if count]
 
     def parameters(self) -> int:
         """Parameters of the whole model; tied embeddings count once, multi-token prediction not at all."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from lionrock.planner.chips import Chip, ChipName
 from lionrock.planner.cuts import PlanError, RankCut, apportion, checked_weights, cut_layers
-from lionrock.planner.memory import DTYPE_BYTES, ModelShape
+from lionrock.planner.memory import DTYPE_BYTES, ModelShape, panel_padding
 
 __all__ = ["PlanError", "Shard", "ShardPlan", "assemble", "plan_shards", "stage_bytes"]
 
@@ -39,7 +39,7 @@ class Shard:
     experts: int = 0
     first_shared_column: int = 0  # of the experts that every token uses, taken together as one MLP
     shared_columns: int = 0
-    packed_bytes: int = 0  # a tied table's second copy for the output head, where the processor multiplies another layout
+    packed_bytes: int = 0  # what a CPU holds beyond that at most: panels' ends, a tied table's second copy for the output head
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +144,7 @@ def assemble(
 def stage_bytes(
     shape: ModelShape, chip: Chip, cut: RankCut, layers: range, dtype: str, weight_dtype: str | None
 ) -> tuple[int, int]:
-    """Bytes of the weights of those layers, with the tables that belong to them, and of second copies."""
+    """Bytes of the weights of those layers, with the tables that belong to them, and of what packing adds at most."""
     item, table = DTYPE_BYTES[dtype], cut.vocab_rows * shape.hidden
     first, last = layers.start == 0, layers.stop == shape.layers
     weights = shape.layers_bytes(layers, cut.held, dtype, weight_dtype)
@@ -153,6 +153,10 @@ def stage_bytes(
         weights += table * item
     if last:
         weights += shape.hidden * item + (0 if shared_table else table * item)
-    # The CPU's product in bfloat16 wants a blocked layout, the look-up a plain one. Processors without that product do with one.
-    packed = shared_table and chip.torch_device == "cpu" and dtype == "bfloat16"
-    return weights, table * item if packed else 0
+    if chip.torch_device != "cpu" or weight_dtype is not None:
+        return weights, 0
+    # A CPU multiplies with panels, and looks up in plain tables.
+    packed = shape.layers_padding(layers, cut.held)
+    if last:
+        packed += panel_padding(cut.vocab_rows, shape.hidden) + (table if shared_table else 0)
+    return weights, packed * item
