@@ -1,15 +1,19 @@
 """Logits of small random checkpoints with every option of their architecture on, against transformers."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from checkpoints import DEEPSEEK_YARN, YARN, save_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from small_models import logits_of
 
 from lionrock.inference.model.config_json import from_config_json
-from lionrock.inference.model.errors import UnsupportedModel
+from lionrock.inference.model.errors import ModelError, UnsupportedModel
+from lionrock.inference.model.layers import rope_frequencies
 
 TOLERANCE = 1e-4
 LENGTH = 70
@@ -158,3 +162,25 @@ def test_yarn_in_a_dense_models_configuration_widens_its_context() -> None:
 def test_what_is_not_offered_is_refused_by_name(change: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedModel):
         from_config_json({**PUBLISHED, **change})
+
+
+_NUMBERS = st.booleans() | st.integers(-(2**70), 2**70) | st.floats()
+_SCALING = st.dictionaries(st.sampled_from(sorted(PUBLISHED["rope_scaling"])), _NUMBERS | st.just("yarn"), max_size=4)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.dictionaries(
+        st.sampled_from(sorted(PUBLISHED)),
+        st.none() | _NUMBERS | st.text(max_size=5) | st.lists(st.integers(), max_size=2) | _SCALING,
+        max_size=3,
+    ),
+    _SCALING,
+)
+def test_any_configuration_of_deepseek_gives_a_model_or_a_named_error(
+    changes: dict[str, object], scaling: dict[str, object]
+) -> None:
+    for change in (changes, {"rope_scaling": {**PUBLISHED["rope_scaling"], **scaling}}):
+        with contextlib.suppress(ModelError):
+            config = from_config_json({**PUBLISHED, **change})
+            assert rope_frequencies(config.rope, 64).isfinite().all()

@@ -36,6 +36,7 @@ class Paged:
         self.attention = LatentAttention(self.config, "model.layers.0.self_attn")
         for weight in self.attention.weights():
             weight.load(source, torch.float32, CPU)
+            weight.finish()
         self.rope = RotaryEmbedding(self.config.rope, self.config.rotary_dim, 256, torch.float32, CPU)
         self.cache = KVCache(
             layers=1,

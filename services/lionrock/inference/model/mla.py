@@ -117,23 +117,22 @@ class LatentAttention:
         return out
 
     def _decode(self, queries: Tensor, entries: Tensor, decoding: Decoding) -> Tensor:
-        """Attend for rows of one token, all heads of a row as the rows of one product. queries: [H, B, cached].
+        """Attend for rows of one token, all in one call. queries: [H, B, cached].
 
         Returns [H, B, kv_lora_rank].
         """
-        rank = self.mla.kv_lora_rank
+        mask = None
         if decoding.single is not None:
             shared = decoding.single.of(entries)[None]
-            return functional.scaled_dot_product_attention(queries.transpose(0, 1)[None], shared, shared, scale=self.scale)[
-                0, ..., :rank
-            ].transpose(0, 1)
-        assert decoding.slots is not None
-        assert decoding.mask is not None
-        # Scores are float32, as they are inside fused attention, lest a row's answer depend on whether it has company.
-        found = entries[0].index_select(0, decoding.slots).view(decoding.rows, -1, entries.shape[-1])
-        scores = torch.bmm(queries.transpose(0, 1).float() * self.scale, found.float().transpose(1, 2))
-        weights = scores.add_(decoding.mask).softmax(dim=-1).to(found.dtype)
-        return torch.bmm(weights, found[..., :rank]).transpose(0, 1)
+        else:
+            assert decoding.slots is not None
+            assert decoding.mask is not None
+            shared = entries.index_select(1, decoding.slots).view(decoding.rows, 1, -1, entries.shape[-1])
+            mask = decoding.mask[:, None].to(entries.dtype)
+        # Heads are the rows of one query matrix a sequence, [B, 1, H, cached]: entries are read once for all of them.
+        rows = queries.transpose(0, 1)[:, None]
+        attended = functional.scaled_dot_product_attention(rows, shared, shared, attn_mask=mask, scale=self.scale)
+        return attended[:, 0, :, : self.mla.kv_lora_rank].transpose(0, 1)
 
     def _absorb(self, plain: Tensor, rotated: Tensor) -> Tensor:
         """Carry queries into the space of cache entries. plain, rotated: [n, H, …]; returns [H, n, cached]."""
@@ -144,7 +143,8 @@ class LatentAttention:
     def _values(self, attended: Tensor) -> Tensor:
         """Turn what was read in the latent space into each head's values. attended: [H, n, rank]; returns [n, H, v_head_dim]."""
         values = self.unpack.data.view(attended.shape[0], -1, self.mla.kv_lora_rank)[:, self.mla.qk_nope_head_dim :]
-        return torch.bmm(attended, values.transpose(1, 2)).transpose(0, 1)
+        # This way round the matrix is read along its rows: in bfloat16 four times as fast for the few queries of decoding.
+        return torch.bmm(values, attended.transpose(1, 2)).permute(2, 0, 1)
 
 
 def absorbing_is_cheaper(mla: MlaConfig, tokens: int, length: int) -> bool:
