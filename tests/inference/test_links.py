@@ -169,11 +169,15 @@ class Ranks:
             SPEC,
             heartbeat_interval_s=0.05,
             heartbeat_timeout_s=0.4,
-            kill=self.killed.set,
+            kill=self._kill,
             on_lost=lambda _, reason: self.lost.append(reason),
         )
         for rank in range(2):
             threading.Thread(target=self._live, args=(rank,), daemon=True).start()
+
+    def _kill(self, at_fault: frozenset[int]) -> None:
+        self.at_fault = at_fault
+        self.killed.set()
 
     def _live(self, rank: int) -> None:
         link = self.far[rank]
@@ -214,6 +218,7 @@ def test_a_rank_that_goes_away_loses_the_group_in_the_middle_of_a_step(ranks: Ra
         ranks.group.execute(BATCH)
     assert time.monotonic() - begin_s < 0.4, "not by its silence"
     assert ranks.killed.is_set()
+    assert ranks.at_fault == {1}
     assert len(ranks.lost) == 1
 
 
@@ -228,6 +233,15 @@ def test_a_rank_that_reports_an_error_loses_the_group_with_its_name(ranks: Ranks
     ranks.far[1].send(Kind.FAILED, b"OutOfMemoryError")
     assert ranks.killed.wait(5)
     assert ranks.lost == ["rank 1 failed with OutOfMemoryError"]
+    assert ranks.at_fault == {1}
+
+
+def test_a_rank_that_lost_a_peer_is_not_the_one_at_fault(ranks: Ranks) -> None:
+    ranks.far[1].send(Kind.PEER_LOST)
+    assert ranks.killed.wait(5)
+    assert ranks.at_fault == frozenset()
+    with pytest.raises(ShardGroupLost, match="rank 1 lost another rank"):
+        ranks.group.execute(BATCH)
 
 
 def test_a_closed_group_refuses_steps_and_is_not_called_lost(ranks: Ranks) -> None:

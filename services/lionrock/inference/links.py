@@ -30,6 +30,7 @@ SECRET_BYTES = 32
 MAX_FRAME_BYTES = 64 << 20  # a step of a million tokens with its block tables
 _READ_BYTES = 1 << 18
 _HANDSHAKE_S = 5.0
+_ACCEPT_LOOK_S = 0.2  # closing a listener does not wake a select on it
 
 
 class LinkClosed(Exception):
@@ -46,6 +47,7 @@ class Kind(IntEnum):
     BEAT = 5  # from a rank: it lives
     ENDED = 6  # to a rank: a traced sequence is over; id and traceparent
     CLOSE = 7  # to a rank: leave
+    PEER_LOST = 8  # from a rank: a collective failed because of another rank; this one stands by
 
 
 _KINDS = frozenset(kind.value for kind in Kind)
@@ -175,11 +177,17 @@ class LinkListener:
         """Links of all ranks, by rank. deadline_s: monotonic. Raises LinkClosed when one does not come in time."""
         links: dict[int, Link] = {}
         while len(links) < ranks:
-            ready, _, _ = select.select(self._sockets, [], [], max(0.0, deadline_s - time.monotonic()))
-            if not ready:
+            left_s = deadline_s - time.monotonic()
+            try:
+                ready, _, _ = select.select(self._sockets, [], [], min(max(0.0, left_s), _ACCEPT_LOOK_S))
+            except (OSError, ValueError):  # closed meanwhile
+                left_s, ready = 0.0, []
+            if not ready and left_s <= 0:
                 for link in links.values():
                     link.close()
                 raise LinkClosed(f"{len(links)} of {ranks} ranks came in time")
+            if not ready:
+                continue
             connection, _ = ready[0].accept()
             try:
                 rank, link = self._admit(connection)

@@ -1,11 +1,14 @@
 """One rank's process: device, process group, worker, and the loop that answers steps beside the methods that the group calls.
 
 Steps run in a thread of their own, so that the process stays answerable, and another thread gives signs of life: a frozen process
-gives none. Knows torch, links and the worker; not Ray, which calls these methods, nor policy.
+gives none. When another rank is lost, a rank over gloo leaves the collective, keeps its weights and stands by to form a group with
+new peers; over other back ends, whose collectives cannot be left safely, it ends. Knows torch, links and the worker; not who calls
+these methods, nor policy.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib
 import logging
@@ -16,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lionrock.chassis.settings import TelemetrySettings
+from lionrock.inference.engine.errors import ShardGroupLost
 from lionrock.inference.engine.runner import RunnerSpec
 from lionrock.inference.engine.sequence import SequenceId
 from lionrock.inference.links import Kind, Link, LinkAddress, LinkClosed, LinkTls, connect
@@ -26,11 +30,14 @@ from lionrock.planner.plan import ShardPlan
 if TYPE_CHECKING:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+    from lionrock.inference.model.collectives import RankGroups
     from lionrock.inference.model.worker import ShardWorker
 
 log = logging.getLogger("lionrock.inference")
 
 _IDLE_WAIT_S = 1.0
+STAND_BY_S = 60.0
+"""Longest wait of a rank without a group; then its owner is gone too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +57,15 @@ class RankSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a rank's process runs."""
+
+    node_id: str
+    node_address: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
 class Rendezvous:
     """Where the ranks of one group find each other: a file on their common node, else a store that rank 0 keeps."""
 
@@ -59,12 +75,12 @@ class Rendezvous:
 
 
 class ShardProcess:
-    """One rank. The group calls prepare (or the constructor does), join, allocate and attach, in that order."""
+    """One rank, or a spare that becomes one. A group calls attach, join and allocate in that order, and stand_by after a loss."""
 
-    def __init__(self, settings: RankSettings, rank: int, visible_devices: str | None = None) -> None:
+    def __init__(self, settings: RankSettings, visible_devices: str | None = None) -> None:
         """Import what the chip needs. visible_devices: value for the chip's variable where Ray does not set it."""
         self._settings = settings
-        self._rank = rank
+        self._rank: int | None = None
         self._chip = chip(settings.plan.chip)
         if self._chip.visible_devices is not None and visible_devices is not None:
             os.environ[self._chip.visible_devices] = visible_devices
@@ -80,10 +96,24 @@ class ShardProcess:
         self._store: TCPStore | None = None
         self._threads = 1
         self._worker: ShardWorker | None = None
+        self._groups: RankGroups | None = None
+        self._link: Link | None = None
+        self._leaving = threading.Event()
+        self._answering: threading.Thread | None = None
+        self._orphaned: threading.Timer | None = None
+
+    @property
+    def _stands_by(self) -> bool:
+        """Whether it can outlive its group: gloo's collectives fail when a peer ends, and hold nothing on a device."""
+        return (self._settings.collective or self._chip.collective) == "gloo"
 
     def ping(self) -> bool:
         """Answer while steps run."""
         return True
+
+    def where(self) -> Placement:
+        """Return this process's node and pid; all processes that know no nodes are on one."""
+        return Placement("here", "127.0.0.1", os.getpid())
 
     def open_store(self, host: str) -> int:
         """Keep the group's store (rank 0 of a group on several nodes). Returns its port."""
@@ -92,25 +122,35 @@ class ShardProcess:
         self._store = TCPStore(host, 0, len(self._settings.plan.shards), is_master=True, wait_for_workers=False)
         return int(self._store.port)
 
+    def attach(self, rank: int, address: LinkAddress, same_node: bool) -> None:
+        """Become that rank: connect to the engine and give signs of life from now on. Raises LinkClosed, OSError."""
+        assert self._rank in (None, rank), "a rank that has loaded its weights stays what it is"
+        self._rank = rank
+        self._adopt()
+        self._leaving = threading.Event()
+        self._link = link = connect(address, rank, same_node=same_node, tls=self._settings.tls)
+        threading.Thread(target=self._beat, args=(link, self._leaving), name="lionrock-beat", daemon=True).start()
+
     def join(self, rendezvous: Rendezvous, local_ranks: int) -> int:
-        """Form the process groups and load the weights. Returns how many KV blocks this rank can hold.
+        """Form the process groups, and load the weights unless they are there. Returns how many KV blocks this rank can hold.
 
         local_ranks: ranks of the group on this node, which share its cores.
         Raises ShardGroupLost when a peer does not come, and what ShardWorker raises for a bad model.
         """
         import torch
         import torch.distributed as dist
-        from torch.distributed import FileStore, Store, TCPStore  # type: ignore[attr-defined]
+        from torch.distributed import DistError, FileStore, Store, TCPStore  # type: ignore[attr-defined]
 
         from lionrock.inference.model import shared_memory
-        from lionrock.inference.model.collectives import form_groups
+        from lionrock.inference.model.collectives import RankGroups, form_groups
         from lionrock.inference.model.worker import ShardWorker
 
-        settings, plan = self._settings, self._settings.plan
+        settings, plan, rank = self._settings, self._settings.plan, self._rank
+        assert rank is not None, "attach comes first"
         self._threads = settings.threads or max(1, len(os.sched_getaffinity(0)) // local_ranks)
         torch.set_num_threads(self._threads)
         timeout = datetime.timedelta(seconds=settings.collective_timeout_s)
-        groups = None
+        groups = RankGroups()
         if plan.ranks > 1:
             store: Store
             if rendezvous.file is not None:
@@ -120,30 +160,53 @@ class ShardProcess:
                 assert rendezvous.port is not None
                 store = self._store or TCPStore(rendezvous.host, rendezvous.port, plan.ranks, timeout=timeout)
             backend = settings.collective or self._chip.collective
-            dist.init_process_group(backend, store=store, rank=self._rank, world_size=plan.ranks, timeout=timeout)
+            try:
+                dist.init_process_group(backend, store=store, rank=rank, world_size=plan.ranks, timeout=timeout)
+            except DistError as error:
+                raise ShardGroupLost(f"the ranks did not find each other: {type(error).__name__}") from error
             one_node = local_ranks == plan.ranks and shared_memory.usable(torch.device(self._chip.torch_device))
             groups = form_groups(plan.tensor_parallel, plan.pipeline_parallel, timeout, shared_memory=one_node)
-        worker = ShardWorker(settings.source, plan, self._rank, self._chip.torch_device, groups)
-        worker.load()
-        self._worker = worker
-        return worker.kv_blocks_within(settings.kv_cache_bytes)
+        if self._worker is None or self._groups is None:
+            worker = ShardWorker(settings.source, plan, rank, self._chip.torch_device, groups)
+            worker.load()
+            self._worker, self._groups = worker, groups
+        else:
+            self._worker.rejoin(groups)
+        return self._worker.kv_blocks_within(settings.kv_cache_bytes)
 
     def allocate(self, blocks: int) -> RunnerSpec:
-        """Allocate the KV cache, the same number of blocks on every rank."""
+        """Allocate the KV cache, the same number of blocks on every rank, and answer steps from now on."""
         assert self._worker is not None, "join comes first"
+        assert self._link is not None, "attach comes first"
         self._worker.allocate_kv_cache(blocks)
+        arguments = (self._link, self._leaving, self._worker)
+        self._answering = threading.Thread(target=self._answer, args=arguments, name="lionrock-rank", daemon=True)
+        self._answering.start()
         return self._worker.spec()
 
-    def attach(self, address: LinkAddress, same_node: bool) -> None:
-        """Connect to the engine and answer steps from now on. Raises LinkClosed, OSError."""
-        assert self._worker is not None, "join comes first"
-        link = connect(address, self._rank, same_node=same_node, tls=self._settings.tls)
-        leaving = threading.Event()
-        for name, target, arguments in (
-            ("lionrock-beat", self._beat, (link, leaving)),
-            ("lionrock-rank", self._answer, (link, leaving, self._worker)),
-        ):
-            threading.Thread(target=target, args=arguments, name=name, daemon=True).start()
+    def stand_by(self, timeout_s: float) -> bool:
+        """Leave the group that was lost. Returns whether this rank can form another one: it has left and kept its weights."""
+        if not self._stands_by or self._answering is None or self._link is None or self._groups is None:
+            return False
+        self._answering.join(timeout_s)  # a step fails as soon as the lost rank has ended
+        if self._answering.is_alive():
+            return False
+        self._link.close()
+        self._groups.leave()
+        return True
+
+    def _adopt(self) -> None:
+        """Note that there is a group again."""
+        if self._orphaned is not None:
+            self._orphaned.cancel()
+        self._orphaned = None
+
+    def _orphan(self) -> None:
+        """End the process unless a group wants it soon: a rank alone is of no use."""
+        self._adopt()
+        self._orphaned = threading.Timer(STAND_BY_S, os._exit, (0,))
+        self._orphaned.daemon = True
+        self._orphaned.start()
 
     def _beat(self, link: Link, leaving: threading.Event) -> None:
         """Give signs of life (a thread)."""
@@ -151,29 +214,38 @@ class ShardProcess:
             try:
                 link.send(Kind.BEAT)
             except LinkClosed:
-                return  # the other thread sees it too and ends the process
+                return  # the other thread sees it too
 
     def _answer(self, link: Link, leaving: threading.Event, worker: ShardWorker) -> None:
-        """Answer steps until the engine goes away (a thread), then end the process: a rank alone is of no use."""
+        """Answer steps until the engine goes away or another rank is lost (a thread), then stand by or end the process."""
         import torch
 
         torch.set_num_threads(self._threads)
+        ends = not self._stands_by
         try:
             while not leaving.is_set():
                 link.wait(_IDLE_WAIT_S)
                 for kind, payload in link.received():
                     self._handle(kind, payload, link, leaving, worker)
+            ends = True
         except LinkClosed:
-            log.info("the engine is gone; rank %d leaves", self._rank)
+            log.info("the engine has given up the group of rank %d", self._rank)
+        except ShardGroupLost as error:
+            log.warning("rank %d lost its peers: %s", self._rank, error)
+            self._tell(link, Kind.PEER_LOST)
         except Exception as error:
             log.exception("rank %d failed", self._rank)
-            try:
-                link.send(Kind.FAILED, type(error).__name__.encode())
-            except LinkClosed:
-                log.info("the engine is gone; rank %d leaves", self._rank)
+            self._tell(link, Kind.FAILED, type(error).__name__.encode())
+            ends = True
         leaving.set()
-        self._telemetry.close()
-        os._exit(0)
+        if ends:
+            self._telemetry.close()
+            os._exit(0)
+        self._orphan()
+
+    def _tell(self, link: Link, kind: Kind, payload: bytes = b"") -> None:
+        with contextlib.suppress(LinkClosed):  # then the engine knows more than we do
+            link.send(kind, payload)
 
     def _handle(self, kind: Kind, payload: bytes, link: Link, leaving: threading.Event, worker: ShardWorker) -> None:
         match kind:
@@ -185,7 +257,7 @@ class ShardProcess:
                 sequence_id, traceparent = ENDED.unpack(payload)
                 timings = worker.finished_timings(SequenceId(sequence_id))
                 if timings is not None:
-                    emit_shard_span(timings, traceparent.decode("ascii"), self._rank, self._settings.plan.chip)
+                    emit_shard_span(timings, traceparent.decode("ascii"), worker.shard.rank, self._settings.plan.chip)
             case Kind.CLOSE:
                 leaving.set()
             case _:

@@ -1,8 +1,8 @@
 """The shard group: ranks in processes of their own as one ModelRunner.
 
 Every rank gets each step as one frame and the sampling rank answers with the tokens. A dead rank is seen by the end of its link, a
-frozen one by its silence; either way the whole group is given up and killed, because ranks wait for each other inside collectives.
-Knows links and heartbeats; not Ray, torch or policy.
+frozen one by its silence; either way the whole group is given up and the rank at fault is killed, so that the others, which wait
+for it inside a collective, can leave. Knows links and heartbeats; not Ray, torch or policy.
 """
 
 from __future__ import annotations
@@ -24,6 +24,15 @@ from lionrock.inference.spans import ENDED
 log = logging.getLogger("lionrock.inference")
 
 
+class RankLost(LinkClosed):
+    """A rank died, failed or fell silent."""
+
+    def __init__(self, rank: int, how: str, *, at_fault: bool = True) -> None:
+        """at_fault: whether it is this rank that is of no more use, or another one that it depends on."""
+        super().__init__(f"rank {rank} {how}")
+        self.at_fault = frozenset((rank,)) if at_fault else frozenset[int]()
+
+
 class ShardGroup:
     """A ModelRunner over the links of all ranks, by rank."""
 
@@ -34,12 +43,13 @@ class ShardGroup:
         *,
         heartbeat_interval_s: float,
         heartbeat_timeout_s: float,
-        kill: Callable[[], None],
+        kill: Callable[[frozenset[int]], None],
         on_lost: Callable[[ShardGroup, str], None],
     ) -> None:
         """Take over the links.
 
-        kill: ends every rank's process. on_lost: told once, from any thread, when the group is of no more use.
+        kill: ends the processes of the ranks at fault, as far as it is known which; the others are the caller's.
+        on_lost: told once, from any thread, when the group is of no more use.
         """
         self._links = tuple(links)
         self._spec = spec
@@ -75,15 +85,21 @@ class ShardGroup:
             try:
                 self._raise_if_lost()
                 self._result = None
-                for link in self._links:
-                    link.send(Kind.STEP, encoded)
+                for rank, link in enumerate(self._links):
+                    self._send_step(rank, link, encoded)
                 while self._result is None:
                     self._read(self._interval_s)
                 return StepResult.decode(self._result)
             except (LinkClosed, MalformedBatch) as error:
-                self._lose(str(error))
+                self._lose(error)
             self._raise_if_lost()
         raise AssertionError("a lost group says so")
+
+    def _send_step(self, rank: int, link: Link, encoded: bytes) -> None:
+        try:
+            link.send(Kind.STEP, encoded)
+        except LinkClosed as error:
+            raise RankLost(rank, "died or takes no steps") from error
 
     def sequence_ended(self, sequence_id: SequenceId, traceparent: str) -> None:
         """Have every rank report what it did for a traced sequence."""
@@ -121,13 +137,18 @@ class ShardGroup:
                     if kind is Kind.RESULT:
                         self._result = payload
                     elif kind is Kind.FAILED:
-                        raise LinkClosed(f"rank {rank} failed with {payload.decode('ascii', 'replace')[:64]}")
+                        failed = payload.decode("ascii", "replace")[:64]
+                        raise RankLost(rank, f"failed with {failed}")
+                    elif kind is Kind.PEER_LOST:
+                        raise RankLost(rank, "lost another rank in a collective", at_fault=False)
+            except RankLost:
+                raise
             except LinkClosed as error:
-                raise LinkClosed(str(error) if "rank" in str(error) else f"rank {rank} died") from error
+                raise RankLost(rank, "died") from error
         oldest_s = time.monotonic() - self._silence_s
         for rank, seen_s in enumerate(self._seen_s):
             if seen_s < oldest_s:
-                raise LinkClosed(f"rank {rank} gives no sign of life")
+                raise RankLost(rank, "gives no sign of life")
 
     def _watch(self) -> None:
         """Look after the ranks while no step does (a thread)."""
@@ -140,18 +161,18 @@ class ShardGroup:
                 if not self._closing.is_set():
                     self._read(0)
             except LinkClosed as error:
-                self._lose(str(error))
+                self._lose(error)
             finally:
                 self._reading.release()
 
-    def _lose(self, reason: str) -> None:
+    def _lose(self, error: Exception) -> None:
         """Give the group up (the holder of the lock)."""
         if self._lost is not None or self._closing.is_set():
             self._lost = self._lost or "the shard group is closed"
             return
-        self._lost = reason
+        self._lost = reason = str(error)
         log.warning("shard group lost: %s", reason)
         for link in self._links:
             link.close()
-        self._kill()
+        self._kill(error.at_fault if isinstance(error, RankLost) else frozenset(range(len(self._links))))
         self._on_lost(self, reason)

@@ -51,6 +51,18 @@ class TensorGroup:
         self.size = dist.get_world_size(group)
         self.rank = dist.get_rank(group)
 
+    def take_over(self, other: TensorGroup) -> None:
+        """Go on over the process group of another one of the same shape, which is not used further."""
+        assert (self.size, self.rank) == (other.size, other.rank), "the shape of the mesh does not change"
+        self.close()
+        self._group, self._slots = other._group, other._slots
+
+    def close(self) -> None:
+        """Let go of the peers; collectives fail from now on."""
+        if self._slots is not None:
+            self._slots.close()
+        self._slots = None
+
     def all_reduce(self, x: Tensor) -> Tensor:
         """Sum over the ranks, in place."""
         slots = self._slots
@@ -76,19 +88,19 @@ class StageLink:
     """The same tensor rank of the stages before and after."""
 
     def __init__(self, group: ProcessGroup, clock: CollectiveClock) -> None:
-        self._group = group
+        self.group = group
         self._clock = clock
         self.stage = dist.get_rank(group)
         self.stages = dist.get_world_size(group)
 
     def send(self, x: Tensor) -> None:
         """Pass the hidden state to the next stage."""
-        self._clock.run(lambda: dist.send(x.contiguous(), group=self._group, group_dst=self.stage + 1))
+        self._clock.run(lambda: dist.send(x.contiguous(), group=self.group, group_dst=self.stage + 1))
 
     def receive(self, shape: Seq[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         """Take the hidden state from the stage before."""
         x = torch.empty(tuple(shape), dtype=dtype, device=device)
-        self._clock.run(lambda: dist.recv(x, group=self._group, group_src=self.stage - 1))
+        self._clock.run(lambda: dist.recv(x, group=self.group, group_src=self.stage - 1))
         return x
 
 
@@ -101,6 +113,19 @@ class RankGroups:
         self.clock = CollectiveClock()
         self.tensor = None if tensor is None else TensorGroup(tensor, self.clock, slots)
         self.pipeline = None if pipeline is None else StageLink(pipeline, self.clock)
+
+    def take_over(self, other: RankGroups) -> None:
+        """Go on over the process groups of another mesh of the same shape: what holds a TensorGroup keeps it."""
+        if self.tensor is not None and other.tensor is not None:
+            self.tensor.take_over(other.tensor)
+        self.pipeline = None if other.pipeline is None else StageLink(other.pipeline.group, self.clock)
+
+    def leave(self) -> None:
+        """End the process groups of this rank after a loss, so that it can form others with new peers."""
+        if self.tensor is not None:
+            self.tensor.close()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def form_groups(

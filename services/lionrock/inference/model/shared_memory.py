@@ -73,9 +73,9 @@ class SharedSlots:
         self._slots = data.view(2, self.size, SLOT_BYTES)
         self._done = 0
         self._peers = select.poll()
-        for pid in pids:
-            if pid != os.getpid():
-                self._peers.register(os.pidfd_open(pid), select.POLLIN)  # readable once the process has ended
+        self._processes = [os.pidfd_open(pid) for pid in pids if pid != os.getpid()]
+        for process in self._processes:
+            self._peers.register(process, select.POLLIN)  # readable once the process has ended
 
     def holds(self, x: Tensor) -> bool:
         """Whether a tensor fits a slot."""
@@ -96,6 +96,13 @@ class SharedSlots:
         for rank in range(self.size):
             self._await(rank * step)
         return [slots[rank][:length].view(x.dtype).view(x.shape) for rank in range(self.size)]
+
+    def close(self) -> None:
+        """Let go of the peers' processes. The memory goes with the last tensor over it."""
+        processes, self._processes = self._processes, []
+        for process in processes:
+            self._peers.unregister(process)
+            os.close(process)
 
     def _await(self, counter: int) -> None:
         counters, wanted = self._counters, self._done

@@ -1,0 +1,261 @@
+"""Builds the shard groups of one replica, one after the other, from processes that outlive a group where they can.
+
+A start of a rank is mostly the start of its process, PyTorch's import and the loading of weights. So after a loss the ranks that
+are well stand by and keep their weights, and a spare, a process that has imported PyTorch already, takes the place of the lost one.
+Signs of life are watched from the moment at which a rank is attached: a rank that freezes while it loads holds nobody up for long.
+
+Knows ranks by what it can ask of them; not where they come from (`shard_actors`: Ray; `local_ranks`: this machine).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Protocol, TypeVar
+
+from lionrock.inference.engine.errors import ShardGroupLost
+from lionrock.inference.engine.runner import RunnerSpec
+from lionrock.inference.links import Link, LinkAddress, LinkClosed, LinkListener
+from lionrock.inference.settings import HealthSettings
+from lionrock.inference.shard_process import Placement, RankSettings, Rendezvous
+from lionrock.inference.sharding import ShardGroup
+from lionrock.planner.chips import chip
+
+log = logging.getLogger("lionrock.inference")
+
+_STAND_BY_S = 2.0
+_PING_S = 1.0
+_ATTACH_S = 10.0
+_RESTOCK_AFTER_S = 5.0
+"""Time between a group's start and that of its spares, whose imports would slow it down."""
+_LOADING_SILENCE = 4.0
+"""How many heartbeat time-outs a rank may be silent for while it loads: imports and allocations hold Python's lock."""
+
+
+class RankProcess(Protocol):
+    """The process of a rank, or of a spare. Every method raises ShardGroupLost when it has ended, or failed."""
+
+    async def place(self) -> Placement:
+        """Wait until it runs and return where."""
+        ...
+
+    async def call(self, method: str, *arguments: object) -> Any:
+        """Call a method of its ShardProcess."""
+        ...
+
+    def kill(self) -> None:
+        """End it, whatever it does, from any thread. Does not raise; may be called twice."""
+        ...
+
+
+class SpawnRank(Protocol):
+    """Begins to start processes."""
+
+    def __call__(self, rank: int | None) -> RankProcess:
+        """Start the process of a rank, or a spare on this node (None)."""
+        ...
+
+
+class GroupBuilder:
+    """Owns the processes of one replica's ranks."""
+
+    def __init__(
+        self, settings: RankSettings, health: HealthSettings, spawn: SpawnRank, *, node_id: str, node_address: str
+    ) -> None:
+        """node_id, node_address: where this process runs, in the words of `RankProcess.place`."""
+        self._settings = settings
+        self._health = health
+        self._spawn = spawn
+        self._node_id = node_id
+        self._node_address = node_address
+        self._processes: dict[int, RankProcess] = {}
+        self._placements: dict[int, Placement] = {}
+        self._spares: list[RankProcess] = []
+        self._restocking: asyncio.Task[None] | None = None
+        row = chip(settings.plan.chip)
+        # A spare must be able to become any rank: so no devices that are chosen before the chip's module is imported.
+        self._wanted_spares = health.warm_spares if row.visible_devices is None else 0
+
+    @property
+    def processes(self) -> Mapping[int, RankProcess]:
+        """Those of the present group, or of the one being built, by rank."""
+        return MappingProxyType(self._processes)
+
+    async def build(self, on_lost: Callable[[ShardGroup, str], None]) -> ShardGroup:
+        """Start or restart what is missing, load, connect. Raises ShardGroupLost; then no rank is left."""
+        begin_s = time.monotonic()
+        try:
+            async with asyncio.timeout(self._health.start_timeout_s):
+                kept = await self._gather()
+                group = await self._connect(on_lost)
+        except BaseException as error:
+            self._kill_ranks()
+            if isinstance(error, LinkClosed | OSError | TimeoutError):
+                raise ShardGroupLost(f"the shard group did not come up: {type(error).__name__} {error}") from error
+            raise
+        took_s = time.monotonic() - begin_s
+        log.info("shard group of %d ranks, %d of them kept, is up in %.2f s", len(self._processes), kept, took_s)
+        if self._restocking is None or self._restocking.done():
+            self._restocking = asyncio.create_task(self._restock(), name="lionrock-spares")
+        return group
+
+    async def close(self) -> None:
+        """End every process."""
+        if self._restocking is not None:
+            self._restocking.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._restocking
+        self._kill_ranks()
+        for spare in self._spares:
+            spare.kill()
+        self._spares.clear()
+
+    # ---- processes -------------------------------------------------------------------------------------------------------
+
+    async def _gather(self) -> int:
+        """Have a process for every rank; returns how many of them were kept."""
+        ranks = range(self._settings.plan.ranks)
+        standing = await asyncio.gather(*(self._stand_by(rank) for rank in self._processes))
+        for rank, stands in zip(tuple(self._processes), standing, strict=True):
+            if not stands:
+                self._processes.pop(rank).kill()
+                self._placements.pop(rank, None)
+        missing = [rank for rank in ranks if rank not in self._processes]
+        for rank in missing:
+            self._processes[rank] = await self._take_spare() or self._spawn(rank)
+        async with asyncio.timeout(self._health.process_start_timeout_s):
+            placed = await asyncio.gather(*(self._processes[rank].place() for rank in missing))
+        self._placements.update(zip(missing, placed, strict=True))
+        return len(ranks) - len(missing)
+
+    async def _stand_by(self, rank: int) -> bool:
+        try:
+            async with asyncio.timeout(2 * _STAND_BY_S):
+                return bool(await self._processes[rank].call("stand_by", _STAND_BY_S))
+        except (ShardGroupLost, TimeoutError):
+            return False
+
+    async def _take_spare(self) -> RankProcess | None:
+        while self._spares:
+            spare = self._spares.pop()
+            try:
+                async with asyncio.timeout(_PING_S):
+                    await spare.call("ping")
+            except (ShardGroupLost, TimeoutError):
+                spare.kill()
+            else:
+                return spare
+        return None
+
+    async def _restock(self) -> None:
+        """Start spares, some time after a group."""
+        await asyncio.sleep(_RESTOCK_AFTER_S)
+        if {placement.node_id for placement in self._placements.values()} != {self._node_id}:
+            return
+        while len(self._spares) < self._wanted_spares:
+            spare = self._spawn(None)
+            try:
+                async with asyncio.timeout(self._health.process_start_timeout_s):
+                    await spare.place()
+            except BaseException as error:
+                spare.kill()
+                if isinstance(error, ShardGroupLost | TimeoutError):
+                    log.warning("a spare rank did not start: %s", error)
+                    return
+                raise
+            self._spares.append(spare)
+
+    def _kill(self, ranks: frozenset[int]) -> None:
+        """End these processes (any thread); `_gather` finds out."""
+        for rank, process in tuple(self._processes.items()):
+            if rank in ranks:
+                process.kill()
+
+    def _kill_ranks(self) -> None:
+        for process in self._processes.values():
+            process.kill()
+        self._processes.clear()
+        self._placements.clear()
+
+    # ---- a group ---------------------------------------------------------------------------------------------------------
+
+    async def _connect(self, on_lost: Callable[[ShardGroup, str], None]) -> ShardGroup:
+        ranks = [self._processes[rank] for rank in sorted(self._processes)]
+        nodes = [self._placements[rank].node_id for rank in sorted(self._processes)]
+        one_node = set(nodes) == {self._node_id}
+        listener = LinkListener(node_address=None if one_node else self._node_address, tls=self._settings.tls)
+        try:
+            links = await self._attach(ranks, nodes, listener)
+        finally:
+            listener.close()
+        try:
+            spec = await _while_alive(links, self._health, self._load(ranks, nodes))
+        except BaseException:
+            for link in links:
+                link.close()
+            raise
+        return ShardGroup(
+            links,
+            spec,
+            heartbeat_interval_s=self._health.heartbeat_interval_s,
+            heartbeat_timeout_s=self._health.heartbeat_timeout_s,
+            kill=self._kill,
+            on_lost=on_lost,
+        )
+
+    async def _attach(self, ranks: Sequence[RankProcess], nodes: Sequence[str], listener: LinkListener) -> list[Link]:
+        address: LinkAddress = listener.address
+        deadline_s = time.monotonic() + self._health.start_timeout_s
+        accepting = asyncio.ensure_future(asyncio.to_thread(listener.accept, len(ranks), deadline_s))
+        calls = [process.call("attach", rank, address, nodes[rank] == self._node_id) for rank, process in enumerate(ranks)]
+        try:
+            async with asyncio.timeout(_ATTACH_S):
+                await asyncio.gather(*calls)
+                return await accepting
+        except BaseException:
+            listener.close()
+            await asyncio.gather(accepting, return_exceptions=True)
+            raise
+
+    async def _load(self, ranks: Sequence[RankProcess], nodes: Sequence[str]) -> RunnerSpec:
+        with tempfile.TemporaryDirectory(prefix="lionrock-store-") as directory:
+            rendezvous = Rendezvous(str(Path(directory) / "store"))
+            if set(nodes) != {self._node_id}:
+                host = self._placements[0].node_address
+                rendezvous = Rendezvous(None, host, await ranks[0].call("open_store", host))
+            joins = [process.call("join", rendezvous, nodes.count(node)) for process, node in zip(ranks, nodes, strict=True)]
+            blocks = min(await asyncio.gather(*joins))
+        specs: list[RunnerSpec] = await asyncio.gather(*(process.call("allocate", blocks) for process in ranks))
+        return specs[0]
+
+
+_T = TypeVar("_T")
+
+
+async def _while_alive(links: Sequence[Link], health: HealthSettings, work: Coroutine[Any, Any, _T]) -> _T:
+    """Await work while every rank gives signs of life. Raises what the work raises, or ShardGroupLost."""
+    task = asyncio.create_task(work)
+    seen_s = [time.monotonic()] * len(links)
+    try:
+        while not task.done():
+            await asyncio.wait((task,), timeout=health.heartbeat_interval_s)
+            now_s = time.monotonic()
+            for rank, link in enumerate(links):
+                try:
+                    for _ in link.received():
+                        seen_s[rank] = now_s
+                except LinkClosed:
+                    if not task.done():
+                        raise ShardGroupLost(f"rank {rank} died while the group was built") from None
+                if now_s - seen_s[rank] > _LOADING_SILENCE * health.heartbeat_timeout_s and not task.done():
+                    raise ShardGroupLost(f"rank {rank} gave no sign of life while the group was built")
+        return task.result()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
