@@ -114,7 +114,7 @@ class VllmEngine:
         try:
             async with asyncio.timeout(self._options.start_timeout_s):
                 llm = await asyncio.shield(building)
-                await llm.get_supported_tasks()  # vLLM keeps them: later it need not ask while a request is admitted
+                await _warm_up(llm)
         except BaseException as error:
             building.add_done_callback(_shut_down_late)
             if isinstance(error, Exception):
@@ -155,7 +155,7 @@ class VllmEngine:
         reason = "vLLM's engine died"
         while not llm.errored:
             output_handler = llm.output_handler
-            assert output_handler is not None, "vLLM starts it with its first call"
+            assert output_handler is not None, "the first request started it"
             done, _ = await asyncio.wait({output_handler}, timeout=_PING_INTERVAL_S)
             if done:
                 break
@@ -205,7 +205,7 @@ class VllmEngine:
         prompt_tokens = len(request.token_ids) - request.resumed_tokens
         answer_tokens = min(sampling.max_tokens or limits.max_answer_tokens, limits.max_answer_tokens)
         new_answer_tokens = min(answer_tokens - request.resumed_tokens, spec.context_window - len(request.token_ids))
-        stop_token_ids = frozenset(sampling.stop_token_ids)
+        stop_token_ids = frozenset(i for i in sampling.stop_token_ids if i < spec.vocab_size)  # others never come
         if not sampling.ignore_eos:
             stop_token_ids |= spec.eos_token_ids
         sequence_id = SequenceId(self._next_id)
@@ -230,12 +230,8 @@ class VllmEngine:
         check_for_vllm(request)
         if request.constraint is not None and not self._options.has_tokenizer:
             raise UnsupportedSamplingOption("constraint of a model without tokenizer files")
-        for name, token_ids in (
-            ("logit_bias", request.sampling.logit_bias),
-            ("stop_token_ids", request.sampling.stop_token_ids),
-        ):
-            if any(not 0 <= token_id < spec.vocab_size for token_id in token_ids):
-                raise InvalidRequest(f"sampling.{name}", "names an id outside the vocabulary")
+        if any(not 0 <= token_id < spec.vocab_size for token_id in request.sampling.logit_bias):
+            raise InvalidRequest("sampling.logit_bias", "names an id outside the vocabulary")
         if len(self._active) - self._options.limits.max_running >= self._options.limits.max_waiting:
             raise EngineFull(self._retry_after_s())
 
@@ -358,6 +354,16 @@ def _build(options: VllmOptions) -> AsyncLLM:
         )
     arguments = AsyncEngineArgs(**options.engine_arguments())
     return AsyncLLM.from_engine_args(arguments, stat_loggers=[lambda *_: _NoStatistics()])
+
+
+async def _warm_up(llm: AsyncLLM) -> None:
+    """Have one answer: it proves that the ranks work, and has vLLM compile what it compiles at first use, which takes seconds."""
+    from vllm.inputs.engine import tokens_input
+    from vllm.sampling_params import SamplingParams
+
+    params = SamplingParams(temperature=0, max_tokens=2, logprobs=1, detokenize=False, ignore_eos=True)
+    async for _ in llm.generate(tokens_input([0]), params, "lionrock-warm-up"):
+        pass
 
 
 def _spec(llm: AsyncLLM, options: VllmOptions) -> RunnerSpec:
