@@ -10,11 +10,11 @@ Knows ranks by what it can ask of them; not where they come from (`shard_actors`
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import tempfile
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
@@ -42,7 +42,7 @@ class RankProcess(Protocol):
     """The process of a rank, or of a spare. Every method raises ShardGroupLost when it has ended, or failed."""
 
     async def place(self) -> Placement:
-        """Wait until it runs and return where."""
+        """Wait until it runs and return where. Called first, and once."""
         ...
 
     async def call(self, method: str, *arguments: object) -> Any:
@@ -62,6 +62,19 @@ class SpawnRank(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Started:
+    """A process, and where it runs once it does."""
+
+    process: RankProcess
+    placing: asyncio.Task[Placement]
+
+    def kill(self) -> None:
+        """End it (on the event loop)."""
+        self.placing.cancel()
+        self.process.kill()
+
+
 class GroupBuilder:
     """Owns the processes of one replica's ranks."""
 
@@ -76,8 +89,8 @@ class GroupBuilder:
         self._node_address = node_address
         self._processes: dict[int, RankProcess] = {}
         self._placements: dict[int, Placement] = {}
-        self._spares: list[RankProcess] = []
-        self._restocking: asyncio.Task[None] | None = None
+        self._spares: list[_Started] = []
+        self._restocking: asyncio.TimerHandle | None = None
         row = chip(settings.plan.chip)
         # A spare must be able to become any rank: so no devices that are chosen before the chip's module is imported.
         self._wanted_spares = health.warm_spares if row.visible_devices is None else 0
@@ -101,16 +114,15 @@ class GroupBuilder:
             raise
         took_s = time.monotonic() - begin_s
         log.info("shard group of %d ranks, %d of them kept, is up in %.2f s", len(self._processes), kept, took_s)
-        if self._restocking is None or self._restocking.done():
-            self._restocking = asyncio.create_task(self._restock(), name="lionrock-spares")
+        if self._restocking is not None:
+            self._restocking.cancel()
+        self._restocking = asyncio.get_running_loop().call_later(_RESTOCK_AFTER_S, self._restock)
         return group
 
     async def close(self) -> None:
         """End every process."""
         if self._restocking is not None:
             self._restocking.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._restocking
         self._kill_ranks()
         for spare in self._spares:
             spare.kill()
@@ -127,12 +139,27 @@ class GroupBuilder:
                 self._processes.pop(rank).kill()
                 self._placements.pop(rank, None)
         missing = [rank for rank in ranks if rank not in self._processes]
+        placing: list[asyncio.Task[Placement]] = []
         for rank in missing:
-            self._processes[rank] = await self._take_spare() or self._spawn(rank)
-        async with asyncio.timeout(self._health.process_start_timeout_s):
-            placed = await asyncio.gather(*(self._processes[rank].place() for rank in missing))
-        self._placements.update(zip(missing, placed, strict=True))
+            started = await self._take_spare() or self._start(rank)
+            self._processes[rank] = started.process
+            placing.append(started.placing)
+        self._placements.update(zip(missing, await asyncio.gather(*placing), strict=True))
         return len(ranks) - len(missing)
+
+    def _start(self, rank: int | None) -> _Started:
+        process = self._spawn(rank)
+        placing = asyncio.create_task(self._place(process))
+        placing.add_done_callback(lambda task: task.cancelled() or task.exception())  # a spare's failure waits for its use
+        return _Started(process, placing)
+
+    async def _place(self, process: RankProcess) -> Placement:
+        try:
+            async with asyncio.timeout(self._health.process_start_timeout_s):
+                return await process.place()
+        except TimeoutError:
+            process.kill()
+            raise ShardGroupLost("the process of a rank did not start in time") from None
 
     async def _stand_by(self, rank: int) -> bool:
         try:
@@ -141,35 +168,30 @@ class GroupBuilder:
         except (ShardGroupLost, TimeoutError):
             return False
 
-    async def _take_spare(self) -> RankProcess | None:
+    async def _take_spare(self) -> _Started | None:
         while self._spares:
-            spare = self._spares.pop()
-            try:
-                async with asyncio.timeout(_PING_S):
-                    await spare.call("ping")
-            except (ShardGroupLost, TimeoutError):
-                spare.kill()
-            else:
+            spare = self._spares.pop(0)
+            if not spare.placing.done():
+                return spare  # begun before any other could be
+            if await self._is_well(spare):
                 return spare
+            spare.kill()
         return None
 
-    async def _restock(self) -> None:
-        """Start spares, some time after a group."""
-        await asyncio.sleep(_RESTOCK_AFTER_S)
-        if {placement.node_id for placement in self._placements.values()} != {self._node_id}:
-            return
-        while len(self._spares) < self._wanted_spares:
-            spare = self._spawn(None)
-            try:
-                async with asyncio.timeout(self._health.process_start_timeout_s):
-                    await spare.place()
-            except BaseException as error:
-                spare.kill()
-                if isinstance(error, ShardGroupLost | TimeoutError):
-                    log.warning("a spare rank did not start: %s", error)
-                    return
-                raise
-            self._spares.append(spare)
+    async def _is_well(self, spare: _Started) -> bool:
+        try:
+            await spare.placing
+            async with asyncio.timeout(_PING_S):
+                await spare.process.call("ping")
+        except (ShardGroupLost, TimeoutError) as error:
+            log.warning("a spare rank is of no use: %s", error)
+            return False
+        return True
+
+    def _restock(self) -> None:
+        """Start spares, some time after a group, which they would slow down."""
+        if {placement.node_id for placement in self._placements.values()} == {self._node_id}:
+            self._spares += [self._start(None) for _ in range(self._wanted_spares - len(self._spares))]
 
     def _kill(self, ranks: frozenset[int]) -> None:
         """End these processes (any thread); `_gather` finds out."""

@@ -27,10 +27,10 @@ log = logging.getLogger("lionrock.inference")
 class RankLost(LinkClosed):
     """A rank died, failed or fell silent."""
 
-    def __init__(self, rank: int, how: str, *, at_fault: bool = True) -> None:
-        """at_fault: whether it is this rank that is of no more use, or another one that it depends on."""
+    def __init__(self, rank: int, how: str, *, at_fault: frozenset[int] | None = None) -> None:
+        """at_fault: the ranks that are of no more use; None: this one."""
         super().__init__(f"rank {rank} {how}")
-        self.at_fault = frozenset((rank,)) if at_fault else frozenset[int]()
+        self.at_fault = frozenset((rank,)) if at_fault is None else at_fault
 
 
 class ShardGroup:
@@ -140,15 +140,21 @@ class ShardGroup:
                         failed = payload.decode("ascii", "replace")[:64]
                         raise RankLost(rank, f"failed with {failed}")
                     elif kind is Kind.PEER_LOST:
-                        raise RankLost(rank, "lost another rank in a collective", at_fault=False)
+                        raise RankLost(rank, "lost another rank in a collective", at_fault=frozenset())
             except RankLost:
                 raise
             except LinkClosed as error:
                 raise RankLost(rank, "died") from error
-        oldest_s = time.monotonic() - self._silence_s
-        for rank, seen_s in enumerate(self._seen_s):
-            if seen_s < oldest_s:
-                raise RankLost(rank, "gives no sign of life")
+        self._raise_if_silent()
+
+    def _raise_if_silent(self) -> None:
+        now_s = time.monotonic()
+        silence_s = [now_s - seen_s for seen_s in self._seen_s]
+        longest_s = max(silence_s)
+        if longest_s > self._silence_s:
+            # Ranks that froze at the same time fell silent within one interval.
+            silent = frozenset(rank for rank, mute_s in enumerate(silence_s) if mute_s > longest_s - 2 * self._interval_s)
+            raise RankLost(silence_s.index(longest_s), "gives no sign of life", at_fault=silent)
 
     def _watch(self) -> None:
         """Look after the ranks while no step does (a thread)."""
