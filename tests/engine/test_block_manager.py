@@ -86,7 +86,7 @@ class BlockTables(RuleBasedStateMachine):
         assert all(self.manager.is_published(block) == (block in self.found.values()) for block in range(BLOCKS))
 
 
-BlockTables.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+BlockTables.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 test_no_order_of_calls_leaks_double_frees_or_finds_what_is_gone = BlockTables.TestCase
 
 

@@ -14,8 +14,8 @@ Policy, in this order:
    computes for a sequence that ranks before it, it sits the step out and shares them in the next.
 
 Nobody starves: the first-ranking sequence of all is admitted, never preempted, never sits out, and has at least one token computed
-in every step. So a sequence ends within as many steps as it and those that rank before it while it is there may have tokens
-(`max_total_tokens`) together. A larger priority ranks first, however late it comes: that is what it is for.
+in every step. So from the last time that a sequence comes which ranks before it (with a larger priority: that is what it is for),
+a sequence ends within as many steps as it and those that rank before it may have tokens (`max_total_tokens`) together.
 
 Knows sequences and block ids; no torch, no clock of its own, no sampling.
 """
