@@ -43,7 +43,8 @@ class InferenceReplica:
             return await builder.build(lambda _, reason: on_lost(reason))
 
         engine = engine_backend(model, settings, start)
-        self._replica = Replica(model.name, serve.get_replica_context().replica_id.unique_id, engine)
+        name = serve.get_replica_context().replica_id.unique_id
+        self._replica = Replica(model.name, name, engine, lambda: builder.loaded_percent)
 
     async def generate(self, request: bytes, traceparent: str | None, timeout_s: float) -> AsyncIterator[bytes]:
         """See Replica.generate."""

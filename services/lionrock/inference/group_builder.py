@@ -21,7 +21,7 @@ from typing import Any, Protocol, TypeVar
 
 from lionrock.inference.engine.errors import ShardGroupLost
 from lionrock.inference.engine.runner import RunnerSpec
-from lionrock.inference.links import Link, LinkAddress, LinkClosed, LinkListener
+from lionrock.inference.links import Kind, Link, LinkAddress, LinkClosed, LinkListener
 from lionrock.inference.settings import HealthSettings
 from lionrock.inference.shard_process import Placement, RankSettings, Rendezvous
 from lionrock.inference.sharding import ShardGroup
@@ -91,6 +91,7 @@ class GroupBuilder:
         self._placements: dict[int, Placement] = {}
         self._spares: list[_Started] = []
         self._restocking: asyncio.TimerHandle | None = None
+        self._loaded: dict[int, int] = {}
         row = chip(settings.plan.chip)
         # A spare must be able to become any rank: so no devices that are chosen before the chip's module is imported.
         self._wanted_spares = health.warm_spares if row.visible_devices is None else 0
@@ -99,6 +100,11 @@ class GroupBuilder:
     def processes(self) -> Mapping[int, RankProcess]:
         """Those of the present group, or of the one being built, by rank."""
         return MappingProxyType(self._processes)
+
+    @property
+    def loaded_percent(self) -> int | None:
+        """How much of its weights the slowest rank has read; None while none is loading."""
+        return min(self._loaded.values(), default=None)
 
     async def build(self, on_lost: Callable[[ShardGroup, str], None]) -> ShardGroup:
         """Start or restart what is missing, load, connect. Raises ShardGroupLost; then no rank is left."""
@@ -217,7 +223,7 @@ class GroupBuilder:
         finally:
             listener.close()
         try:
-            spec = await _while_alive(links, self._health, self._load(ranks, nodes))
+            spec = await _while_alive(links, self._health, self._load(ranks, nodes), self._loaded)
         except BaseException:
             for link in links:
                 link.close()
@@ -260,8 +266,11 @@ class GroupBuilder:
 _T = TypeVar("_T")
 
 
-async def _while_alive(links: Sequence[Link], health: HealthSettings, work: Coroutine[Any, Any, _T]) -> _T:
-    """Await work while every rank gives signs of life. Raises what the work raises, or ShardGroupLost."""
+async def _while_alive(links: Sequence[Link], health: HealthSettings, work: Coroutine[Any, Any, _T], loaded: dict[int, int]) -> _T:
+    """Await work while every rank gives signs of life. Raises what the work raises, or ShardGroupLost.
+
+    loaded: takes the percentages of the ranks that load, and is empty afterwards.
+    """
     task = asyncio.create_task(work)
     seen_s = [time.monotonic()] * len(links)
     try:
@@ -270,8 +279,10 @@ async def _while_alive(links: Sequence[Link], health: HealthSettings, work: Coro
             now_s = time.monotonic()
             for rank, link in enumerate(links):
                 try:
-                    for _ in link.received():
+                    for kind, payload in link.received():
                         seen_s[rank] = now_s
+                        if kind is Kind.BEAT and payload:
+                            loaded[rank] = payload[0]
                 except LinkClosed:
                     if not task.done():
                         raise ShardGroupLost(f"rank {rank} died while the group was built") from None
@@ -279,5 +290,6 @@ async def _while_alive(links: Sequence[Link], health: HealthSettings, work: Coro
                     raise ShardGroupLost(f"rank {rank} gave no sign of life while the group was built")
         return task.result()
     finally:
+        loaded.clear()
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

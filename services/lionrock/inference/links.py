@@ -44,7 +44,7 @@ class Kind(IntEnum):
     STEP = 2  # to a rank: StepBatch
     RESULT = 3  # from the sampling rank: StepResult
     FAILED = 4  # from a rank: the name of an error; the rank is useless
-    BEAT = 5  # from a rank: it lives
+    BEAT = 5  # from a rank: it lives; while it loads, one byte: how many percent of its weights it has read
     ENDED = 6  # to a rank: a traced sequence is over; id and traceparent
     CLOSE = 7  # to a rank: leave
     PEER_LOST = 8  # from a rank: a collective failed because of another rank; this one stands by

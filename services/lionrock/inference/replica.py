@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -50,8 +50,11 @@ class ReplicaStatus:
 class Replica:
     """Keeps a shard group alive and serves sequences on it. Made on the event loop that it lives on."""
 
-    def __init__(self, model: str, replica_id: str, engine: EngineBackend) -> None:
-        """Take over the engine, not started."""
+    def __init__(
+        self, model: str, replica_id: str, engine: EngineBackend, loaded_percent: Callable[[], int | None] = lambda: None
+    ) -> None:
+        """Take over the engine, not started. loaded_percent: of its weights, while it loads them."""
+        self._loaded_percent = loaded_percent
         self._model = model
         self._id = replica_id
         self._engine = engine
@@ -66,7 +69,10 @@ class Replica:
     def status(self) -> ReplicaStatus:
         """Return how it is now."""
         engine = self._engine
-        return ReplicaStatus(self._ready, engine.spec, self._problem, engine.running, engine.waiting)
+        problem = self._problem
+        if not self._ready and (percent := self._loaded_percent()) is not None:
+            problem = f"loading, {percent // 10 * 10} % of the weights read"
+        return ReplicaStatus(self._ready, engine.spec, problem, engine.running, engine.waiting)
 
     @property
     def hopeless(self) -> str | None:

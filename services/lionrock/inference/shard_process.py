@@ -23,6 +23,7 @@ from lionrock.inference.engine.errors import ShardGroupLost
 from lionrock.inference.engine.runner import RunnerSpec
 from lionrock.inference.engine.sequence import SequenceId
 from lionrock.inference.links import Kind, Link, LinkAddress, LinkClosed, LinkTls, connect
+from lionrock.inference.loading import LoadProgress
 from lionrock.inference.spans import ENDED, emit_shard_span
 from lionrock.planner.chips import chip
 from lionrock.planner.plan import ShardPlan
@@ -101,6 +102,7 @@ class ShardProcess:
         self._leaving = threading.Event()
         self._answering: threading.Thread | None = None
         self._orphaned: threading.Timer | None = None
+        self._loading: LoadProgress | None = None
 
     @property
     def _stands_by(self) -> bool:
@@ -168,7 +170,9 @@ class ShardProcess:
             groups = form_groups(plan.tensor_parallel, plan.pipeline_parallel, timeout, shared_memory=one_node)
         if self._worker is None or self._groups is None:
             worker = ShardWorker(settings.source, plan, rank, self._chip.torch_device, groups)
-            worker.load()
+            self._loading = LoadProgress(rank, plan.shards[rank].weight_bytes)
+            worker.load(self._loading)
+            self._loading = None
             self._worker, self._groups = worker, groups
         else:
             self._worker.rejoin(groups)
@@ -212,7 +216,8 @@ class ShardProcess:
         """Give signs of life (a thread)."""
         while not leaving.wait(self._settings.heartbeat_interval_s):
             try:
-                link.send(Kind.BEAT)
+                loading = self._loading
+                link.send(Kind.BEAT, b"" if loading is None else bytes((loading.percent,)))
             except LinkClosed:
                 return  # the other thread sees it too
 
