@@ -13,7 +13,7 @@ from published import LLAMA_70B, SMOLLM2, V2_LITE, V3
 from lionrock.planner.chips import CHIPS, GIB, UnknownChip, chip
 from lionrock.planner.cuts import PlanError, apportion
 from lionrock.planner.fitting import Workload, choose_plan, held_by, rank_memory
-from lionrock.planner.memory import Experts, LatentAttention, ModelShape
+from lionrock.planner.memory import WEIGHT_TYPES, Experts, LatentAttention, ModelShape
 from lionrock.planner.plan import ShardPlan, plan_shards
 
 CPU = chip("cpu")
@@ -54,7 +54,7 @@ def shapes(draw: st.DrawFn) -> ModelShape:
     pipeline_parallel=st.integers(1, 6),
     weights=st.lists(st.floats(0.1, 10), min_size=16, max_size=16),
     even=st.booleans(),
-    weight_dtype=st.sampled_from([None, "fp8", "int8", "int4"]),
+    weight_dtype=st.sampled_from([None, *WEIGHT_TYPES]),
 )
 def test_every_plan_covers_heads_columns_experts_rows_and_layers_exactly_once(
     shape: ModelShape, tensor_parallel: int, pipeline_parallel: int, weights: list[float], even: bool, weight_dtype: str | None

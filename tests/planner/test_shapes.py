@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from published import COUNTS, DEEPSEEK_V3, LLAMA_70B, R1_DISTILL_LLAMA_70B, V2_LITE, V3
+from published import COUNTS, DEEPSEEK_V3, LLAMA_70B, R1_DISTILL_LLAMA_70B, SMOLLM2, V2_LITE, V3
 
-from lionrock.planner.memory import WEIGHT_TYPES, Held, UnsupportedArchitecture, panel_padding
+from lionrock.planner.memory import WEIGHT_TYPES, Held, UnsupportedArchitecture, panel_bytes
 from lionrock.planner.model_config import shape_of_config, weight_dtype_of_config
 
 
@@ -39,19 +39,29 @@ def test_fp8_weights_take_a_byte_and_a_scale_a_block_and_leave_tables_norms_and_
 
 def test_a_matrix_that_ends_within_a_block_has_a_scale_for_that_block() -> None:
     assert WEIGHT_TYPES["fp8"].matrix_bytes(576, 7168) == 576 * 7168 + 5 * 56 * 4
-    assert WEIGHT_TYPES["int8"].matrix_bytes(10, 64) == 640 + 10 * 4
-    assert WEIGHT_TYPES["int4"].matrix_bytes(10, 256) == 1280 + 20 * 4
+    assert WEIGHT_TYPES["int8-w8a8"].matrix_bytes(10, 65) == 10 * 2 * (64 + 4)
+    assert WEIGHT_TYPES["int4-weight-only"].matrix_bytes(10, 256) == 10 * 8 * (16 + 4)
 
 
 def test_a_cpu_holds_panels_of_48_outputs_to_their_ends() -> None:
-    assert [panel_padding(rows, 64) for rows in (1, 48, 49, 100)] == [47 * 64, 0, 47 * 64, 44 * 64]
-    assert panel_padding(49, 63) == 0  # without half a pair it stays as it is
+    assert [panel_bytes(rows, 64, "bfloat16", None) for rows in (1, 48, 49, 100)] == [2 * 47 * 64, 0, 2 * 47 * 64, 2 * 44 * 64]
+    assert panel_bytes(49, 63, "bfloat16", None) == 0  # with half a pair it stays as it is
+    assert panel_bytes(49, 63, "bfloat16", "int8-w8a8") == 47 * (64 + 4)
     whole = V2_LITE.whole
     odd = replace(whole, mlp_columns=10943, experts=3, shared_columns=2815)
     per_mixture = 2 * 2048 * (3 * (-1408 % 48) + (-2815 % 48)) + 3 * (-2048 % 48) * 1408  # down_proj of the shared is odd
-    attention = V2_LITE.attention(whole).padding
-    assert V2_LITE.layers_padding(range(26, 27), odd) == attention + per_mixture
-    assert V2_LITE.layers_padding(range(1), odd) == attention + 2 * 2048 * (-10943 % 48)
+    attention = V2_LITE.attention(whole).panel_bytes("float32", None)
+    assert V2_LITE.layers_panel_bytes(range(26, 27), odd, "float32", None) == attention + 4 * per_mixture
+    assert V2_LITE.layers_panel_bytes(range(1), odd, "float32", None) == attention + 4 * 2 * 2048 * (-10943 % 48)
+
+
+def test_a_quantised_head_is_apart_from_a_tied_table() -> None:
+    """SmolLM2: 106 million numbers in layers, 28 million in the table, which stays in bfloat16 beside a head of 8 bits."""
+    layers = SMOLLM2.parameters() - 49152 * 576 - 576
+    norms = 30 * 2 * 576
+    groups = (layers - norms) // 32
+    head = 49152 * 576 // 32 * (32 + 4)
+    assert SMOLLM2.weight_bytes("bfloat16", "int4-weight-only") == groups * (16 + 4) + head + 2 * (49152 * 576 + 576 + norms)
 
 
 def test_a_cut_of_all_is_the_whole_model() -> None:

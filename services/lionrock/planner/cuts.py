@@ -53,7 +53,7 @@ def cut_layers(
         Cut(query_heads=query, kv_heads=kv, mlp_columns=0, adds_biases=rank == 0) for rank, (_, query, _, kv) in enumerate(heads)
     ]
     attention = [shape.attention(cut).parameters for cut in cuts]
-    step = _COLUMN_STEP if weight_dtype is None else max(_COLUMN_STEP, WEIGHT_TYPES[weight_dtype].block[1] or 0)
+    step = _COLUMN_STEP if weight_dtype is None else max(_COLUMN_STEP, WEIGHT_TYPES[weight_dtype].block[1])
     columns = _column_counts(shape.mlp_columns, 3 * shape.hidden, attention, weights, step)
     experts, shared = [0] * tensor_parallel, [0] * tensor_parallel
     if (mixture := shape.experts) is not None:

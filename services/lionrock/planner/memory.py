@@ -29,28 +29,47 @@ class UnsupportedArchitecture(Exception):
 
 @dataclass(frozen=True, slots=True)
 class WeightType:
-    """How the matrices of a layer are held, where that is not the type of activations."""
+    """How the matrices of layers are held, where that is not the type of activations."""
 
     bits: int
     """Of an element."""
-    block: tuple[int | None, int | None]
-    """Rows and columns that share a scale; None: all of them."""
+    block: tuple[int, int]
+    """Rows and columns that share a scale. Blocks of one row are filled up with zeros at the end of a row."""
     scale_bytes: int
-    """Of a block: its scale, and its zero point where there is one."""
+    """Of a block: its scale, and its minimum where there is one."""
+    head: str | None = None
+    """Type of the output head, which is then apart from a tied embedding table; None: the type of activations."""
 
     def matrix_bytes(self, rows: int, columns: int) -> int:
         """Bytes of a matrix that begins at a block's edge."""
         high, wide = self.block
-        blocks = -(-rows // (high or rows)) * -(-columns // (wide or columns))
-        return rows * columns * self.bits // 8 + blocks * self.scale_bytes
+        blocks = -(-rows // high) * -(-columns // wide)
+        numbers = rows * columns if high > 1 else blocks * wide
+        return numbers * self.bits // 8 + blocks * self.scale_bytes
 
 
 WEIGHT_TYPES: Final[Mapping[str, WeightType]] = {
     "fp8": WeightType(8, (128, 128), 4),  # DeepSeek-V3's layout: float8_e4m3, a float32 scale a block
-    "int8": WeightType(8, (1, None), 4),  # a float32 scale a row
-    "int4": WeightType(4, (1, 128), 4),  # a scale and a zero point of two bytes each a group of 128 columns
+    "int8-w8a8": WeightType(8, (1, 64), 4, "int8-w8a8"),  # float32 scales
+    "int8-weight-only": WeightType(8, (1, 32), 4, "int8-weight-only"),
+    "int4-weight-only": WeightType(4, (1, 32), 4, "int8-weight-only"),  # scale and minimum in float16
 }
-"""By the names that plans and settings use. What they leave in the type of activations: embedding, head, norms, biases, routers."""
+"""By the names that plans and settings use. What they leave in the type of activations: embedding, norms, biases, routers."""
+
+
+def matrix_bytes(rows: int, columns: int, dtype: str, weight_dtype: str | None) -> int:
+    """Bytes of a matrix that is multiplied with. weight_dtype: a key of WEIGHT_TYPES; None: it is held as dtype."""
+    if weight_dtype is None:
+        return rows * columns * DTYPE_BYTES[dtype]
+    return WEIGHT_TYPES[weight_dtype].matrix_bytes(rows, columns)
+
+
+def panel_bytes(rows: int, columns: int, dtype: str, weight_dtype: str | None) -> int:
+    """Bytes that a CPU holds beyond the matrix's own: it fills the last panel up. rows: outputs; columns: inputs."""
+    if weight_dtype is None and columns % 2:
+        return 0  # half a pair is left: no panels
+    whole = -(-rows // PANEL_OUTPUTS) * PANEL_OUTPUTS
+    return matrix_bytes(whole, columns, dtype, weight_dtype) - matrix_bytes(rows, columns, dtype, weight_dtype)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,23 +141,14 @@ class Held:
         """Numbers, scales not counted."""
         return self.plain + self.float32 + sum(count * rows * columns for count, rows, columns in self.matrices)
 
-    @property
-    def padding(self) -> int:
-        """Numbers that a CPU holds beyond these."""
-        return sum(count * panel_padding(rows, columns) for count, rows, columns in self.matrices)
-
     def size(self, dtype: str, weight_dtype: str | None) -> int:
         """Bytes. weight_dtype: a key of WEIGHT_TYPES; None: matrices are held as dtype."""
-        packing = None if weight_dtype is None else WEIGHT_TYPES[weight_dtype]
-        if packing is None:
-            return (self.parameters - self.float32) * DTYPE_BYTES[dtype] + self.float32 * 4
-        matrices = sum(count * packing.matrix_bytes(rows, columns) for count, rows, columns in self.matrices)
+        matrices = sum(count * matrix_bytes(rows, columns, dtype, weight_dtype) for count, rows, columns in self.matrices)
         return self.plain * DTYPE_BYTES[dtype] + self.float32 * 4 + matrices
 
-
-def panel_padding(rows: int, columns: int) -> int:
-    """Numbers that a CPU adds to a matrix. rows: outputs; columns: inputs."""
-    return -rows % PANEL_OUTPUTS * columns if columns % 2 == 0 else 0
+    def panel_bytes(self, dtype: str, weight_dtype: str | None) -> int:
+        """Bytes that a CPU holds beyond these."""
+        return sum(count * panel_bytes(rows, columns, dtype, weight_dtype) for count, rows, columns in self.matrices)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,9 +260,21 @@ class ModelShape:
         """Bytes of the weights of those layers."""
         return sum(count * held.size(dtype, weight_dtype) for count, held in self._kinds(layers, cut))
 
-    def layers_padding(self, layers: range, cut: Cut) -> int:
-        """Numbers that a CPU holds beyond those layers' weights."""
-        return sum(count * held.padding for count, held in self._kinds(layers, cut))
+    def layers_panel_bytes(self, layers: range, cut: Cut, dtype: str, weight_dtype: str | None) -> int:
+        """Bytes that a CPU holds beyond those layers' weights."""
+        return sum(count * held.panel_bytes(dtype, weight_dtype) for count, held in self._kinds(layers, cut))
+
+    def head_bytes(self, rows: int, dtype: str, weight_dtype: str | None, *, beside_table: bool) -> int:
+        """Bytes of so many rows of the output head, which may be the embedding table beside it."""
+        head_type = self.head_type(weight_dtype)
+        if beside_table and self.tied_embeddings and head_type is None:
+            return 0
+        return matrix_bytes(rows, self.hidden, dtype, head_type)
+
+    @staticmethod
+    def head_type(weight_dtype: str | None) -> str | None:
+        """Weight type of the output head."""
+        return None if weight_dtype is None else WEIGHT_TYPES[weight_dtype].head
 
     def _kinds(self, layers: range, cut: Cut) -> list[tuple[int, Held]]:
         """How many of those layers hold what: all that are mixtures are alike, and all that are not."""
@@ -268,9 +290,9 @@ class ModelShape:
 
     def weight_bytes(self, dtype: str, weight_dtype: str | None = None) -> int:
         """Bytes of the whole model's weights."""
-        tables = 1 if self.tied_embeddings else 2
         layers = self.layers_bytes(range(self.layers), self.whole, dtype, weight_dtype)
-        return layers + (self.hidden + tables * self.vocabulary * self.hidden) * DTYPE_BYTES[dtype]
+        head = self.head_bytes(self.vocabulary, dtype, weight_dtype, beside_table=True)
+        return layers + head + (self.vocabulary + 1) * self.hidden * DTYPE_BYTES[dtype]
 
     def _output_bias(self, present: bool, cut: Cut) -> int:
         return self.hidden if present and cut.adds_biases else 0

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from lionrock.planner.chips import Chip, ChipName
 from lionrock.planner.cuts import PlanError, RankCut, apportion, checked_weights, cut_layers
-from lionrock.planner.memory import DTYPE_BYTES, ModelShape, panel_padding
+from lionrock.planner.memory import DTYPE_BYTES, ModelShape, panel_bytes
 
 __all__ = ["PlanError", "Shard", "ShardPlan", "assemble", "plan_shards", "stage_bytes"]
 
@@ -145,18 +145,15 @@ def stage_bytes(
     shape: ModelShape, chip: Chip, cut: RankCut, layers: range, dtype: str, weight_dtype: str | None
 ) -> tuple[int, int]:
     """Bytes of the weights of those layers, with the tables that belong to them, and of what packing adds at most."""
-    item, table = DTYPE_BYTES[dtype], cut.vocab_rows * shape.hidden
+    item, rows = DTYPE_BYTES[dtype], cut.vocab_rows
     first, last = layers.start == 0, layers.stop == shape.layers
     weights = shape.layers_bytes(layers, cut.held, dtype, weight_dtype)
-    shared_table = shape.tied_embeddings and first and last
+    packed = shape.layers_panel_bytes(layers, cut.held, dtype, weight_dtype)
     if first:
-        weights += table * item
+        weights += rows * shape.hidden * item
     if last:
-        weights += shape.hidden * item + (0 if shared_table else table * item)
-    if chip.torch_device != "cpu" or weight_dtype is not None:
-        return weights, 0
-    # A CPU multiplies with panels, and looks up in plain tables.
-    packed = shape.layers_padding(layers, cut.held)
-    if last:
-        packed += panel_padding(cut.vocab_rows, shape.hidden) + (table if shared_table else 0)
-    return weights, packed * item
+        head = shape.head_bytes(rows, dtype, weight_dtype, beside_table=first)
+        weights += shape.hidden * item + head
+        packed += panel_bytes(rows, shape.hidden, dtype, shape.head_type(weight_dtype))
+        packed += 0 if head else rows * shape.hidden * item  # looked up in a plain table, multiplied with panels
+    return weights, packed if chip.torch_device == "cpu" else 0

@@ -97,7 +97,9 @@ class _Parts:
             held, read = [], 0
             for cut in self.cuts:
                 weights, packed = stage_bytes(self.shape, self.chip, cut, layers, self.dtype, self.weight_dtype)
-                looked_up = layers.start == 0 and not (self.shape.tied_embeddings and layers.stop == self.shape.layers)
+                last, beside = layers.stop == self.shape.layers, layers.start == 0
+                shared = last and not self.shape.head_bytes(1, self.dtype, self.weight_dtype, beside_table=beside)
+                looked_up = beside and not shared
                 table = cut.vocab_rows * self.shape.hidden * DTYPE_BYTES[self.dtype]
                 read = max(read, weights - (table if looked_up else 0))
                 held.append((cut, weights + packed))
