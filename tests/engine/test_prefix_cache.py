@@ -171,8 +171,9 @@ def test_a_step_publishes_only_once_it_has_run() -> None:
     assert cached(engine, request(PROMPT)) == [0]
 
 
-def test_chunks_of_an_aborted_prefill_are_shared_as_far_as_they_were_computed() -> None:
-    engine = engine_with(EngineLimits(max_running=2, max_step_tokens=10))
+@pytest.mark.parametrize("computed", [8, 10, 11])
+def test_chunks_of_an_aborted_prefill_are_shared_as_far_as_they_were_computed(computed: int) -> None:
+    engine = engine_with(EngineLimits(max_running=2, max_step_tokens=computed))
     first = request(PROMPT)
     engine.add(first)
     engine.step()
