@@ -251,7 +251,7 @@ class AsyncEngine:
             if self._lost is None:  # otherwise the owner gave up meanwhile
                 self._lost = lost
                 self._resume_until_s = self._engine.now_s() + self._resume_timeout_s
-            self._post(outputs, _failures(self._engine.lose_cache(), lost), lost)
+            self._post(outputs, _failures(self._engine.lose_cache(batch), lost), lost)
 
     def _post(self, outputs: Sequence[StepOutput], failures: Sequence[Failure] = (), lost: ShardGroupLost | None = None) -> None:
         """Have the event loop deliver (the holder of the lock, so that a stream's tokens come before its error)."""

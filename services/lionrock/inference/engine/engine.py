@@ -37,7 +37,7 @@ from lionrock.inference.engine.sequence import (
 _RETRY_FLOOR_S, _RETRY_CEILING_S = 0.1, 30.0
 
 MAX_FRUITLESS_LOSSES = 3
-"""Losses of the runner in a row that a sequence may be part of without one more token; it may be what breaks the runner."""
+"""Losses in a row in whose step a sequence may be without one more token: it may be what breaks the runner."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,12 +178,17 @@ class Engine:
         self._install(self._runner)
         return dropped
 
-    def lose_cache(self) -> list[Sequence]:
+    def lose_cache(self, batch: StepBatch) -> list[Sequence]:
         """Have every sequence wait to be computed anew, because the runner is gone and its KV cache with it.
 
-        A step that was under way counts for nothing. Returns the sequences that were given up: see MAX_FRUITLESS_LOSSES.
+        batch: the step that failed; it counts for nothing. Returns the sequences that were given up: see MAX_FRUITLESS_LOSSES.
         """
-        given_up = [sequence for sequence in self._scheduler.running if sequence.note_loss() >= MAX_FRUITLESS_LOSSES]
+        failed = {row.sequence_id for row in batch.rows}
+        given_up = []
+        for sequence in self._scheduler.running:
+            sequence.resumptions += 1
+            if sequence.sequence_id in failed and sequence.note_failed_step() >= MAX_FRUITLESS_LOSSES:
+                given_up.append(sequence)
         for sequence in given_up:
             del self._sequences[sequence.request.request_id]
         self._install(self._runner)

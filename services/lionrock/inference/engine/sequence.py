@@ -148,7 +148,7 @@ class Sequence:
     preemptions: int = 0
     resumptions: int = 0
     tokens_at_loss: int = 0
-    """Length of `tokens` when the runner was last lost."""
+    """Length of `tokens` when the runner was last lost in a step of this sequence."""
     fruitless_losses: int = 0
     """Losses in a row at that length."""
     cached_prompt_tokens: int = 0
@@ -165,9 +165,8 @@ class Sequence:
         """Known tokens that are not yet computed: 1 while decoding, more during prefill and recompute."""
         return len(self.tokens) - self.computed_tokens
 
-    def note_loss(self) -> int:
-        """Count a loss of the runner that ran this sequence; returns how many came in a row without a token between."""
-        self.resumptions += 1
+    def note_failed_step(self) -> int:
+        """Count a loss of the runner in a step of this sequence; returns how many came in a row without a token between."""
         self.fruitless_losses = self.fruitless_losses + 1 if len(self.tokens) == self.tokens_at_loss else 1
         self.tokens_at_loss = len(self.tokens)
         return self.fruitless_losses
