@@ -122,7 +122,7 @@ def test_a_sequence_computed_anew_goes_on_with_identical_tokens_greedy_and_seede
                 outputs[output.request_id].append(output)
         except ShardGroupLost:
             losses += 1
-            assert engine.lose_cache() == []
+            assert engine.lose_cache(engine.runner.batches[-1]) == []
             assert engine.running == 0
             assert engine.replace_runner(PagedHistory(kv_blocks=48)) == []
     assert losses == 1
@@ -143,7 +143,7 @@ def test_a_sequence_that_may_break_the_runner_is_given_up_and_one_that_waits_is_
     for loss in range(1, MAX_FRUITLESS_LOSSES + 1):
         with pytest.raises(ShardGroupLost):
             engine.step()
-        given_up = engine.lose_cache()
+        given_up = engine.lose_cache(engine.runner.batches[-1])
         assert [sequence.request for sequence in given_up] == ([first] if loss == MAX_FRUITLESS_LOSSES else [])
         engine.replace_runner(LosableHistory(steps=0))
     engine.replace_runner(PagedHistory())
@@ -162,7 +162,7 @@ def test_progress_between_losses_keeps_a_sequence_alive_for_ever() -> None:
         try:
             outputs += engine.step()
         except ShardGroupLost:
-            assert engine.lose_cache() == []
+            assert engine.lose_cache(engine.runner.batches[-1]) == []
             engine.replace_runner(LosableHistory(steps=1))
     assert tokens(outputs) == expected(item)
     assert outputs[-1].timings is not None
@@ -221,7 +221,7 @@ class Losses(RuleBasedStateMachine):
         try:
             self.take(self.engine.step())
         except ShardGroupLost:
-            for sequence in self.engine.lose_cache():
+            for sequence in self.engine.lose_cache(self.runner.batches[-1]):
                 assert sequence.fruitless_losses == MAX_FRUITLESS_LOSSES
                 del self.items[sequence.request.request_id]
 

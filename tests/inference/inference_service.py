@@ -31,6 +31,7 @@ from mesh_ca import DevCa
 
 MODEL = "smollm2"
 MAX_RUNNING, MAX_WAITING = 4, 2
+RANKS = 2
 PROMPT = (1, 4093, 198, 504, 3575, 282, 4649, 314, 2, 198, 1, 520, 9531, 198)
 START_S = 110.0
 
@@ -57,7 +58,7 @@ def write_configuration(ca: DevCa, directory: Path, model: Path) -> Path:
             MODEL: {
                 "path": str(model),
                 "dtype": "float32",
-                "tensor_parallel": 2,
+                "tensor_parallel": RANKS,
                 "threads_per_rank": 1,
                 "kv_cache_bytes": 64 << 20,
                 "limits": {"max_running": MAX_RUNNING, "max_waiting": MAX_WAITING},
@@ -127,7 +128,8 @@ class InferenceService:
         return [process for process in found if name in process_title(process)]
 
     def shards(self) -> list[psutil.Process]:
-        return self.descendants("ShardActor")
+        """The ranks. A spare is always younger than the ranks whose places it waits for."""
+        return sorted(self.descendants("ShardActor"), key=lambda process: process.create_time())[:RANKS]
 
     def stop(self) -> list[str]:
         """SIGTERM; returns the titles of processes that outlive the service."""
