@@ -45,14 +45,14 @@ from lionrock.inference.sharding import ShardGroup
 from lionrock.inference.v1 import inference_pb2 as pb
 
 LIMITS = EngineLimits(max_running=6, max_waiting=8, max_step_tokens=48, max_answer_tokens=400)
-HEALTH = HealthSettings(process_start_timeout_s=30, start_timeout_s=60)
+HEALTH = HealthSettings(process_start_timeout_s=30, start_timeout_s=60, warm_spares=2)
 STREAM_S = 240.0
 """Deadline of a stream."""
 LOOK_S = 0.005
 READY_S = 120.0
 """Longest wait for a group to come back."""
 POOL = 40
-"""Requests that the load draws from."""
+"""Requests that a long run's load draws from."""
 
 Moment = Literal["load", "prefill", "rebuild"]
 
@@ -100,10 +100,10 @@ def faults_from(rng: random.Random, count: int, ranks: int) -> list[Fault]:
     return faults
 
 
-def requests_from(rng: random.Random, vocab_size: int) -> list[pb.GenerateRequest]:
+def requests_from(rng: random.Random, vocab_size: int, count: int) -> list[pb.GenerateRequest]:
     """Draw greedy and seeded requests with short and long prompts and answers."""
     requests = []
-    for _ in range(POOL):
+    for _ in range(count):
         prompt = rng.choice((rng.randint(1, 12), rng.randint(60, 200)))
         params = sampling_pb2.SamplingParams(max_tokens=rng.randint(1, 70), ignore_eos=True)
         if rng.random() < 0.5:
@@ -116,7 +116,8 @@ def requests_from(rng: random.Random, vocab_size: int) -> list[pb.GenerateReques
 class ShardFaults:
     """One shape of group under load and faults. Use `async with`."""
 
-    def __init__(self, model: Path, tensor_parallel: int, pipeline_parallel: int, seed: int) -> None:
+    def __init__(self, model: Path, tensor_parallel: int, pipeline_parallel: int, seed: int, pool: int = POOL) -> None:
+        """pool: distinct requests."""
         config = open_weights(model).config
         settings = RankSettings(
             plan=plan_for(config, tensor_parallel=tensor_parallel, pipeline_parallel=pipeline_parallel),
@@ -131,9 +132,9 @@ class ShardFaults:
             tls=None,
         )
         self._rng = random.Random(seed)
-        self._builder: GroupBuilder = local_group_builder(settings, HEALTH)
+        self._builder: GroupBuilder = local_group_builder(settings, HEALTH, restock_after_s=0)
         self._replica: Replica | None = None
-        self._requests = requests_from(self._rng, config.vocab_size)
+        self._requests = requests_from(self._rng, config.vocab_size, pool)
         self._expected: list[tuple[int, ...]] = []
         self._numbers = iter(range(1 << 30))
         self._losses_s: list[float] = []
@@ -151,10 +152,15 @@ class ShardFaults:
 
         self._replica = Replica("tiny", "chaos", TorchEngine(LIMITS, start))
         await self._ready()
-        for request in self._requests:
-            answer, error = await self._answer(request)
+        at_once = asyncio.Semaphore(LIMITS.max_running)
+
+        async def undisturbed(request: pb.GenerateRequest) -> tuple[int, ...]:
+            async with at_once:
+                answer, error = await self._answer(request)
             assert error is None, f"the undisturbed run failed with {error}"
-            self._expected.append(answer)
+            return answer
+
+        self._expected = await asyncio.gather(*(undisturbed(request) for request in self._requests))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -182,7 +188,7 @@ class ShardFaults:
 
     async def _load(self, ending: asyncio.Event, rng: random.Random) -> None:
         while not ending.is_set():
-            index = rng.randrange(POOL)
+            index = rng.randrange(len(self._requests))
             leave_after = rng.randint(1, 30) if rng.random() < 0.1 else None
             await self._check(index, priority=rng.randint(0, 2), leave_after=leave_after)
 
@@ -237,7 +243,7 @@ class ShardFaults:
                 await asyncio.sleep(LOOK_S)
         await asyncio.sleep(fault.pause_s)
         if fault.moment == "prefill":
-            longest = max(range(POOL), key=lambda index: len(self._requests[index].token_ids))
+            longest = max(range(len(self._requests)), key=lambda index: len(self._requests[index].token_ids))
             prefill = asyncio.create_task(self._check(longest, priority=9))
             await asyncio.sleep(0)
         self._losses_s.clear()

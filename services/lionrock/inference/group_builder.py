@@ -32,8 +32,6 @@ log = logging.getLogger("lionrock.inference")
 _STAND_BY_S = 2.0
 _PING_S = 1.0
 _ATTACH_S = 10.0
-_RESTOCK_AFTER_S = 5.0
-"""Time between a group's start and that of its spares, whose imports would slow it down."""
 _LOADING_SILENCE = 4.0
 """How many heartbeat time-outs a rank may be silent for while it loads: imports and allocations hold Python's lock."""
 
@@ -79,14 +77,25 @@ class GroupBuilder:
     """Owns the processes of one replica's ranks."""
 
     def __init__(
-        self, settings: RankSettings, health: HealthSettings, spawn: SpawnRank, *, node_id: str, node_address: str
+        self,
+        settings: RankSettings,
+        health: HealthSettings,
+        spawn: SpawnRank,
+        *,
+        node_id: str,
+        node_address: str,
+        restock_after_s: float = 5.0,
     ) -> None:
-        """node_id, node_address: where this process runs, in the words of `RankProcess.place`."""
+        """node_id, node_address: where this process runs, in the words of `RankProcess.place`.
+
+        restock_after_s: time between a group's start and that of spares, whose imports would slow its first answers down.
+        """
         self._settings = settings
         self._health = health
         self._spawn = spawn
         self._node_id = node_id
         self._node_address = node_address
+        self._restock_after_s = restock_after_s
         self._processes: dict[int, RankProcess] = {}
         self._placements: dict[int, Placement] = {}
         self._spares: list[_Started] = []
@@ -122,7 +131,7 @@ class GroupBuilder:
         log.info("shard group of %d ranks, %d of them kept, is up in %.2f s", len(self._processes), kept, took_s)
         if self._restocking is not None:
             self._restocking.cancel()
-        self._restocking = asyncio.get_running_loop().call_later(_RESTOCK_AFTER_S, self._restock)
+        self._restocking = asyncio.get_running_loop().call_later(self._restock_after_s, self._restock)
         return group
 
     async def close(self) -> None:

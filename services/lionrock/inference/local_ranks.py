@@ -72,14 +72,14 @@ class LocalRank:
         return answer
 
 
-def local_group_builder(settings: RankSettings, health: HealthSettings) -> GroupBuilder:
-    """Return what builds shard groups of processes on this machine. `close` it."""
+def local_group_builder(settings: RankSettings, health: HealthSettings, *, restock_after_s: float = 5.0) -> GroupBuilder:
+    """Return what builds shard groups of processes on this machine. `close` it. restock_after_s: see GroupBuilder."""
 
     def spawn(rank: int | None) -> LocalRank:
         del rank  # every process can become every rank
         return LocalRank(settings)
 
-    return GroupBuilder(settings, health, spawn, node_id=_NODE_ID, node_address=_NODE_ADDRESS)
+    return GroupBuilder(settings, health, spawn, node_id=_NODE_ID, node_address=_NODE_ADDRESS, restock_after_s=restock_after_s)
 
 
 def _answer_calls(connection: Connection) -> None:
