@@ -42,6 +42,7 @@ class Job:
     """Relative share of each layer a tensor rank; None: even."""
     stage_weights: tuple[float, ...] | None = None
     """Relative share of the layers a stage; None: even."""
+    weight_dtype: str | None = None
 
     @property
     def plan(self) -> ShardPlan:
@@ -52,6 +53,7 @@ class Job:
             pipeline_parallel=self.pipeline_parallel,
             rank_weights=self.rank_weights,
             stage_weights=self.stage_weights,
+            weight_dtype=self.weight_dtype,
         )
 
 

@@ -212,6 +212,9 @@ def engine(
     seed: Annotated[int, typer.Option(min=0, help="Repeats an answer drawn at a temperature.")] = 0,
     chip: Annotated[str, typer.Option(help="Row of the chip table.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
+    weights: Annotated[
+        str | None, typer.Option(help="Round weights when loaded: int8-w8a8, int8-weight-only or int4-weight-only.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Compute threads. Default: PyTorch's choice.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -223,7 +226,8 @@ def engine(
     if not model:
         raise CommandError("which model?", fix="--model PATH, or a name from `lionrock models list`", exit_code=EXIT_USAGE)
     sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed if temperature > 0 else None, max_tokens=max_tokens)
-    options = command.EngineOptions(sampling, LocalOptions(chip=chip, dtype=dtype, threads=threads), raw)
+    local = LocalOptions(chip=chip, dtype=dtype, weight_quantisation=weights, threads=threads)
+    options = command.EngineOptions(sampling, local, raw)
     sys.exit(command.run(model, prompt, options, as_json=as_json))
 
 

@@ -28,6 +28,8 @@ class LocalOptions:
     chip: str = "cpu"
     """Row of the chip table; one chip of it is used."""
     dtype: str = "bfloat16"
+    weight_quantisation: str | None = None
+    """A name in `model.quantisation.QUANTISATIONS`; None: weights stay in `dtype`."""
     kv_cache_bytes: int = 256 << 20
     threads: int | None = None
     """Compute threads of a CPU; None: PyTorch's choice, which is process-wide and left alone."""
@@ -54,7 +56,7 @@ def open_engine(path: Path, options: LocalOptions | None = None, progress: Calla
         torch.set_num_threads(options.threads)
     files = locate("model", path)
     source = files.files[0] if files.format == "gguf" else files.directory
-    plan = plan_shards(shape_of(open_weights(source).config), row, dtype=options.dtype)
+    plan = plan_shards(shape_of(open_weights(source).config), row, dtype=options.dtype, weight_dtype=options.weight_quantisation)
     worker = ShardWorker(source, plan, 0, row.torch_device)
     worker.load(progress)
     worker.allocate_kv_cache(max(1, worker.kv_blocks_within(options.kv_cache_bytes)))

@@ -48,6 +48,7 @@ def describe_model(name: str, settings: ModelSettings) -> ServedModel:
         dtype=settings.dtype,
         tensor_parallel=settings.tensor_parallel,
         pipeline_parallel=settings.pipeline_parallel,
+        weight_dtype=None if settings.weight_quantisation == "none" else settings.weight_quantisation,
     )
     return ServedModel(name, settings, source, config, plan)
 

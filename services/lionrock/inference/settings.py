@@ -52,6 +52,9 @@ class ModelSettings(BaseModel):
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="bfloat16", description="type of weights, activations and KV cache"
     )
+    weight_quantisation: Literal["none", "int8-w8a8", "int8-weight-only", "int4-weight-only"] = Field(
+        default="none", description="what the linear layers' weights (and with w8a8 their inputs) are rounded to when loaded"
+    )
     tensor_parallel: int = Field(default=1, ge=1, description="ranks that share each layer")
     pipeline_parallel: int = Field(default=1, ge=1, description="stages of layers")
     replicas: int = Field(default=1, ge=1, le=64, description="copies of the model, each with ranks of its own")

@@ -38,6 +38,8 @@ def vllm_options(model: ServedModel, settings: InferenceSettings) -> VllmOptions
     told = model.settings
     if told.collective is not None:
         raise BackendUnavailable("the vllm backend chooses its collectives itself: leave `collective` unset")
+    if told.weight_quantisation != "none":
+        raise BackendUnavailable("the vllm backend does not quantise what it loads: leave `weight_quantisation` unset")
     return VllmOptions(
         directory=model.source.files[0] if model.source.format == "gguf" else model.source.directory,
         config=model.config,
