@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 from lionrock.inference.engine.batch import BatchRow, SamplingRow, StepBatch, StepResult
 from lionrock.inference.engine.block_manager import BlockManager
@@ -22,7 +22,7 @@ from lionrock.inference.engine.errors import (
 )
 from lionrock.inference.engine.prefix_cache import PrefixCache
 from lionrock.inference.engine.runner import ModelRunner, RunnerSpec
-from lionrock.inference.engine.scheduler import Scheduler
+from lionrock.inference.engine.scheduler import ScheduledChunk, Scheduler
 from lionrock.inference.engine.sequence import (
     FinishReason,
     Request,
@@ -33,6 +33,7 @@ from lionrock.inference.engine.sequence import (
     StepOutput,
     TokenLogprob,
 )
+from lionrock.inference.engine.speculation import PromptLookup
 
 _RETRY_FLOOR_S, _RETRY_CEILING_S = 0.1, 30.0
 
@@ -54,6 +55,8 @@ class EngineLimits:
     """Answer tokens of a request that names no max_tokens, and the most that one may name."""
     prefix_cache: bool = True
     """Whether requests of one cache salt share the KV blocks of equal prefixes."""
+    max_drafts: int = 8
+    """Guesses that one sequence may have checked in one step (speculation.py); 0: none."""
 
 
 class Engine:
@@ -67,6 +70,8 @@ class Engine:
         self._clock = clock
         self._next_id = 0
         self._seconds_per_answer = 1.0
+        self._lookup = PromptLookup(self.limits.max_drafts)
+        self._begun_s = 0.0
         self._sequences: dict[RequestId, Sequence] = {}
         self._outbox: list[StepOutput] = []
         self._install(runner)
@@ -174,7 +179,8 @@ class Engine:
     def drop_all(self) -> list[Sequence]:
         """Forget every sequence and its blocks, without outputs, and return them: nobody will run them."""
         dropped = list(self._sequences.values())
-        self._sequences.clear()
+        for sequence in dropped:
+            self._forget(sequence)
         self._install(self._runner)
         return dropped
 
@@ -190,7 +196,7 @@ class Engine:
             if sequence.sequence_id in failed and sequence.note_failed_step() >= MAX_FRUITLESS_LOSSES:
                 given_up.append(sequence)
         for sequence in given_up:
-            del self._sequences[sequence.request.request_id]
+            self._forget(sequence)
         self._install(self._runner)
         return given_up
 
@@ -206,7 +212,7 @@ class Engine:
             sequence.max_total_tokens = min(sequence.max_total_tokens, self.context_window)
             if len(sequence.tokens) >= sequence.max_total_tokens:
                 self._scheduler.remove(sequence)
-                del self._sequences[sequence.request.request_id]
+                self._forget(sequence)
                 given_up.append(sequence)
         return given_up
 
@@ -222,10 +228,12 @@ class Engine:
     def schedule(self) -> tuple[StepBatch | None, list[StepOutput]]:
         """Drop what expired and choose the next batch; None when there is nothing to run."""
         outputs = self.expire()
-        step = self._scheduler.schedule(self._clock())
+        now_s = self._begun_s = self._clock()
+        drafts: dict[SequenceId, tuple[int, ...]] = {}
+        step = self._scheduler.schedule(now_s, lambda decoding: self._propose(decoding, drafts))
         if not step.chunks:
             return None, outputs
-        rows = tuple(self._row(chunk.sequence, chunk.tokens) for chunk in step.chunks)
+        rows = tuple(self._row(chunk, drafts) for chunk in step.chunks)
         released, self._released = tuple(self._released), []
         return StepBatch(rows, released, step.copies), outputs
 
@@ -251,20 +259,51 @@ class Engine:
             sequence = by_id.get(row.sequence_id)
             if sequence is None:
                 continue
-            self._scheduler.advance(sequence, row.end)
+            self._scheduler.advance(sequence, row.end - row.drafts)
             if row.sampling is not None:
-                outputs.append(self._append(sequence, result.token_ids[first], result.logprobs.get(first), now_s))
+                outputs.append(self._take(sequence, row, result, first, now_s))
+        if all(row.sampling is not None and len(row.token_ids) == row.samples for row in batch.rows):
+            appended = sum(len(output.token_ids) for output in outputs)
+            drafted = any(row.drafts for row in batch.rows)
+            self._lookup.note_step(len(batch.rows), appended, now_s - self._begun_s, drafted=drafted)
         return outputs
 
-    def _row(self, sequence: Sequence, tokens: int) -> BatchRow:
-        start, end = sequence.computed_tokens, sequence.computed_tokens + tokens
+    def _propose(self, decoding: tuple[Sequence, ...], drafts: dict[SequenceId, tuple[int, ...]]) -> Mapping[SequenceId, int]:
+        """Find drafts for the sequences that decode, and say how many each has."""
+        plain = [sequence for sequence in decoding if not _adjusts_logits(sequence.request)]
+        drafts.update(self._lookup.propose(plain, len(decoding)))
+        return {sequence_id: len(offer) for sequence_id, offer in drafts.items()}
+
+    def _row(self, chunk: ScheduledChunk, drafts: Mapping[SequenceId, tuple[int, ...]]) -> BatchRow:
+        sequence, start = chunk.sequence, chunk.sequence.computed_tokens
+        end = start + chunk.tokens
+        guesses = drafts[sequence.sequence_id][: chunk.drafts] if chunk.drafts else ()
         return BatchRow(
             sequence_id=sequence.sequence_id,
             start=start,
-            token_ids=sequence.tokens[start:end],
-            block_table=sequence.block_table[: self._blocks.blocks_for(end)],
+            token_ids=[*sequence.tokens[start:end], *guesses],
+            block_table=sequence.block_table[: self._blocks.blocks_for(end + chunk.drafts)],
             sampling=_sampling_row(sequence.request.sampling) if end == len(sequence.tokens) else None,
+            drafts=chunk.drafts,
         )
+
+    def _take(self, sequence: Sequence, row: BatchRow, result: StepResult, first: int, now_s: float) -> StepOutput:
+        """Append what a row sampled: its token, and as long as the next draft is that very token, the one after it."""
+        token_ids: list[int] = []
+        logprobs: list[TokenLogprob] = []
+        held = 0
+        while True:
+            index = first + held
+            output = self._append(sequence, result.token_ids[index], result.logprobs.get(index), now_s)
+            token_ids += output.token_ids
+            logprobs += output.logprobs
+            if held == row.drafts or output.finish is not None or row.token_ids[held - row.drafts] != result.token_ids[index]:
+                break
+            held += 1
+            self._scheduler.advance(sequence, row.end - row.drafts + held)
+        if row.drafts and output.finish is None:
+            self._lookup.note_draft(sequence, row.drafts, held)
+        return replace(output, token_ids=tuple(token_ids), logprobs=tuple(logprobs))
 
     def _append(self, sequence: Sequence, token_id: int, logprob: TokenLogprob | None, now_s: float) -> StepOutput:
         if sequence.first_token_s is None:
@@ -281,13 +320,17 @@ class Engine:
         self, sequence: Sequence, reason: FinishReason, token_ids: tuple[int, ...] = (), logprobs: tuple[TokenLogprob, ...] = ()
     ) -> StepOutput:
         self._scheduler.remove(sequence)
-        del self._sequences[sequence.request.request_id]
+        self._forget(sequence)
         if sequence.scheduled_s is not None:
             self._released.append(sequence.sequence_id)
         timings = sequence.timings(self._clock())
         if reason is not FinishReason.ABORTED and sequence.scheduled_s is not None:
             self._seconds_per_answer += 0.1 * (timings.total_s - timings.queue_s - self._seconds_per_answer)
         return StepOutput(sequence.request.request_id, sequence.sequence_id, token_ids, logprobs, reason, timings)
+
+    def _forget(self, sequence: Sequence) -> None:
+        del self._sequences[sequence.request.request_id]
+        self._lookup.forget(sequence.sequence_id)
 
     # ---- admission -------------------------------------------------------------------------------------------------------
 
@@ -313,6 +356,7 @@ class Engine:
 
 
 _NOT_ASKED_FOR = Sampling()
+_ADJUSTING = ("repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias")
 _ALWAYS_OFFERED = frozenset({"temperature", "seed", "max_tokens", "stop_token_ids", "ignore_eos"})
 
 
@@ -350,3 +394,9 @@ def _sampling_row(sampling: Sampling) -> SamplingRow:
         seed=0 if greedy or sampling.seed is None else sampling.seed,
         logprobs=sampling.logprobs,
     )
+
+
+def _adjusts_logits(request: Request) -> bool:
+    """Whether what a position may become depends on the tokens before it by more than the model: then drafts cannot be checked."""
+    asked = any(getattr(request.sampling, name) != getattr(_NOT_ASKED_FOR, name) for name in _ADJUSTING)
+    return asked or request.constraint is not None

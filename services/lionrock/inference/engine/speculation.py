@@ -21,7 +21,9 @@ NGRAM = 3
 
 _FIRST_OFFER = 4
 _PAUSE_TOKENS = 16  # after an offer of which nothing held
-_PROBE_STEPS = 64  # steps in the slower mode's disfavour before it is measured again
+_TRIAL_STEPS = 8  # steps with drafts before they are judged: one that fails says little
+_REST_STEPS = 256  # steps without drafts, once they were slower, before they are tried again
+_REFRESH_STEPS = 64  # now and then a step without, lest the comparison rest on old figures
 _MARGIN = 1.02
 _SMOOTHING = 0.2
 
@@ -45,15 +47,13 @@ class _Pace:
 
     tokens: float = 0.0
     seconds: float = 0.0
+    steps: int = 0
 
     def note(self, tokens: float, seconds: float) -> None:
+        self.steps += 1
         share = _SMOOTHING if self.seconds else 1.0
         self.tokens += share * (tokens - self.tokens)
         self.seconds += share * (seconds - self.seconds)
-
-    @property
-    def known(self) -> bool:
-        return self.seconds > 0
 
     @property
     def rate(self) -> float:
@@ -66,7 +66,9 @@ class _Mode:
 
     plain: _Pace = field(default_factory=_Pace)
     drafted: _Pace = field(default_factory=_Pace)
-    since_probe: int = 0
+    resting: int = 0
+    """Steps for which no drafts are offered."""
+    offers: int = 0
 
 
 class PromptLookup:
@@ -79,14 +81,11 @@ class PromptLookup:
         self._histories: dict[SequenceId, _History] = {}
         self._modes: dict[int, _Mode] = {}
 
-    def propose(self, sequences: Iterable[Sequence]) -> Mapping[SequenceId, tuple[int, ...]]:
-        """Return drafts by sequence, none of them empty. sequences: all that decode in the next step."""
-        if self._max_drafts == 0:
+    def propose(self, sequences: Iterable[Sequence], rows: int) -> Mapping[SequenceId, tuple[int, ...]]:
+        """Return drafts by sequence, none of them empty. sequences: decoding ones that may have drafts; rows: all that decode."""
+        if self._max_drafts == 0 or not self._worth_trying(rows):
             return {}
-        decoding = tuple(sequences)
-        if not decoding or not self._worth_trying(len(decoding)):
-            return {}
-        drafts = {sequence.sequence_id: self._draft(sequence) for sequence in decoding}
+        drafts = {sequence.sequence_id: self._draft(sequence) for sequence in sequences}
         return {sequence_id: draft for sequence_id, draft in drafts.items() if draft}
 
     def note_step(self, rows: int, tokens: int, seconds: float, *, drafted: bool) -> None:
@@ -116,12 +115,16 @@ class PromptLookup:
     def _worth_trying(self, rows: int) -> bool:
         """Whether steps with drafts are as fast as others at this number of rows, or it is time to find out again."""
         mode = self._modes.setdefault(rows.bit_length(), _Mode())
-        if not mode.plain.known or not mode.drafted.known:
-            return mode.plain.known
-        faster = mode.drafted.rate > _MARGIN * mode.plain.rate
-        mode.since_probe += 1
-        # Now and then the other way, lest the comparison rest on old figures.
-        return faster != (mode.since_probe % _PROBE_STEPS == 0)
+        if not mode.plain.steps:
+            return False
+        if mode.resting:
+            mode.resting -= 1
+            return False
+        if mode.drafted.steps >= _TRIAL_STEPS and mode.drafted.rate <= _MARGIN * mode.plain.rate:
+            mode.drafted.steps, mode.resting = 0, _REST_STEPS
+            return False
+        mode.offers += 1
+        return mode.offers % _REFRESH_STEPS != 0
 
     def _draft(self, sequence: Sequence) -> tuple[int, ...]:
         tokens = sequence.tokens
