@@ -24,6 +24,7 @@ Norms, biases, the embedding, routers and the unpacking matrix of latent attenti
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -174,7 +175,7 @@ def hadamard(size: int, device: torch.device) -> Tensor:
     matrix = torch.ones(1, 1)
     while len(matrix) < size:
         matrix = torch.cat((torch.cat((matrix, matrix), 1), torch.cat((matrix, -matrix), 1)))
-    return (matrix / size**0.5).to(device)
+    return (matrix / math.sqrt(size)).to(device)
 
 
 def _inverse(scales: Tensor) -> Tensor:
