@@ -110,14 +110,14 @@ class SharedPrefixes(RuleBasedStateMachine):
         if self.in_flight is not None:
             self.step_ends()
 
-    @precondition(lambda self: self.engine.running)
-    @rule(rarely=st.integers(0, 9))
+    @precondition(lambda self: self.in_flight is not None)
+    @rule(rarely=st.integers(0, 4))
     def the_runner_is_lost(self, rarely: int) -> None:
         if rarely:
             return
-        self.in_flight = None
-        for sequence in self.engine.lose_cache():
+        for sequence in self.engine.lose_cache(self.in_flight):
             del self.live[sequence.request.request_id]
+        self.in_flight = None
         self.audit.forget()
         assert self.engine.cached_kv_blocks == 0
         assert self.engine.replace_runner(self.runner()) == []

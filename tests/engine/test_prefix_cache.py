@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from paged_history import PagedHistory, answer
 
+from lionrock.inference.engine.batch import StepBatch
 from lionrock.inference.engine.block_manager import BlockManager
 from lionrock.inference.engine.engine import Engine, EngineLimits
 from lionrock.inference.engine.prefix_cache import PrefixCache, block_hash, salt_hash
@@ -188,8 +189,10 @@ def test_the_cache_goes_with_the_runner(how: str) -> None:
     assert engine.cached_kv_blocks > 0
     if how == "replace_runner":
         engine.replace_runner(PagedHistory())
+    elif how == "lose_cache":
+        engine.lose_cache(StepBatch(()))
     else:
-        getattr(engine, how)()
+        engine.drop_all()
     assert engine.cached_kv_blocks == 0
     assert cached(engine, request(PROMPT)) == [0]
 
@@ -198,7 +201,8 @@ def test_a_sequence_that_outlives_its_runner_publishes_again_on_the_next_one() -
     engine = engine_with()
     engine.add(item := request(PROMPT, 8))
     engine.step()
-    engine.lose_cache()
+    batch, _ = engine.schedule()
+    engine.lose_cache(batch)
     engine.replace_runner(PagedHistory(kv_blocks=32, kv_block_size=8))
     got = [token_id for _ in range(7) for output in engine.step() for token_id in output.token_ids]
     assert tuple(got) == answer(PROMPT, 8)[1:]
