@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from lionrock.inference.model.errors import MalformedWeights
+from lionrock.inference.model.errors import MalformedWeights, UnsupportedModel
 
 MAX_SIZE = 1 << 24
 """Of any dimension: far beyond real models, small enough that products stay within 64 bits."""
@@ -19,6 +19,8 @@ RoutingMethod = Literal["greedy", "group_limited_greedy", "noaux_tc"]
 
 _MAX_LAYERS = 1024
 _MAX_EXPERTS = 1 << 14
+_MAX_EXPERTS_IN_ALL = 1 << 16  # of all layers; DeepSeek-V3 has 15,000
+_MAX_ROTATED = 1 << 27  # numbers of a table of positions: a million positions of 128 numbers, 256 MB in bfloat16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +193,10 @@ class ModelConfig:
             raise MalformedWeights("rotary embedding needs an even head size")
         if not 0 < self.norm_epsilon < 1 or not self.rope.theta > 1 or not self.rope.linear_factor > 0:
             raise MalformedWeights("norm epsilon or rope parameters are out of range")
+        if self.context_window * self.rotary_dim > _MAX_ROTATED:
+            raise UnsupportedModel(f"a context of {self.context_window} tokens with {self.rotary_dim} rotated numbers a head")
+        if self.moe is not None and self.layers * self.moe.experts > _MAX_EXPERTS_IN_ALL:
+            raise UnsupportedModel(f"{self.layers} layers of {self.moe.experts} experts")
         assert self.mla is None or (self.kv_heads, self.head_dim) == (1, self.mla.qk_head_dim), "latent attention caches one head"
 
     @property
