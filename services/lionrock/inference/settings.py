@@ -28,6 +28,9 @@ class LimitSettings(BaseModel):
     max_step_tokens: int = Field(default=512, ge=16, description="tokens of one step, prompts cut into chunks")
     max_answer_tokens: int = Field(default=131072, ge=1, description="tokens of one answer")
     prefix_cache: bool = Field(default=True, description="whether requests of one tenant share the KV blocks of equal prefixes")
+    max_drafts: int = Field(
+        default=8, ge=0, le=64, description="guesses of one sequence that a step may check (prompt look-up); 0: none"
+    )
 
 
 class VllmSettings(BaseModel):

@@ -73,6 +73,4 @@ def _version(package: str) -> str | None:
 
 def _limits(model: ServedModel) -> EngineLimits:
     limits = model.settings.limits
-    return EngineLimits(
-        limits.max_running, limits.max_waiting, limits.max_step_tokens, limits.max_answer_tokens, limits.prefix_cache
-    )
+    return EngineLimits(**limits.model_dump())
