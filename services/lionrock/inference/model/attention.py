@@ -109,9 +109,14 @@ class StepLayout:
     """Flat indices of the tokens after which a row samples (its last 1 + drafts), in the batch's row order. [R] int64."""
 
 
+def order_rows(rows: Seq[BatchRow]) -> list[int]:
+    """Order a batch's rows as their tokens lie flat, on every rank: decoding rows first, otherwise as they come."""
+    return sorted(range(len(rows)), key=lambda index: len(rows[index].token_ids) > 1)
+
+
 def lay_out(rows: Seq[BatchRow], block_size: int, device: torch.device) -> StepLayout:
     """Turn a batch's rows into tensors."""
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index].token_ids) > 1)  # stable: decoding first
+    order = order_rows(rows)
     token_ids: list[int] = []
     positions: list[int] = []
     slots: list[int] = []

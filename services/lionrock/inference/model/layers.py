@@ -16,7 +16,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from lionrock.inference.model.config import RopeConfig
-from lionrock.inference.model.kernels import linear, pack
+from lionrock.inference.model.host_memory import empty
+from lionrock.inference.model.kernels import Packed, linear, pack, pack_quantised
+from lionrock.inference.model.native.library import Library
+from lionrock.inference.model.quantisation import Scheme
 from lionrock.inference.model.weights import WeightSource
 from lionrock.inference.model.yarn import yarn_frequencies
 
@@ -50,9 +53,12 @@ class Slice:
 
 
 class Weight:
-    """One tensor of a rank, made of slices laid below each other. `data` is there after `load`."""
+    """One tensor of a rank, made of slices laid below each other.
 
-    __slots__ = ("data", "dtype", "kind", "multiplied", "slices")
+    `data` is there after `load`; in the place of a matrix that is multiplied with, `packed` is there after `finish`.
+    """
+
+    __slots__ = ("_activations", "_packed", "data", "dtype", "kind", "multiplied", "scheme", "slices")
 
     def __init__(self, *slices: Slice, kind: str = "weight", multiplied: bool = False, dtype: torch.dtype | None = None) -> None:
         """multiplied: a matrix that `kernels.linear` uses, so `finish` packs it. dtype: its type, where not the model's."""
@@ -61,6 +67,10 @@ class Weight:
         self.multiplied = multiplied
         self.dtype = dtype
         self.data: Tensor
+        self.scheme: Scheme | None = None
+        """Of a matrix that is multiplied with: how `finish` quantises it; None: not at all."""
+        self._activations: torch.dtype
+        self._packed: Packed | None = None
 
     @property
     def numel(self) -> int:
@@ -72,24 +82,38 @@ class Weight:
 
         Raises what WeightSource.read raises.
         """
-        dtype = self.dtype or dtype
+        self._activations = dtype
+        # What is quantised is not rounded before.
+        dtype = self.dtype or dtype if self.scheme is None else torch.float32
         width = self.slices[0].columns
         shape = (sum(len(part.rows) for part in self.slices), *(() if width is None else (len(width),)))
+        for part in self.slices:  # before any memory is taken for it
+            source.check(f"{part.name}.{self.kind}", part.shape)
         # A copy even where nothing has to be converted: the source's memory is the mapped file.
-        self.data = torch.empty(shape, dtype=dtype, device=device)
+        self.data = empty(shape, dtype, device)
+        if device.type == "meta":
+            return
         first = 0
         for part in self.slices:
-            name, stop = f"{part.name}.{self.kind}", first + len(part.rows)
-            if device.type == "meta":
-                source.check(name, part.shape)
-            else:
-                self.data[first:stop] = source.read(name, part.shape, part.rows, part.columns, dtype)
+            stop = first + len(part.rows)
+            self.data[first:stop] = source.read(f"{part.name}.{self.kind}", part.shape, part.rows, part.columns, dtype)
             first = stop
 
-    def finish(self) -> None:
-        """Bring the data into the layout in which they are used."""
-        if self.multiplied:
-            self.data = pack(self.data)
+    def finish(self, native: Library | None = None) -> None:
+        """Bring the data into the layout in which they are used, the kernels' own where there are any. Raises MalformedWeights."""
+        if not self.multiplied:
+            return
+        slices = [len(part.rows) for part in self.slices]
+        if self.scheme is None or self.data.is_meta:
+            self._packed = pack(self.data, slices, native)
+        else:
+            self._packed = pack_quantised(self.data, slices, self.scheme, self._activations, native)
+        del self.data
+
+    @property
+    def packed(self) -> Packed:
+        """What `kernels.linear` multiplies with."""
+        return self.data if self._packed is None else self._packed
 
 
 class Projection(Protocol):
@@ -117,7 +141,7 @@ class Linear:
 
     def __call__(self, x: Tensor, /) -> Tensor:
         """Apply."""
-        return linear(x, self.weight.data, None if self.bias is None else self.bias.data)
+        return linear(x, self.weight.packed, None if self.bias is None else self.bias.data)
 
     def weights(self) -> Iterator[Weight]:
         """List what to load."""
@@ -201,6 +225,13 @@ class RotaryEmbedding:
         self._cos = cos.reshape(-1, 1, head_dim).to(device, dtype)
         self._sin = sin.reshape(-1, 1, head_dim).to(device, dtype)
         self._half = None if rope.interleaved else head_dim // 2
+
+    @property
+    def halves(self) -> tuple[Tensor, Tensor] | None:
+        """Cos and sin of each pair, [context_window, head_dim / 2] views of the tables; None where pairs are neighbours."""
+        if self._half is None:
+            return None
+        return self._cos[:, 0, : self._half], self._sin[:, 0, self._half :]
 
     def at(self, positions: Tensor) -> Rotation:
         """Look up the rotation of a step's tokens, once for all layers. positions: [T] int64."""

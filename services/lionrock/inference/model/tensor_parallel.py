@@ -29,16 +29,16 @@ class AllReduced:
     """A linear layer, MLP or mixture of which this rank computes a part of the sum, summed over the ranks."""
 
     def __init__(self, part: Projection, group: TensorGroup) -> None:
-        self._part = part
-        self._group = group
+        self.part = part
+        self.group = group
 
     def __call__(self, x: Tensor, /) -> Tensor:
         """Apply this rank's part and sum."""
-        return self._group.all_reduce(self._part(x))
+        return self.group.all_reduce(self.part(x))
 
     def weights(self) -> Iterator[Weight]:
         """List what to load."""
-        yield from self._part.weights()
+        yield from self.part.weights()
 
 
 class VocabularyPart:

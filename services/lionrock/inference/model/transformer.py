@@ -16,6 +16,8 @@ from lionrock.inference.model.config import ModelConfig
 from lionrock.inference.model.layers import Embedding, Linear, Mlp, Norm, Projection, RotaryEmbedding, Rotation, Slice, Weight
 from lionrock.inference.model.mla import LatentAttention
 from lionrock.inference.model.moe import MixtureOfExperts
+from lionrock.inference.model.native.library import Library
+from lionrock.inference.model.quantisation import LayerSchemes
 from lionrock.inference.model.weights import WeightSource
 
 LayerCache = tuple[Tensor, ...]
@@ -125,6 +127,14 @@ class Transformer:
         assert self.head is not None
         return self.head(self.norm(hidden)).float()
 
+    def quantise(self, schemes: LayerSchemes) -> None:
+        """Have the linear layers quantised when they are loaded."""
+        for weight in self.weights():
+            if weight.multiplied:
+                weight.scheme = schemes.layers
+        if self.head is not None:
+            self.head.weight.scheme = schemes.head
+
     def weights(self) -> Iterator[Weight]:
         """List what to load, each weight once."""
         if self.embedding is not None:
@@ -137,10 +147,16 @@ class Transformer:
 
 
 def load_weights(
-    model: Transformer, source: WeightSource, dtype: torch.dtype, device: torch.device, progress: Callable[[int, int], None]
+    model: Transformer,
+    source: WeightSource,
+    dtype: torch.dtype,
+    device: torch.device,
+    progress: Callable[[int, int], None],
+    native: Library | None = None,
 ) -> int:
     """Read what the model holds, one tensor at a time. progress: (elements read, elements in all). Returns bytes of weights.
 
+    native: the kernels whose layout the matrices get, where they can.
     Raises MissingTensor, MalformedWeights, UnsupportedModel.
     """
     weights = list(model.weights())
@@ -151,16 +167,15 @@ def load_weights(
         (table,) = model.embedding.weights()
         (tied,) = model.head.weights()
     for weight in weights:
-        if weight is tied:
+        if weight is tied and weight.scheme is None:
             assert table.slices == tied.slices, "embedding and head were cut differently"
             weight.data = table.data
         else:
             weight.load(source, dtype, device)
-            weight_bytes += weight.data.numel() * weight.data.element_size()
         plain = weight.data
-        weight.finish()
-        if weight is tied and weight.data is not plain:  # packed for the product, beside the table for the look-up
-            weight_bytes += weight.data.numel() * weight.data.element_size()
+        weight.finish(native)
+        if weight is not tied or weight.packed is not plain:  # tied: packed for the product, beside the table for the look-up
+            weight_bytes += weight.packed.nbytes
         done += weight.numel
         progress(done, total)
     return weight_bytes

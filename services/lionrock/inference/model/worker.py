@@ -18,10 +18,12 @@ from lionrock.inference.engine.batch import StepBatch, StepResult
 from lionrock.inference.engine.runner import RunnerSpec
 from lionrock.inference.engine.sampler import SAMPLING_OPTIONS, sample
 from lionrock.inference.engine.sequence import SequenceId
-from lionrock.inference.model.attention import KVCache, lay_out
+from lionrock.inference.model.attention import KVCache
 from lionrock.inference.model.collectives import RankGroups
 from lionrock.inference.model.config import ModelConfig
+from lionrock.inference.model.forward import Forward, NativeKernels, make_forward, native_library
 from lionrock.inference.model.layers import RotaryEmbedding
+from lionrock.inference.model.quantisation import schemes_of
 from lionrock.inference.model.tensor_parallel import apply_tensor_parallel, sample_over_ranks
 from lionrock.inference.model.transformer import Transformer, load_weights
 from lionrock.inference.model.weights import open_weights
@@ -53,10 +55,21 @@ class ShardTimings:
 class ShardWorker:
     """One rank of a plan. Call `load`, then `allocate_kv_cache`, then `execute` for every step."""
 
-    def __init__(self, source: Path, plan: ShardPlan, rank: int, device: str = "cpu", groups: RankGroups | None = None) -> None:
+    def __init__(
+        self,
+        source: Path,
+        plan: ShardPlan,
+        rank: int,
+        device: str = "cpu",
+        groups: RankGroups | None = None,
+        *,
+        native_kernels: NativeKernels = "auto",
+        native_directory: Path | None = None,
+    ) -> None:
         """source: a GGUF file, or a directory with config.json and safetensors files. groups: of this rank; None when alone.
 
-        Reads headers only. Raises what `open_weights` raises.
+        native_directory: where compiled kernels are; None: in the user's cache.
+        Reads headers only. Raises what `open_weights` raises, and KernelsUnavailable when native kernels are required in vain.
         """
         self.plan = plan
         self.shard: Shard = plan.shards[rank]
@@ -70,7 +83,11 @@ class ShardWorker:
         self._model = Transformer(self.config, first_layer=self.shard.first_layer, layers=self.shard.layers)
         if self._groups.tensor is not None:
             apply_tensor_parallel(self._model, self.shard, self._groups.tensor)
+        if (schemes := schemes_of(plan.weight_dtype)) is not None:
+            self._model.quantise(schemes)
+        self._native = native_library(native_kernels, self._dtype, self._device, KV_BLOCK_SIZE, native_directory)
         self._cache: KVCache | None = None
+        self._forward: Forward | None = None
         self._timings: dict[SequenceId, ShardTimings] = {}
         self._finished: OrderedDict[SequenceId, ShardTimings] = OrderedDict()
 
@@ -83,7 +100,7 @@ class ShardWorker:
         """
         config = self.config
         self._rope = RotaryEmbedding(config.rope, config.rotary_dim, config.context_window, self._dtype, self._device)
-        return load_weights(self._model, self._source, self._dtype, self._device, progress or (lambda *_: None))
+        return load_weights(self._model, self._source, self._dtype, self._device, progress or (lambda *_: None), self._native)
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -98,11 +115,17 @@ class ShardWorker:
         """Allocate the cache, unless there is one of that size. blocks: the same on every rank."""
         if self._cache is not None and self._cache.blocks == blocks:
             return
-        self._cache = None  # before there is another
+        self._cache = self._forward = None  # before there is another
         self._cache = KVCache(
             layers=self.shard.layers, blocks=blocks, block_size=KV_BLOCK_SIZE,
             shapes=self.config.cache_shapes(self.shard.kv_heads), dtype=self._dtype, device=self._device,
         )  # fmt: skip
+        self._forward = make_forward(self._model, self._rope, self._cache, self._dtype, self._device, self._native)
+
+    @property
+    def kernels(self) -> str:
+        """Whose kernels run the steps: "torch" or "native"."""
+        return "torch" if self._native is None else "native"
 
     def rejoin(self, groups: RankGroups) -> None:
         """Go on with new peers after a loss; the weights stay. What the KV cache holds is of no more use."""
@@ -136,21 +159,22 @@ class ShardWorker:
     @torch.inference_mode()
     def run(self, batch: StepBatch) -> StepResult | None:
         """Run a batch; see `execute`."""
+        forward = self._forward
         assert self._cache is not None, "the KV cache is not allocated"
+        assert forward is not None
         begin_s, collective_s = time.perf_counter(), self._groups.clock.seconds
-        layout = lay_out(batch.rows, KV_BLOCK_SIZE, self._device)
+        tokens = forward.begin(batch.rows)
         self._cache.copy_blocks(batch.copies)
         link = self._groups.pipeline
-        if link is None or link.stage == 0:
-            x = layout.token_ids
-        else:
-            x = link.receive((len(layout.token_ids), self.config.hidden_size), self._dtype, self._device)
-        hidden = self._model.forward(x, self._rope, self._cache, layout)
+        received = None
+        if link is not None and link.stage > 0:
+            received = link.receive((tokens, self.config.hidden_size), self._dtype, self._device)
+        hidden = forward.hidden(received)
         result: StepResult | None = None
         if link is not None and link.stage < link.stages - 1:
             link.send(hidden)
-        elif len(layout.sampled):
-            result = self._sample(hidden[layout.sampled], batch)
+        elif any(row.samples for row in batch.rows):
+            result = self._sample(forward.logits(), batch)
         elif self._groups.tensor is None or self._groups.tensor.rank == 0:
             result = StepResult(())
         self._note(batch, time.perf_counter() - begin_s, self._groups.clock.seconds - collective_s)
@@ -160,11 +184,10 @@ class ShardWorker:
         """Take what a sequence saw of this rank (it should have ended); None when it never ran here or was asked for before."""
         return self._timings.pop(sequence_id, None) or self._finished.pop(sequence_id, None)
 
-    def _sample(self, hidden: torch.Tensor, batch: StepBatch) -> StepResult | None:
+    def _sample(self, logits: torch.Tensor, batch: StepBatch) -> StepResult | None:
         rows = [row.sampling for row in batch.rows if row.sampling is not None for _ in range(row.samples)]
         positions = [row.end - row.drafts + n for row in batch.rows for n in range(row.samples)]
         adjustments = [row.adjustment for row in batch.rows for _ in range(row.samples)]
-        logits = self._model.logits(hidden)
         group = self._groups.tensor
         if group is None:
             return sample(logits, positions, rows, adjustments)
