@@ -18,11 +18,12 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from torch import Tensor
 
 from lionrock.inference.model.errors import MalformedWeights, MissingTensor, TruncatedWeights, UnsupportedModel
+from lionrock.inference.model.gguf_k_quants import q4_k, q5_k, q6_k
 
 _MAX_ENTRIES = 1 << 16  # of metadata
 _MAX_TENSORS = 1 << 18
 _MAX_DIMENSIONS = 4
-_CHUNK_BLOCKS = 8192  # dequantised at a time: 1 MiB of float32, which stays in the cache
+_CHUNK_NUMBERS = 1 << 18  # dequantised at a time: 1 MiB of float32, which stays in the cache
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
 
@@ -217,10 +218,11 @@ def _dequantise(raw: Tensor, kind: GGMLQuantizationType, dtype: torch.dtype) -> 
     height, width = raw.shape[0], raw.shape[1] // block_bytes
     blocks = raw.reshape(height * width, block_bytes)
     result = torch.empty(height * width, block, dtype=dtype)
-    scratch = torch.empty(min(_CHUNK_BLOCKS, height * width), block)
-    for start in range(0, height * width, _CHUNK_BLOCKS):
-        chunk = blocks[start : start + _CHUNK_BLOCKS]
-        result[start : start + _CHUNK_BLOCKS] = unpack(chunk, scratch[: chunk.shape[0]])
+    step = _CHUNK_NUMBERS // block
+    scratch = torch.empty(min(step, height * width), block)
+    for start in range(0, height * width, step):
+        chunk = blocks[start : start + step]
+        result[start : start + step] = unpack(chunk, scratch[: chunk.shape[0]])
     return result.view(height, width * block)
 
 
@@ -250,7 +252,7 @@ def _q4_1(chunk: Tensor, out: Tensor) -> Tensor:
 
 
 def _through_package(raw: Tensor, kind: GGMLQuantizationType, dtype: torch.dtype) -> Tensor:
-    """Dequantise the rarer types, tens of times slower."""
+    """Dequantise the rarer types."""
     from gguf.quants import dequantize
 
     try:
@@ -268,4 +270,7 @@ _UNPACK: dict[GGMLQuantizationType, Callable[[Tensor, Tensor], Tensor]] = {
     GGMLQuantizationType.Q8_0: _q8_0,
     GGMLQuantizationType.Q4_0: _q4_0,
     GGMLQuantizationType.Q4_1: _q4_1,
+    GGMLQuantizationType.Q4_K: q4_k,
+    GGMLQuantizationType.Q5_K: q5_k,
+    GGMLQuantizationType.Q6_K: q6_k,
 }
