@@ -11,10 +11,7 @@ import torch
 from checkpoints import save_llama
 from small_models import engine_over, local_runner, mixed_requests, run_requests
 
-from lionrock.chassis.settings import TelemetrySettings
-from lionrock.inference.model.weights import open_weights
-from lionrock.inference.model.worker import LocalRunner
-from lionrock.inference.shard_process import RankSettings, Rendezvous, ShardProcess
+from lionrock.inference.local_engine import LocalOptions, open_engine
 from lionrock.planner import chips
 
 VOCAB_SIZE = 331
@@ -41,20 +38,16 @@ def test_answers_on_an_out_of_tree_device_equal_those_on_the_cpu(checkpoint: Pat
         assert lion_device.operations[operator] > 0, f"{operator} ran elsewhere"
 
 
-def test_a_chip_that_is_one_row_of_the_table_serves(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_chip_that_is_one_row_of_the_table_serves(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chips, "CHIPS", MappingProxyType({**chips.CHIPS, TEST_CHIP.name: TEST_CHIP}))
-    plan = replace(small_models.plan_for(open_weights(checkpoint).config), chip=TEST_CHIP.name)
-    settings = RankSettings(
-        plan=plan, source=checkpoint, collective=None, collective_interface=None, collective_timeout_s=5, threads=1,
-        kv_cache_bytes=1 << 20, heartbeat_interval_s=1, telemetry=TelemetrySettings(), tls=None,
-    )  # fmt: skip
-    process = ShardProcess(settings, 0, "0")
-    process.allocate(process.join(Rendezvous(None), 1))
-    worker = process._worker
-    assert worker is not None
-    assert {weight.data.device.type for weight in worker._model.weights()} == {lion_device.NAME}
     requests = mixed_requests(VOCAB_SIZE, count=2)
-    assert run_requests(engine_over(LocalRunner(worker)), requests) == run_requests(engine_over(local_runner(checkpoint)), requests)
+    lion_device.operations.clear()
+    async with open_engine(checkpoint, LocalOptions(chip="lion", dtype="float32", kv_cache_bytes=1 << 20)) as engine:
+        answers = {
+            request.request_id: sum([output.token_ids async for output in engine.generate(request)], ()) for request in requests
+        }
+    assert answers == run_requests(engine_over(local_runner(checkpoint)), requests)
+    assert lion_device.operations["aten::mm"] > 0
 
 
 def test_a_host_tensor_among_the_devices_own_is_refused_as_on_a_chip() -> None:
