@@ -257,7 +257,9 @@ class GroupBuilder:
                 return await accepting
         except BaseException:
             listener.close()
-            await asyncio.gather(accepting, return_exceptions=True)
+            (accepted,) = await asyncio.gather(accepting, return_exceptions=True)
+            for link in accepted if isinstance(accepted, list) else ():
+                link.close()
             raise
 
     async def _load(self, ranks: Sequence[RankProcess], nodes: Sequence[str]) -> RunnerSpec:
