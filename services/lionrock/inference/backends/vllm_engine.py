@@ -236,8 +236,6 @@ class VllmEngine:
         check_for_vllm(request)
         if request.constraint is not None and not self._options.has_tokenizer:
             raise UnsupportedSamplingOption("constraint of a model without tokenizer files")
-        if any(not 0 <= token_id < spec.vocab_size for token_id in request.sampling.logit_bias):
-            raise InvalidRequest("sampling.logit_bias", "names an id outside the vocabulary")
         if len(self._active) - self._options.limits.max_running >= self._options.limits.max_waiting:
             raise EngineFull(self._retry_after_s())
 

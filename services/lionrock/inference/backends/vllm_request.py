@@ -33,8 +33,6 @@ def check_for_vllm(request: Request) -> None:
     sampling = request.sampling
     if sampling.temperature != 0 and not LOWEST_TEMPERATURE <= sampling.temperature <= HIGHEST_TEMPERATURE:
         raise InvalidRequest("sampling.temperature", "must be 0, or 0.01 to 2, on the vllm backend")
-    if not -2 <= sampling.presence_penalty <= 2 or not -2 <= sampling.frequency_penalty <= 2:
-        raise InvalidRequest("sampling", "penalties must be -2 to 2 on the vllm backend")
     if not request.resumed_tokens:
         return
     depends_on_answer = (

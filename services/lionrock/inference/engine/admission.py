@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from lionrock.inference.engine.engine import check_sampling
-from lionrock.inference.engine.errors import InvalidRequest, PromptTooLong, UnknownTokenId
+import math
+from typing import Final
+
+from lionrock.inference.engine.errors import InvalidRequest, PromptTooLong, UnknownTokenId, UnsupportedSamplingOption
 from lionrock.inference.engine.runner import RunnerSpec
-from lionrock.inference.engine.sequence import Request
+from lionrock.inference.engine.sequence import Request, Sampling
+
+_NOT_ASKED_FOR: Final = Sampling()
+_ALWAYS_OFFERED: Final = frozenset({"temperature", "seed", "max_tokens", "stop_token_ids", "ignore_eos"})
 
 
 def check_request(request: Request, spec: RunnerSpec, context_window: int) -> None:
@@ -25,3 +30,36 @@ def check_request(request: Request, spec: RunnerSpec, context_window: int) -> No
         index = next(i for i, token_id in enumerate(token_ids) if not 0 <= token_id < spec.vocab_size)
         raise UnknownTokenId(index, spec.vocab_size)
     check_sampling(request.sampling, spec)
+
+
+def check_sampling(sampling: Sampling, spec: RunnerSpec) -> None:
+    """Raise UnsupportedSamplingOption for an option that is set and not offered, InvalidRequest for a value out of range."""
+    offered = _ALWAYS_OFFERED | spec.sampling_options
+    for name in Sampling.__dataclass_fields__:
+        if name not in offered and getattr(sampling, name) != getattr(_NOT_ASKED_FOR, name):
+            raise UnsupportedSamplingOption(name)
+    s = sampling
+    ranges = (
+        ("temperature", s.temperature, 0.0 <= s.temperature <= 100.0, "0 to 100"),
+        ("top_p", s.top_p, 0.0 < s.top_p <= 1.0, "above 0, at most 1"),
+        ("min_p", s.min_p, 0.0 <= s.min_p <= 1.0, "0 to 1"),
+        ("top_k", s.top_k, s.top_k is None or 1 <= s.top_k <= 1_000_000, "1 to 1000000"),
+        ("repetition_penalty", s.repetition_penalty, 0.0 < s.repetition_penalty <= 10.0, "above 0, at most 10"),
+        ("presence_penalty", s.presence_penalty, -2.0 <= s.presence_penalty <= 2.0, "-2 to 2"),
+        ("frequency_penalty", s.frequency_penalty, -2.0 <= s.frequency_penalty <= 2.0, "-2 to 2"),
+        ("seed", s.seed, s.seed is None or 0 <= s.seed < 1 << 64, "0 to 2^64 - 1"),
+        ("max_tokens", s.max_tokens, s.max_tokens is None or 1 <= s.max_tokens < 1 << 31, "at least 1"),
+        ("logprobs", s.logprobs, s.logprobs is None or 0 <= s.logprobs <= 20, "0 to 20"),
+    )
+    for name, value, holds, allowed in ranges:
+        if not holds or (isinstance(value, float) and not math.isfinite(value)):
+            raise InvalidRequest(f"sampling.{name}", f"must be {allowed}")
+    if s.temperature > 0 and s.seed is None:
+        raise InvalidRequest("sampling.seed", "is required when the temperature is above 0")
+    if len(s.stop_token_ids) > 64:
+        raise InvalidRequest("sampling.stop_token_ids", "must have at most 64 ids")
+    for token_id, bias in s.logit_bias.items():
+        if not 0 <= token_id < spec.vocab_size:
+            raise InvalidRequest("sampling.logit_bias", "names an id outside the vocabulary")
+        if not -100.0 <= bias <= 100.0:
+            raise InvalidRequest("sampling.logit_bias", "must be -100 to 100")

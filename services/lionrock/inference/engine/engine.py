@@ -6,20 +6,14 @@ holds a lock around every call but `runner.execute`, during which requests may b
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from lionrock.inference.engine.admission import check_request
 from lionrock.inference.engine.batch import BatchRow, SamplingRow, StepBatch, StepResult
 from lionrock.inference.engine.block_manager import BlockManager
-from lionrock.inference.engine.errors import (
-    EngineFull,
-    InvalidRequest,
-    PromptTooLong,
-    UnknownTokenId,
-    UnsupportedSamplingOption,
-)
+from lionrock.inference.engine.errors import EngineFull, InvalidRequest
 from lionrock.inference.engine.prefix_cache import PrefixCache
 from lionrock.inference.engine.runner import ModelRunner, RunnerSpec
 from lionrock.inference.engine.scheduler import ScheduledChunk, Scheduler
@@ -339,49 +333,13 @@ class Engine:
         return min(max(self._seconds_per_answer / max(1, self.running), _RETRY_FLOOR_S), _RETRY_CEILING_S)
 
     def _check(self, request: Request) -> None:
-        spec = self.spec
         if request.request_id in self._sequences:
             raise InvalidRequest("request_id", "is in use by a request that has not ended")
-        if not 0 <= request.resumed_tokens < max(1, len(request.token_ids)):
-            raise InvalidRequest("resumed_tokens", "must leave at least one token of prompt")
-        if not request.token_ids:
-            raise InvalidRequest("token_ids", "must not be empty")
-        # A resumed answer may end exactly at the window; a fresh prompt must leave room for one token.
-        if len(request.token_ids) - (request.resumed_tokens > 0) >= self.context_window:
-            raise PromptTooLong(len(request.token_ids), self.context_window)
-        if min(request.token_ids) < 0 or max(request.token_ids) >= spec.vocab_size:
-            index = next(i for i, token_id in enumerate(request.token_ids) if not 0 <= token_id < spec.vocab_size)
-            raise UnknownTokenId(index, spec.vocab_size)
-        check_sampling(request.sampling, spec)
+        check_request(request, self.spec, self.context_window)
 
 
 _NOT_ASKED_FOR = Sampling()
 _ADJUSTING = ("repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias")
-_ALWAYS_OFFERED = frozenset({"temperature", "seed", "max_tokens", "stop_token_ids", "ignore_eos"})
-
-
-def check_sampling(sampling: Sampling, spec: RunnerSpec) -> None:
-    """Raise UnsupportedSamplingOption for an option that is set and not offered, InvalidRequest for a value out of range."""
-    offered = _ALWAYS_OFFERED | spec.sampling_options
-    for name in Sampling.__dataclass_fields__:
-        if name not in offered and getattr(sampling, name) != getattr(_NOT_ASKED_FOR, name):
-            raise UnsupportedSamplingOption(name)
-    ranges = (
-        ("temperature", sampling.temperature, 0.0 <= sampling.temperature <= 100.0, "0 to 100"),
-        ("top_p", sampling.top_p, 0.0 < sampling.top_p <= 1.0, "above 0, at most 1"),
-        ("min_p", sampling.min_p, 0.0 <= sampling.min_p <= 1.0, "0 to 1"),
-        ("top_k", sampling.top_k, sampling.top_k is None or 1 <= sampling.top_k <= 1_000_000, "1 to 1000000"),
-        ("seed", sampling.seed, sampling.seed is None or 0 <= sampling.seed < 1 << 64, "0 to 2^64 - 1"),
-        ("max_tokens", sampling.max_tokens, sampling.max_tokens is None or 1 <= sampling.max_tokens < 1 << 31, "at least 1"),
-        ("logprobs", sampling.logprobs, sampling.logprobs is None or 0 <= sampling.logprobs <= 20, "0 to 20"),
-    )
-    for name, value, holds, allowed in ranges:
-        if not holds or (isinstance(value, float) and not math.isfinite(value)):
-            raise InvalidRequest(f"sampling.{name}", f"must be {allowed}")
-    if sampling.temperature > 0 and sampling.seed is None:
-        raise InvalidRequest("sampling.seed", "is required when the temperature is above 0")
-    if len(sampling.stop_token_ids) > 64:
-        raise InvalidRequest("sampling.stop_token_ids", "must have at most 64 ids")
 
 
 def _sampling_row(sampling: Sampling) -> SamplingRow:
