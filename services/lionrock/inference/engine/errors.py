@@ -7,7 +7,9 @@ EngineError
 │   ├── PromptTooLong
 │   ├── UnknownTokenId
 │   ├── InvalidRequest
-│   └── UnsupportedSamplingOption
+│   ├── UnsupportedSamplingOption
+│   ├── UnsupportedOutputConstraint
+│   └── InvalidConstraint
 ├── EngineFull                     try again later
 ├── EngineDraining                 this engine takes no more requests
 ├── RequestExpired                 the deadline passed before the answer was complete
@@ -69,6 +71,30 @@ class UnsupportedSamplingOption(RequestRefused):
 
     def __str__(self) -> str:
         return f"sampling option {self.field} is not offered by this engine"
+
+
+class UnsupportedOutputConstraint(RequestRefused):
+    """This engine enforces no output constraints: it does not know what its tokens spell."""
+
+    def __str__(self) -> str:
+        return "this engine enforces no output constraints"
+
+
+class InvalidConstraint(RequestRefused):
+    """The output constraint is malformed, matches nothing, or asks for more than can be enforced within limits."""
+
+    def __init__(self, kind: str, description: str) -> None:
+        super().__init__(kind, description)
+        self.kind = kind
+        self.description = description
+
+    @property
+    def field(self) -> str:
+        """Path of the field."""
+        return f"constraint.{self.kind}"
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.description}"
 
 
 class EngineFull(EngineError):

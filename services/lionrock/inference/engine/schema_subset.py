@@ -43,7 +43,7 @@ _FORMATS = frozenset({"date", "time", "date-time", "duration", "email", "hostnam
 
 
 class UnsupportedSchema(ValueError):
-    """The schema is malformed or says something that cannot be enforced. `path` has keywords and indices, no names of properties."""
+    """The schema is malformed or says something that cannot be enforced. `path` has keywords and indices, no names."""
 
     def __init__(self, path: str, why: str) -> None:
         super().__init__(path, why)
@@ -107,7 +107,7 @@ class _Reader:
         kinds = said.pop("type", None)
         if kinds is None:
             if said:
-                raise UnsupportedSchema(path, f"{_name(next(iter(said)))} is not enforced, or not without a type")
+                raise UnsupportedSchema(path, _unenforced(next(iter(said)), "only beside a type"))
             return out
         return out | self._typed(said, kinds, path, depth)
 
@@ -145,7 +145,7 @@ class _Reader:
         for key, value in said.items():
             here = f"{path}/{_name(key)}"
             if key not in known:
-                raise UnsupportedSchema(path, f"{_name(key)} is not enforced, or not for this type")
+                raise UnsupportedSchema(path, _unenforced(key, "for other types"))
             out[key] = self._value(key, value, here, depth)
         if "string" in kinds and sum((len({"minLength", "maxLength"} & said.keys()) > 0, "pattern" in said, "format" in said)) > 1:
             raise UnsupportedSchema(path, "of lengths, pattern and format, one is enforced, not two together")
@@ -187,9 +187,7 @@ class _Reader:
         if any(name not in (properties or {}) for name in out.get("required", ())):
             raise UnsupportedSchema(f"{path}/required", "a required property is not among the properties")
         if {"minProperties", "maxProperties"} & out.keys() and out.get("additionalProperties", False) is not False:
-            raise UnsupportedSchema(
-                path, "counts of properties are enforced only where additionalProperties is false or all are named"
-            )
+            raise UnsupportedSchema(path, "counts of properties are enforced only without additionalProperties")
 
     def _pattern(self, value: Any, here: str) -> str:
         if not isinstance(value, str):
@@ -200,7 +198,7 @@ class _Reader:
             raise UnsupportedSchema(here, str(error)) from None
 
     def _check_reference(self, value: Any, here: str) -> None:
-        """References go to the root or to a definition at the root."""
+        """Refuse a reference to anything but the root or a definition at the root."""
         if value == "#":
             return
         parts = value.split("/") if isinstance(value, str) else []
@@ -218,8 +216,13 @@ class _Reader:
         return value
 
 
+def _unenforced(keyword: str, where: str) -> str:
+    elsewhere = any(keyword in keywords for keywords in _OF_TYPE.values())
+    return f"{_name(keyword)} is enforced {where}" if elsewhere else f"{_name(keyword)} is not enforced"
+
+
 def _name(keyword: str) -> str:
-    """A keyword that may be shown: what is not one of JSON Schema's own is the caller's text."""
+    """Return a keyword as it may be shown: what is not one of JSON Schema's own is the caller's text."""
     return keyword if keyword in _KEYWORDS else "an unknown keyword"
 
 
@@ -253,7 +256,7 @@ def _is_of_type(value: Any, kind: Any) -> bool:
 
 
 def _check_value(value: Any, here: str) -> None:
-    """What the compiler would spell otherwise than it stands."""
+    """Refuse what the compiler would spell otherwise than it stands."""
     if isinstance(value, dict):
         for name, item in value.items():
             _check_text(name, here)
