@@ -108,7 +108,9 @@ def deploy(model: ServedModel, settings: InferenceSettings) -> Any:
         max_ongoing_requests=limits.max_running + limits.max_waiting + 32,
         max_queued_requests=32,
         ray_actor_options={"num_cpus": 1},
-        placement_group_bundles=bundles(model.plan.chip, model.plan.ranks),
+        placement_group_bundles=bundles(
+            model.plan, None if model.settings.stages is None else [stage.node_resource for stage in model.settings.stages]
+        ),
         placement_group_strategy="PACK",
         health_check_period_s=2,
         health_check_timeout_s=10,

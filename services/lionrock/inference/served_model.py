@@ -17,7 +17,10 @@ from lionrock.inference.settings import ModelSettings
 from lionrock.modelstore.gguf_metadata import read_gguf_header
 from lionrock.modelstore.source import ModelFiles, ModelSource, open_source
 from lionrock.planner.chips import chip
+from lionrock.planner.fitting import Workload
+from lionrock.planner.memory import ModelShape
 from lionrock.planner.plan import ShardPlan, plan_shards
+from lionrock.planner.stages import StageChips, plan_stages
 
 __all__ = ["ServedModel", "describe_model", "read_config", "shape_of"]
 
@@ -42,15 +45,33 @@ def describe_model(name: str, settings: ModelSettings) -> ServedModel:
     """
     source = open_source(name, settings.path)
     config = read_config(ModelFiles(name, source.format, source.files, source.directory))
-    plan = plan_shards(
-        shape_of(config),
-        chip(settings.chip),
-        dtype=settings.dtype,
-        tensor_parallel=settings.tensor_parallel,
-        pipeline_parallel=settings.pipeline_parallel,
-        weight_dtype=None if settings.weight_quantisation == "none" else settings.weight_quantisation,
+    return ServedModel(name, settings, source, config, _plan(shape_of(config), settings))
+
+
+def _plan(shape: ModelShape, settings: ModelSettings) -> ShardPlan:
+    weight_dtype = None if settings.weight_quantisation == "none" else settings.weight_quantisation
+    if settings.stages is None:
+        return plan_shards(
+            shape,
+            chip(settings.chip),
+            dtype=settings.dtype,
+            weight_dtype=weight_dtype,
+            tensor_parallel=settings.tensor_parallel,
+            pipeline_parallel=settings.pipeline_parallel,
+        )
+    stages = [StageChips(chip=chip(s.chip), speed=s.speed, memory_bytes=s.memory_bytes) for s in settings.stages]
+    # The KV cache takes what the settings give it on every rank, whatever the number of layers.
+    workload = Workload(
+        sequences=0, tokens_per_sequence=0, batch_tokens=settings.limits.max_step_tokens, kv_cache_bytes=settings.kv_cache_bytes
     )
-    return ServedModel(name, settings, source, config, plan)
+    return plan_stages(
+        shape,
+        stages,
+        dtype=settings.dtype,
+        workload=workload,
+        weight_dtype=weight_dtype,
+        tensor_parallel=settings.tensor_parallel,
+    )
 
 
 def read_config(files: ModelFiles) -> ModelConfig:

@@ -42,6 +42,21 @@ class VllmSettings(BaseModel):
     start_timeout_s: float = Field(default=600, gt=0, description="longest start, loading and compiling included")
 
 
+class StageSettings(BaseModel):
+    """The chips of one pipeline stage, where stages run on unlike chips of one vendor."""
+
+    model_config = _FROZEN
+
+    chip: str = Field(description="row of the chip table")
+    speed: float = Field(
+        gt=0, allow_inf_nan=False, description="memory bandwidth, or any figure in proportion to it over the stages"
+    )
+    memory_bytes: int | None = Field(default=None, ge=1, description="memory of one chip; unset: that of the chip table")
+    node_resource: str | None = Field(
+        default=None, pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,62}$", description="Ray resource of the nodes that have these chips"
+    )
+
+
 class ModelSettings(BaseModel):
     """One served model and how it is sharded."""
 
@@ -60,6 +75,9 @@ class ModelSettings(BaseModel):
     )
     tensor_parallel: int = Field(default=1, ge=1, description="ranks that share each layer")
     pipeline_parallel: int = Field(default=1, ge=1, description="stages of layers")
+    stages: tuple[StageSettings, ...] | None = Field(
+        default=None, description="unlike chips, one entry a stage; layers follow their memory and speed; unset: all are `chip`"
+    )
     replicas: int = Field(default=1, ge=1, le=64, description="copies of the model, each with ranks of its own")
     kv_cache_bytes: int = Field(default=256 << 20, ge=1 << 20, description="KV cache of each rank, bytes")
     collective: str | None = Field(default=None, description="torch.distributed back end; unset: that of the chip table")
@@ -71,6 +89,12 @@ class ModelSettings(BaseModel):
     )
     limits: LimitSettings = LimitSettings()
     vllm: VllmSettings = VllmSettings()
+
+    @model_validator(mode="after")
+    def _stages_are_all_there(self) -> Self:
+        if self.stages is not None and len(self.stages) != self.pipeline_parallel:
+            raise ValueError(f"stages has {len(self.stages)} entries, and pipeline_parallel is {self.pipeline_parallel}")
+        return self
 
 
 class HealthSettings(BaseModel):

@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -21,6 +22,7 @@ from lionrock.inference.group_builder import GroupBuilder
 from lionrock.inference.settings import HealthSettings
 from lionrock.inference.shard_process import Placement, RankSettings, ShardProcess
 from lionrock.planner.chips import Chip, chip
+from lionrock.planner.plan import ShardPlan
 
 
 def _node_address() -> str:
@@ -36,9 +38,19 @@ class ShardActor(ShardProcess):
         return Placement(context.get_node_id(), _node_address(), os.getpid())
 
 
-def bundles(chip_name: str, ranks: int) -> list[dict[str, float]]:
-    """Bundles of one replica's placement group: the replica, then a chip a rank."""
-    return [{"CPU": 1}, *({"CPU": 1} | _chip_resource(chip(chip_name)) for _ in range(ranks))]
+_NODE_SHARE = 0.001
+"""Of a node's own resource: a mark of where a bundle may be, not something that runs out."""
+
+
+def bundles(plan: ShardPlan, node_resources: Sequence[str | None] | None = None) -> list[dict[str, float]]:
+    """Bundles of one replica's placement group: the replica, then a chip a rank.
+
+    node_resources: Ray resource of the nodes that each pipeline stage must be on, where stages are on unlike chips.
+    """
+    marks = node_resources or [None] * plan.pipeline_parallel
+    resources = _chip_resource(chip(plan.chip))
+    ranks = ({} if (mark := marks[shard.stage]) is None else {mark: _NODE_SHARE} for shard in plan.shards)
+    return [{"CPU": 1}, *({"CPU": 1} | resources | mark for mark in ranks)]
 
 
 def _chip_resource(row: Chip) -> dict[str, float]:

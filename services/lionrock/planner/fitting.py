@@ -36,6 +36,7 @@ class Workload:
     sequences: int
     tokens_per_sequence: int  # prompt and answer
     batch_tokens: int = 2048  # of one step
+    kv_cache_bytes: int = 0  # of each rank, beside that of the sequences
 
 
 def rank_memory(shape: ModelShape, plan: ShardPlan, rank: int, workload: Workload) -> RankMemory:
@@ -59,7 +60,8 @@ def memory_of_part(
     return RankMemory(
         weights=weights,
         rotary=shape.rotary_bytes(dtype),
-        kv_cache=shape.kv_bytes_per_token(held.kv_heads, layers, dtype) * workload.sequences * workload.tokens_per_sequence,
+        kv_cache=workload.kv_cache_bytes
+        + shape.kv_bytes_per_token(held.kv_heads, layers, dtype) * workload.sequences * workload.tokens_per_sequence,
         activations=shape.activation_bytes(workload.batch_tokens, held, vocab_rows, dtype),
         runtime=RUNTIME_BYTES,
     )

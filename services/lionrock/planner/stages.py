@@ -140,20 +140,29 @@ def _common_chip(stages: Sequence[StageChips]) -> Chip:
         if not 0 < stage.speed < float("inf"):
             raise PlanError("a stage's speed is a positive number")
         row = stage.chip
-        if (row.torch_device, row.torch_module, row.collective) != (first.torch_device, first.torch_module, first.collective):
-            raise PlanError(f"{first.name} and {row.name} share no PyTorch device and collective; one plan cannot use both")
+        if _kind(row) != _kind(first):
+            raise PlanError(f"{first.name} and {row.name} share no vendor, PyTorch device and collective; one plan cannot use both")
     return first
+
+
+def _kind(chip: Chip) -> tuple[str | None, ...]:
+    """Return what chips of one group have in common; the vendor is the domain of the Kubernetes resource."""
+    vendor = None if chip.extended_resource is None else chip.extended_resource.partition("/")[0]
+    return vendor, chip.torch_device, chip.torch_module, chip.collective, chip.ray_resource
 
 
 def _refusal(parts: _Parts, stages: Sequence[StageChips], workload: Workload) -> str:
     """Why nothing fits, and the longest workload that would."""
     weights = parts.shape.weight_bytes(parts.dtype, parts.weight_dtype) / GIB
     usable = ", ".join(f"{stage.usable / GIB:.1f}" for stage in stages)
-    told = f"{parts.weight_dtype or parts.dtype} weights of {weights:.1f} GiB and {workload.sequences} sequences of "
-    told += f"{workload.tokens_per_sequence} tokens do not fit {len(parts.cuts)} chips a stage with {usable} GiB usable each"
+    wanted = f"{workload.sequences} sequences of {workload.tokens_per_sequence} tokens"
+    if workload.kv_cache_bytes:
+        wanted = f"{workload.kv_cache_bytes / GIB:.1f} GiB of KV cache a chip"
+    told = f"{parts.weight_dtype or parts.dtype} weights of {weights:.1f} GiB and {wanted} do not fit"
+    told += f" {len(parts.cuts)} chips a stage with {usable} GiB usable each"
     tokens = workload.tokens_per_sequence
     while tokens > 1:
         tokens //= 2
         if _layers_by_stage(parts, stages, replace(workload, tokens_per_sequence=tokens)) is not None:
             return f"{told}; {workload.sequences} sequences of {tokens} tokens would fit"
-    return f"{told}; the weights alone are too much"
+    return f"{told}, however the layers are split"
