@@ -5,16 +5,27 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from lionrock.inference.engine.errors import InvalidRequest, PromptTooLong, UnknownTokenId, UnsupportedSamplingOption
+from lionrock.inference.engine.errors import (
+    InvalidRequest,
+    PromptTooLong,
+    UnknownTokenId,
+    UnsupportedOutputConstraint,
+    UnsupportedSamplingOption,
+)
 from lionrock.inference.engine.runner import RunnerSpec
 from lionrock.inference.engine.sequence import Request, Sampling
 
 _NOT_ASKED_FOR: Final = Sampling()
+_ADJUSTING: Final = ("repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias")
 _ALWAYS_OFFERED: Final = frozenset({"temperature", "seed", "max_tokens", "stop_token_ids", "ignore_eos"})
+
+MAX_STOPS: Final = 16
+MAX_STOP_CHARACTERS: Final = 256
+MAX_BIASES: Final = 1024
 
 
 def check_request(request: Request, spec: RunnerSpec, context_window: int) -> None:
-    """Raise PromptTooLong, UnknownTokenId, InvalidRequest or UnsupportedSamplingOption for a request that cannot run.
+    """Raise PromptTooLong, UnknownTokenId, InvalidRequest, UnsupportedSamplingOption or UnsupportedOutputConstraint.
 
     context_window: prompt and answer together, in tokens, within what the KV cache holds.
     """
@@ -30,6 +41,14 @@ def check_request(request: Request, spec: RunnerSpec, context_window: int) -> No
         index = next(i for i, token_id in enumerate(token_ids) if not 0 <= token_id < spec.vocab_size)
         raise UnknownTokenId(index, spec.vocab_size)
     check_sampling(request.sampling, spec)
+    if request.constraint is not None and "constraint" not in spec.sampling_options:
+        raise UnsupportedOutputConstraint
+
+
+def adjusts_logits(request: Request) -> bool:
+    """Whether what a position may become depends on the tokens before it by more than the model: then drafts cannot be checked."""
+    asked = any(getattr(request.sampling, name) != getattr(_NOT_ASKED_FOR, name) for name in _ADJUSTING)
+    return asked or request.constraint is not None
 
 
 def check_sampling(sampling: Sampling, spec: RunnerSpec) -> None:
@@ -58,8 +77,18 @@ def check_sampling(sampling: Sampling, spec: RunnerSpec) -> None:
         raise InvalidRequest("sampling.seed", "is required when the temperature is above 0")
     if len(s.stop_token_ids) > 64:
         raise InvalidRequest("sampling.stop_token_ids", "must have at most 64 ids")
+    if len(s.stop) > 16 or not all(1 <= len(stop) <= 256 for stop in s.stop):
+        raise InvalidRequest("sampling.stop", "must have at most 16 strings of 1 to 256 characters")
+    if len(s.stop) > MAX_STOPS or not all(0 < len(stop) <= MAX_STOP_CHARACTERS and _is_text(stop) for stop in s.stop):
+        raise InvalidRequest("sampling.stop", f"must be at most {MAX_STOPS} texts of 1 to {MAX_STOP_CHARACTERS} characters")
+    if len(s.logit_bias) > MAX_BIASES:
+        raise InvalidRequest("sampling.logit_bias", f"must have at most {MAX_BIASES} entries")
     for token_id, bias in s.logit_bias.items():
         if not 0 <= token_id < spec.vocab_size:
             raise InvalidRequest("sampling.logit_bias", "names an id outside the vocabulary")
         if not -100.0 <= bias <= 100.0:
             raise InvalidRequest("sampling.logit_bias", "must be -100 to 100")
+
+
+def _is_text(value: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in value)

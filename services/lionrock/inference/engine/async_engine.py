@@ -71,6 +71,7 @@ class AsyncEngine:
         """Start the step thread; outputs go to the running event loop."""
         assert self._thread is None, "an engine is started once"
         self._loop = asyncio.get_running_loop()
+        self._engine.on_prepared(self._wake)
         self._thread = threading.Thread(target=self._run, name="lionrock-engine", daemon=True)
         self._thread.start()
 
@@ -164,8 +165,14 @@ class AsyncEngine:
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join)
         self._engine.runner.close()
+        self._engine.close()
 
     # ---- between the threads ---------------------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        """Have the step thread look again (any thread)."""
+        with self._changed:
+            self._changed.notify()
 
     def _abort(self, stream: Stream) -> None:
         if self._streams.get(stream.request_id) is not stream:
@@ -195,6 +202,9 @@ class AsyncEngine:
                     continue
                 if self._lost is not None:
                     self._pause(self._lost)
+                    continue
+                if self._engine.idle_s != 0:
+                    self._changed.wait(self._engine.idle_s)
                     continue
                 batch, outputs = self._schedule()
             if batch is not None:

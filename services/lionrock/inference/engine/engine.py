@@ -10,10 +10,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from lionrock.inference.engine.admission import check_request
+from lionrock.inference.engine.admission import adjusts_logits, check_request
+from lionrock.inference.engine.answer_rules import AnswerRules
 from lionrock.inference.engine.batch import BatchRow, SamplingRow, StepBatch, StepResult
 from lionrock.inference.engine.block_manager import BlockManager
-from lionrock.inference.engine.errors import EngineFull, InvalidRequest
+from lionrock.inference.engine.constraints import Constraints
+from lionrock.inference.engine.errors import EngineError, EngineFull, InvalidConstraint, InvalidRequest
 from lionrock.inference.engine.prefix_cache import PrefixCache
 from lionrock.inference.engine.runner import ModelRunner, RunnerSpec
 from lionrock.inference.engine.scheduler import ScheduledChunk, Scheduler
@@ -28,11 +30,12 @@ from lionrock.inference.engine.sequence import (
     TokenLogprob,
 )
 from lionrock.inference.engine.speculation import PromptLookup
+from lionrock.modelstore.vocabulary import Vocabulary
 
 _RETRY_FLOOR_S, _RETRY_CEILING_S = 0.1, 30.0
 
-MAX_FRUITLESS_LOSSES = 3
-"""Losses in a row in whose step a sequence may be without one more token: it may be what breaks the runner."""
+MAX_FAILED_STEPS = 3
+"""Losses in a row in the same step of a sequence, after which it is given up: it may be what breaks the runner."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +60,19 @@ class Engine:
     """Continuous batching over one model runner."""
 
     def __init__(
-        self, runner: ModelRunner, limits: EngineLimits | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        runner: ModelRunner,
+        limits: EngineLimits | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        vocabulary: Vocabulary | None = None,
+        constraints: Constraints | None = None,
     ) -> None:
-        """Take over the runner; `clock` gives the monotonic seconds that deadlines are measured in."""
+        """Take over the runner; `clock` gives the monotonic seconds that deadlines are measured in.
+
+        vocabulary: of the model's tokenizer; None: stop strings and constraints are refused. constraints: made from the vocabulary
+        unless given; closed with the engine.
+        """
         self.limits = limits or EngineLimits()
         self._clock = clock
         self._next_id = 0
@@ -68,6 +81,9 @@ class Engine:
         self._begun_s = 0.0
         self._sequences: dict[RequestId, Sequence] = {}
         self._outbox: list[StepOutput] = []
+        if constraints is None and vocabulary is not None:
+            constraints = Constraints(vocabulary, runner.spec.vocab_size, runner.spec.eos_token_ids)
+        self._rules = AnswerRules(vocabulary, constraints)
         self._install(runner)
 
     def _install(self, runner: ModelRunner) -> None:
@@ -75,6 +91,7 @@ class Engine:
         self._runner = runner
         self._released: list[SequenceId] = []
         spec = runner.spec
+        self._spec = replace(spec, sampling_options=spec.sampling_options | self._rules.offered)
         self._blocks = BlockManager(spec.kv_blocks, spec.kv_block_size)
         limits = self.limits
         self._scheduler = Scheduler(
@@ -85,7 +102,8 @@ class Engine:
         )
         for sequence in self._sequences.values():
             sequence.block_table, sequence.computed_tokens, sequence.block_hashes = [], 0, []
-            self._scheduler.add(sequence)
+            if not self._rules.waits(sequence):
+                self._scheduler.add(sequence)
 
     # ---- state -----------------------------------------------------------------------------------------------------------
 
@@ -96,8 +114,8 @@ class Engine:
 
     @property
     def spec(self) -> RunnerSpec:
-        """The runner's spec."""
-        return self._runner.spec
+        """The runner's spec, with the options that this engine adds."""
+        return self._spec
 
     @property
     def context_window(self) -> int:
@@ -106,8 +124,24 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        """Whether a step would do anything."""
+        """Whether some request has not ended."""
         return bool(self._sequences) or bool(self._outbox)
+
+    @property
+    def idle_s(self) -> float | None:
+        """How long a step would do nothing, because all requests wait for their constraints: until a deadline or `on_prepared`.
+
+        0: it would do something now; None: there is no deadline.
+        """
+        waits = self._rules.waiting
+        if waits < len(self._sequences) or self._outbox or self._rules.any_prepared or not waits:
+            return 0.0
+        deadlines = [s.request.deadline_s for s in self._sequences.values() if s.request.deadline_s is not None]
+        return max(0.0, min(deadlines) - self._clock()) if deadlines else None
+
+    def on_prepared(self, call: Callable[[], None]) -> None:
+        """Have any thread call this whenever a constraint is compiled, or is not going to be."""
+        self._rules.on_prepared = call
 
     @property
     def running(self) -> int:
@@ -116,8 +150,8 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """Sequences in the queue."""
-        return len(self._scheduler.waiting)
+        """Sequences in the queue, or before it because their constraint is not compiled yet."""
+        return len(self._scheduler.waiting) + self._rules.waiting
 
     @property
     def free_kv_blocks(self) -> int:
@@ -138,7 +172,7 @@ class Engine:
     def add(self, request: Request) -> SequenceId:
         """Queue a request.
 
-        Raises PromptTooLong, UnknownTokenId, InvalidRequest, UnsupportedSamplingOption, or EngineFull; then nothing has changed.
+        Raises a RequestRefused, or EngineFull; then nothing has changed. A constraint may be refused later: see StepOutput.error.
         """
         self._check(request)
         if self.waiting >= self.limits.max_waiting:
@@ -154,19 +188,33 @@ class Engine:
             tokens=list(request.token_ids),
             prompt_tokens=prompt_tokens,
             max_total_tokens=min(prompt_tokens + answer_tokens, self.context_window),
-            stop_token_ids=stop if sampling.ignore_eos else stop | self.spec.eos_token_ids,
+            # A constrained answer ends where its constraint does, and says so by the model's own token.
+            stop_token_ids=stop if sampling.ignore_eos and request.constraint is None else stop | self.spec.eos_token_ids,
             arrived_s=self._clock(),
         )
+        self._rules.begin(sequence)
         self._sequences[request.request_id] = sequence
-        self._scheduler.add(sequence)
-        if len(sequence.tokens) >= sequence.max_total_tokens:  # resumed after its last token
-            self._outbox.append(self._finish(sequence, FinishReason.LENGTH))
+        if not self._rules.waits(sequence):
+            self._enqueue(sequence, self._outbox)
         return sequence_id
+
+    def _enqueue(self, sequence: Sequence, outputs: list[StepOutput]) -> None:
+        """Hand a sequence to the scheduler, unless it was resumed after its last token."""
+        self._scheduler.add(sequence)
+        end = self._rules.end(sequence)
+        if end is not None:
+            outputs.append(self._finish(sequence, FinishReason.STOP, stop=end.stop))
+        elif len(sequence.tokens) >= sequence.max_total_tokens:
+            outputs.append(self._finish(sequence, FinishReason.LENGTH))
 
     def abort(self, request_id: RequestId) -> StepOutput | None:
         """Take a request out at once and free its blocks; returns its last output, or None when it had already left."""
         sequence = self._sequences.get(request_id)
         return None if sequence is None else self._finish(sequence, FinishReason.ABORTED)
+
+    def close(self) -> None:
+        """End what it started beside the runner, which is the owner's to close."""
+        self._rules.close()
 
     # ---- losing the runner -----------------------------------------------------------------------------------------------
 
@@ -181,13 +229,14 @@ class Engine:
     def lose_cache(self, batch: StepBatch) -> list[Sequence]:
         """Have every sequence wait to be computed anew, because the runner is gone and its KV cache with it.
 
-        batch: the step that failed; it counts for nothing. Returns the sequences that were given up: see MAX_FRUITLESS_LOSSES.
+        batch: the step that failed; it counts for nothing. Returns the sequences that were given up: see MAX_FAILED_STEPS.
         """
-        failed = {row.sequence_id for row in batch.rows}
+        failed = {row.sequence_id: row.start for row in batch.rows}
         given_up = []
         for sequence in self._scheduler.running:
             sequence.resumptions += 1
-            if sequence.sequence_id in failed and sequence.note_failed_step() >= MAX_FRUITLESS_LOSSES:
+            start = failed.get(sequence.sequence_id)
+            if start is not None and sequence.note_failed_step(start) >= MAX_FAILED_STEPS:
                 given_up.append(sequence)
         for sequence in given_up:
             self._forget(sequence)
@@ -205,8 +254,7 @@ class Engine:
         for sequence in tuple(self._sequences.values()):
             sequence.max_total_tokens = min(sequence.max_total_tokens, self.context_window)
             if len(sequence.tokens) >= sequence.max_total_tokens:
-                self._scheduler.remove(sequence)
-                self._forget(sequence)
+                self._leave(sequence)
                 given_up.append(sequence)
         return given_up
 
@@ -214,6 +262,8 @@ class Engine:
 
     def step(self) -> list[StepOutput]:
         """Run one step. Raises ShardGroupLost when the runner is gone; then `lose_cache` and `replace_runner` go on."""
+        if self.has_work and self.idle_s != 0:
+            self._rules.wait(self.idle_s)
         batch, outputs = self.schedule()
         if batch is not None:
             outputs += self.postprocess(batch, self._runner.execute(batch))
@@ -222,6 +272,11 @@ class Engine:
     def schedule(self) -> tuple[StepBatch | None, list[StepOutput]]:
         """Drop what expired and choose the next batch; None when there is nothing to run."""
         outputs = self.expire()
+        for sequence, error in self._rules.take_prepared():
+            if error is None:
+                self._enqueue(sequence, outputs)
+            else:
+                outputs.append(self._finish(sequence, FinishReason.REFUSED, error=error))
         now_s = self._begun_s = self._clock()
         drafts: dict[SequenceId, tuple[int, ...]] = {}
         step = self._scheduler.schedule(now_s, lambda decoding: self._propose(decoding, drafts))
@@ -264,21 +319,23 @@ class Engine:
 
     def _propose(self, decoding: tuple[Sequence, ...], drafts: dict[SequenceId, tuple[int, ...]]) -> Mapping[SequenceId, int]:
         """Find drafts for the sequences that decode, and say how many each has."""
-        plain = [sequence for sequence in decoding if not _adjusts_logits(sequence.request)]
+        plain = [sequence for sequence in decoding if not adjusts_logits(sequence.request)]
         drafts.update(self._lookup.propose(plain, len(decoding)))
         return {sequence_id: len(offer) for sequence_id, offer in drafts.items()}
 
     def _row(self, chunk: ScheduledChunk, drafts: Mapping[SequenceId, tuple[int, ...]]) -> BatchRow:
         sequence, start = chunk.sequence, chunk.sequence.computed_tokens
         end = start + chunk.tokens
+        samples = end == len(sequence.tokens)
         guesses = drafts[sequence.sequence_id][: chunk.drafts] if chunk.drafts else ()
         return BatchRow(
             sequence_id=sequence.sequence_id,
             start=start,
             token_ids=[*sequence.tokens[start:end], *guesses],
             block_table=sequence.block_table[: self._blocks.blocks_for(end + chunk.drafts)],
-            sampling=_sampling_row(sequence.request.sampling) if end == len(sequence.tokens) else None,
+            sampling=_sampling_row(sequence.request.sampling) if samples else None,
             drafts=chunk.drafts,
+            adjustment=self._rules.adjustment(sequence) if samples else None,
         )
 
     def _take(self, sequence: Sequence, row: BatchRow, result: StepResult, first: int, now_s: float) -> StepOutput:
@@ -306,25 +363,43 @@ class Engine:
             return self._finish(sequence, FinishReason.STOP)
         sequence.tokens.append(token_id)
         logprobs = () if logprob is None else (logprob,)
+        try:
+            end = self._rules.accept(sequence, token_id)
+        except InvalidConstraint as error:
+            return self._finish(sequence, FinishReason.REFUSED, error=error)
+        if end is not None:
+            return self._finish(sequence, FinishReason.STOP, (token_id,), logprobs, stop=end.stop)
         if len(sequence.tokens) >= sequence.max_total_tokens:
             return self._finish(sequence, FinishReason.LENGTH, (token_id,), logprobs)
         return StepOutput(sequence.request.request_id, sequence.sequence_id, (token_id,), logprobs)
 
     def _finish(
-        self, sequence: Sequence, reason: FinishReason, token_ids: tuple[int, ...] = (), logprobs: tuple[TokenLogprob, ...] = ()
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        token_ids: tuple[int, ...] = (),
+        logprobs: tuple[TokenLogprob, ...] = (),
+        *,
+        stop: str | None = None,
+        error: EngineError | None = None,
     ) -> StepOutput:
-        self._scheduler.remove(sequence)
-        self._forget(sequence)
+        self._leave(sequence)
         if sequence.scheduled_s is not None:
             self._released.append(sequence.sequence_id)
         timings = sequence.timings(self._clock())
         if reason is not FinishReason.ABORTED and sequence.scheduled_s is not None:
             self._seconds_per_answer += 0.1 * (timings.total_s - timings.queue_s - self._seconds_per_answer)
-        return StepOutput(sequence.request.request_id, sequence.sequence_id, token_ids, logprobs, reason, timings)
+        return StepOutput(sequence.request.request_id, sequence.sequence_id, token_ids, logprobs, reason, timings, stop, error)
+
+    def _leave(self, sequence: Sequence) -> None:
+        if sequence in self._scheduler.running or sequence in self._scheduler.waiting:  # not where its constraint is compiled
+            self._scheduler.remove(sequence)
+        self._forget(sequence)
 
     def _forget(self, sequence: Sequence) -> None:
         del self._sequences[sequence.request.request_id]
         self._lookup.forget(sequence.sequence_id)
+        self._rules.forget(sequence)
 
     # ---- admission -------------------------------------------------------------------------------------------------------
 
@@ -338,10 +413,6 @@ class Engine:
         check_request(request, self.spec, self.context_window)
 
 
-_NOT_ASKED_FOR = Sampling()
-_ADJUSTING = ("repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias")
-
-
 def _sampling_row(sampling: Sampling) -> SamplingRow:
     greedy = sampling.temperature == 0
     return SamplingRow(
@@ -352,9 +423,3 @@ def _sampling_row(sampling: Sampling) -> SamplingRow:
         seed=0 if greedy or sampling.seed is None else sampling.seed,
         logprobs=sampling.logprobs,
     )
-
-
-def _adjusts_logits(request: Request) -> bool:
-    """Whether what a position may become depends on the tokens before it by more than the model: then drafts cannot be checked."""
-    asked = any(getattr(request.sampling, name) != getattr(_NOT_ASKED_FOR, name) for name in _ADJUSTING)
-    return asked or request.constraint is not None

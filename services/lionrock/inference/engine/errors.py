@@ -7,9 +7,9 @@ EngineError
 │   ├── PromptTooLong
 │   ├── UnknownTokenId
 │   ├── InvalidRequest
+│   │   └── InvalidConstraint
 │   ├── UnsupportedSamplingOption
-│   ├── UnsupportedOutputConstraint
-│   └── InvalidConstraint
+│   └── UnsupportedOutputConstraint
 ├── EngineFull                     try again later
 ├── EngineDraining                 this engine takes no more requests
 ├── RequestExpired                 the deadline passed before the answer was complete
@@ -80,21 +80,12 @@ class UnsupportedOutputConstraint(RequestRefused):
         return "this engine enforces no output constraints"
 
 
-class InvalidConstraint(RequestRefused):
+class InvalidConstraint(InvalidRequest):
     """The output constraint is malformed, matches nothing, or asks for more than can be enforced within limits."""
 
     def __init__(self, kind: str, description: str) -> None:
-        super().__init__(kind, description)
-        self.kind = kind
-        self.description = description
-
-    @property
-    def field(self) -> str:
-        """Path of the field."""
-        return f"constraint.{self.kind}"
-
-    def __str__(self) -> str:
-        return f"{self.field}: {self.description}"
+        super().__init__(f"constraint.{kind}", description)
+        self.args = (kind, description)  # what pickling gives back to this constructor
 
 
 class EngineFull(EngineError):

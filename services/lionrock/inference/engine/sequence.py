@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Literal, NewType
 
 from lionrock.inference.engine.block_manager import BlockHash
+from lionrock.inference.engine.errors import EngineError
 
 RequestId = NewType("RequestId", str)
 SequenceId = NewType("SequenceId", int)
@@ -29,6 +30,8 @@ class FinishReason(enum.Enum):
     """The deadline passed."""
     ABORTED = "aborted"
     """The caller went away."""
+    REFUSED = "refused"
+    """The request's constraint turned out not to be usable; the output's `error` says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +126,11 @@ class StepOutput:
     finish: FinishReason | None = None
     timings: Timings | None = None
     """Set with `finish`."""
+    stop: str | None = None
+    """The stop string that ended the answer: its text ends before the first occurrence of this one. The token that completed it
+    is among the answer's tokens, and may bring text after it."""
+    error: EngineError | None = None
+    """Set with REFUSED."""
 
 
 @dataclass(slots=True, eq=False)
@@ -147,10 +155,10 @@ class Sequence:
     """Blocks at the start of `block_table` that are shared, or were offered to the prefix cache."""
     preemptions: int = 0
     resumptions: int = 0
-    tokens_at_loss: int = 0
-    """Length of `tokens` when the runner was last lost in a step of this sequence."""
-    fruitless_losses: int = 0
-    """Losses in a row at that length."""
+    failed_at: tuple[int, int] | None = None
+    """First position of the step in which the runner was last lost, and the length of `tokens` then."""
+    failed_steps: int = 0
+    """Losses in a row in that step."""
     cached_prompt_tokens: int = 0
     scheduled_s: float | None = None
     first_token_s: float | None = None
@@ -165,11 +173,12 @@ class Sequence:
         """Known tokens that are not yet computed: 1 while decoding, more during prefill and recompute."""
         return len(self.tokens) - self.computed_tokens
 
-    def note_failed_step(self) -> int:
-        """Count a loss of the runner in a step of this sequence; returns how many came in a row without a token between."""
-        self.fruitless_losses = self.fruitless_losses + 1 if len(self.tokens) == self.tokens_at_loss else 1
-        self.tokens_at_loss = len(self.tokens)
-        return self.fruitless_losses
+    def note_failed_step(self, start: int) -> int:
+        """Count a loss of the runner in a step of this sequence from `start` on; returns how many came in a row just there."""
+        at = (start, len(self.tokens))
+        self.failed_steps = self.failed_steps + 1 if at == self.failed_at else 1
+        self.failed_at = at
+        return self.failed_steps
 
     def timings(self, now_s: float) -> Timings:
         """Return what the request took until `now_s` (monotonic)."""

@@ -83,6 +83,9 @@ class Stream:
         if output.finish is FinishReason.EXPIRED:
             self.fail(RequestExpired())
             return
+        if output.error is not None:
+            self.fail(output.error)
+            return
         self._gathered.append(output)
         if output.finish is not None:
             self._ended = True
@@ -115,4 +118,5 @@ def _merge(outputs: list[StepOutput]) -> StepOutput:
         tuple(logprob for output in outputs for logprob in output.logprobs),
         last.finish,
         last.timings,
+        last.stop,
     )
