@@ -46,7 +46,7 @@ from lionrock.inference.v1 import inference_pb2 as pb
 
 LIMITS = EngineLimits(max_running=6, max_waiting=8, max_step_tokens=48, max_answer_tokens=400)
 HEALTH = HealthSettings(process_start_timeout_s=30, start_timeout_s=60, warm_spares=2)
-STREAM_S = 240.0
+STREAM_S = 600.0
 """Deadline of a stream."""
 LOOK_S = 0.005
 READY_S = 120.0

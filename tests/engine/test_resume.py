@@ -12,7 +12,7 @@ from paged_history import PagedHistory, answer
 
 from lionrock.inference.engine.async_engine import AsyncEngine
 from lionrock.inference.engine.batch import StepBatch, StepResult
-from lionrock.inference.engine.engine import MAX_FRUITLESS_LOSSES, Engine, EngineLimits
+from lionrock.inference.engine.engine import MAX_FAILED_STEPS, Engine, EngineLimits
 from lionrock.inference.engine.errors import EngineError, EngineFull, RequestExpired, ShardGroupLost
 from lionrock.inference.engine.sequence import FinishReason, Request, RequestId, Sampling, StepOutput
 from lionrock.inference.engine.stream import Stream
@@ -140,11 +140,11 @@ def test_a_sequence_that_may_break_the_runner_is_given_up_and_one_that_waits_is_
     engine.add(first)
     engine.add(second)
     engine.step()
-    for loss in range(1, MAX_FRUITLESS_LOSSES + 1):
+    for loss in range(1, MAX_FAILED_STEPS + 1):
         with pytest.raises(ShardGroupLost):
             engine.step()
         given_up = engine.lose_cache(engine.runner.batches[-1])
-        assert [sequence.request for sequence in given_up] == ([first] if loss == MAX_FRUITLESS_LOSSES else [])
+        assert [sequence.request for sequence in given_up] == ([first] if loss == MAX_FAILED_STEPS else [])
         engine.replace_runner(LosableHistory(steps=0))
     engine.replace_runner(PagedHistory())
     outputs = []
@@ -222,7 +222,7 @@ class Losses(RuleBasedStateMachine):
             self.take(self.engine.step())
         except ShardGroupLost:
             for sequence in self.engine.lose_cache(self.runner.batches[-1]):
-                assert sequence.fruitless_losses == MAX_FRUITLESS_LOSSES
+                assert sequence.failed_steps == MAX_FAILED_STEPS
                 del self.items[sequence.request.request_id]
 
     @rule()
@@ -461,6 +461,6 @@ async def play(operations: list[tuple[str, int]]) -> None:
         del stream
     assert front.active_streams == 0
     assert not front.engine.has_work or front.engine.running + front.engine.waiting == 0
-    assert given_up or losses >= MAX_FRUITLESS_LOSSES - 1 or not any(isinstance(error, ShardGroupLost) for error in errors)
+    assert given_up or losses >= MAX_FAILED_STEPS - 1 or not any(isinstance(error, ShardGroupLost) for error in errors)
     runner.let(10)
     await front.close()
