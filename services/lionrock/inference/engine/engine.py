@@ -231,12 +231,12 @@ class Engine:
 
         batch: the step that failed; it counts for nothing. Returns the sequences that were given up: see MAX_FAILED_STEPS.
         """
-        failed = {row.sequence_id: row.start for row in batch.rows}
+        failed = {row.sequence_id: row.end - row.drafts for row in batch.rows}
         given_up = []
         for sequence in self._scheduler.running:
             sequence.resumptions += 1
-            start = failed.get(sequence.sequence_id)
-            if start is not None and sequence.note_failed_step(start) >= MAX_FAILED_STEPS:
+            end = failed.get(sequence.sequence_id)
+            if end is not None and sequence.note_failed_step(end) >= MAX_FAILED_STEPS:
                 given_up.append(sequence)
         for sequence in given_up:
             self._forget(sequence)

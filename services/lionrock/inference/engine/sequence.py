@@ -156,7 +156,7 @@ class Sequence:
     preemptions: int = 0
     resumptions: int = 0
     failed_at: tuple[int, int] | None = None
-    """First position of the step in which the runner was last lost, and the length of `tokens` then."""
+    """Position up to which it was computed by the step in which the runner was last lost, and the length of `tokens` then."""
     failed_steps: int = 0
     """Losses in a row in that step."""
     cached_prompt_tokens: int = 0
@@ -173,9 +173,9 @@ class Sequence:
         """Known tokens that are not yet computed: 1 while decoding, more during prefill and recompute."""
         return len(self.tokens) - self.computed_tokens
 
-    def note_failed_step(self, start: int) -> int:
-        """Count a loss of the runner in a step of this sequence from `start` on; returns how many came in a row just there."""
-        at = (start, len(self.tokens))
+    def note_failed_step(self, end: int) -> int:
+        """Count a loss of the runner in a step of this sequence up to `end`; returns how many came in a row just there."""
+        at = (end, len(self.tokens))
         self.failed_steps = self.failed_steps + 1 if at == self.failed_at else 1
         self.failed_at = at
         return self.failed_steps
