@@ -77,8 +77,6 @@ def check_sampling(sampling: Sampling, spec: RunnerSpec) -> None:
         raise InvalidRequest("sampling.seed", "is required when the temperature is above 0")
     if len(s.stop_token_ids) > 64:
         raise InvalidRequest("sampling.stop_token_ids", "must have at most 64 ids")
-    if len(s.stop) > 16 or not all(1 <= len(stop) <= 256 for stop in s.stop):
-        raise InvalidRequest("sampling.stop", "must have at most 16 strings of 1 to 256 characters")
     if len(s.stop) > MAX_STOPS or not all(0 < len(stop) <= MAX_STOP_CHARACTERS and _is_text(stop) for stop in s.stop):
         raise InvalidRequest("sampling.stop", f"must be at most {MAX_STOPS} texts of 1 to {MAX_STOP_CHARACTERS} characters")
     if len(s.logit_bias) > MAX_BIASES:
