@@ -51,22 +51,42 @@ inline bool with_scheme(Format format, Run&& run) {
 
 // ---- activations ------------------------------------------------------------------------------------------------------------
 
+// What is WIDTH lanes away, counted by exclusive or.
+template <int WIDTH, class V>
+inline V swapped(V v) {
+#if defined(__clang__)
+    return __builtin_shufflevector(
+        v, v, 0 ^ WIDTH, 1 ^ WIDTH, 2 ^ WIDTH, 3 ^ WIDTH, 4 ^ WIDTH, 5 ^ WIDTH, 6 ^ WIDTH, 7 ^ WIDTH, 8 ^ WIDTH, 9 ^ WIDTH,
+        10 ^ WIDTH, 11 ^ WIDTH, 12 ^ WIDTH, 13 ^ WIDTH, 14 ^ WIDTH, 15 ^ WIDTH);
+#else
+    return __builtin_shuffle(v, lane_numbers() ^ WIDTH);
+#endif
+}
+
+template <int WIDTH>
+inline Floats butterfly(Floats v) {
+    return v * ((lane_numbers() & WIDTH) != 0 ? all(-1.0f) : all(1.0f)) + swapped<WIDTH>(v);
+}
+
 // Hadamard transform of 64 numbers, divided by 8: its own inverse.
 inline void hadamard64(Floats* v) {
-    for (int width = 1; width < LANES; width *= 2)
-        for (int i = 0; i < 4; ++i) {
-            Ints partner = lane_numbers() ^ width;
-            Floats swapped = __builtin_shuffle(v[i], partner);
-            Ints upper = (lane_numbers() & width) != 0;
-            v[i] = swapped + (upper ? -v[i] : v[i]);
-        }
-    for (int width = 1; width < 4; width *= 2)
-        for (int i = 0; i < 4; ++i)
-            if (!(i & width)) {
-                Floats a = v[i], b = v[i + width];
-                v[i] = a + b, v[i + width] = a - b;
-            }
-    for (int i = 0; i < 4; ++i) v[i] = v[i] * 0.125f;
+    Floats a = v[0] + v[1], b = v[0] - v[1], c = v[2] + v[3], d = v[2] - v[3];
+    v[0] = a + c, v[1] = b + d, v[2] = a - c, v[3] = b - d;
+    for (int i = 0; i < 4; ++i) v[i] = butterfly<8>(butterfly<4>(butterfly<2>(butterfly<1>(v[i] * 0.125f))));
+}
+
+inline float largest_lane(Floats v) {
+    v = max(v, swapped<8>(v));
+    v = max(v, swapped<4>(v));
+    v = max(v, swapped<2>(v));
+    return max(v, swapped<1>(v))[0];
+}
+
+inline int32_t sum_of_lanes(Ints v) {
+    v += swapped<8>(v);
+    v += swapped<4>(v);
+    v += swapped<2>(v);
+    return (v + swapped<1>(v))[0];
 }
 
 // One group of a row: planes of GROUP bytes (the upper one first), scale, sum of the integers. x: `count` ≤ GROUP elements.
@@ -85,7 +105,7 @@ inline void quantise_group(uint8_t* to, const E* x, int64_t count) {
     if constexpr (S::ROTATED) hadamard64(v);
     Floats magnitude{};
     for (int i = 0; i < VECTORS; ++i) magnitude = max(magnitude, v[i] < 0.0f ? -v[i] : v[i]);
-    float highest = largest(magnitude);
+    float highest = largest_lane(magnitude);
     float inverse = highest > 0.0f ? float(S::MOST) / highest : 0.0f;
     float scale = highest * (1.0f / float(S::MOST));
     Ints sums{};
@@ -100,9 +120,7 @@ inline void quantise_group(uint8_t* to, const E* x, int64_t count) {
             store(to + i * LANES, __builtin_convertvector(q, Bytes));
         }
     }
-    int32_t parts[LANES], total = 0;
-    store(parts, sums);
-    for (int i = 0; i < LANES; ++i) total += parts[i];
+    int32_t total = sum_of_lanes(sums);
     store(to + S::PLANES * S::GROUP, scale);
     store(to + S::PLANES * S::GROUP + 4, total);
 }
@@ -128,7 +146,7 @@ inline Ints multiply_add_bytes(Ints sum, uint32_t a, Words b) {
 // Sixteen float16, none of them infinite.
 inline Floats widened_half(const void* from) {
 #if defined(__AVX512F__)
-    return bits_of<Floats>(_mm512_cvtph_ps(bits_of<__m256i>(load<Halves>(from))));
+    return bits_of<Floats>(_mm512_maskz_cvtph_ps(0xffff, bits_of<__m256i>(load<Halves>(from))));
 #else
     Words u = __builtin_convertvector(load<Halves>(from), Words);
     Floats magnitude = bits_of<Floats>((u & 0x7fffu) << 13) * 0x1p112f;
