@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
-from lionrock.inference.engine.batch import BatchRow
+from lionrock.inference.engine.batch import GREEDY, BatchRow
 from lionrock.inference.engine.engine import Engine, EngineLimits
 from lionrock.inference.engine.sequence import Request, RequestId, Sampling, SequenceId
-from lionrock.inference.model.attention import KVCache, lay_out
+from lionrock.inference.model.attention import KVCache
 from lionrock.inference.model.config import ModelConfig
+from lionrock.inference.model.forward import NativeKernels, make_forward, native_library
 from lionrock.inference.model.layers import RotaryEmbedding
 from lionrock.inference.model.shape import shape_of
 from lionrock.inference.model.transformer import Transformer, load_weights
@@ -22,6 +23,7 @@ from lionrock.planner.chips import chip
 from lionrock.planner.plan import ShardPlan, plan_shards
 
 DEVICE = "cpu"  # of everything below; `pytest --device` sets it
+KERNELS: NativeKernels = "auto"  # of everything below; tests that want one or the other set it
 
 
 def plan_for(
@@ -40,7 +42,7 @@ def plan_for(
 
 def local_runner(path: Path, *, kv_blocks: int = 64, dtype: str = "float32") -> LocalRunner:
     """One rank in this process, loaded."""
-    worker = ShardWorker(path, plan_for(open_weights(path).config, dtype=dtype), 0, DEVICE)
+    worker = ShardWorker(path, plan_for(open_weights(path).config, dtype=dtype), 0, DEVICE, native_kernels=KERNELS)
     worker.load()
     worker.allocate_kv_cache(kv_blocks)
     return LocalRunner(worker)
@@ -51,7 +53,8 @@ def logits_of(path: Path, token_ids: Sequence[int], *, chunks: Sequence[int] | N
     source = open_weights(path)
     config, device = source.config, torch.device(DEVICE)
     model = Transformer(config)
-    load_weights(model, source, torch.float32, device, lambda *_: None)
+    native = native_library(KERNELS, torch.float32, device, 16)
+    load_weights(model, source, torch.float32, device, lambda *_: None, native)
     rope = RotaryEmbedding(config.rope, config.rotary_dim, config.context_window, torch.float32, device)
     blocks = len(token_ids) // 16 + 2
     cache = KVCache(
@@ -62,13 +65,15 @@ def logits_of(path: Path, token_ids: Sequence[int], *, chunks: Sequence[int] | N
         dtype=torch.float32,
         device=device,
     )
+    forward = make_forward(model, rope, cache, torch.float32, device, native)
     table, start, parts = list(reversed(range(blocks))), 0, []
     with torch.inference_mode():
         for count in chunks or [len(token_ids)]:
             end = start + count
-            row = BatchRow(SequenceId(0), start, token_ids[start:end], table[: -(-end // 16)], None)
-            layout = lay_out([row], 16, device)
-            parts.append(model.logits(model.forward(layout.token_ids, rope, cache, layout)))
+            row = BatchRow(SequenceId(0), start, token_ids[start:end], table[: -(-end // 16)], GREEDY, drafts=count - 1)
+            forward.begin([row])
+            forward.hidden(None)
+            parts.append(forward.logits().clone())
             start = end
     return torch.cat(parts).cpu()
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import small_models
 import torch
 from checkpoints import DEEPSEEK_YARN, YARN, save_model
 from hypothesis import given, settings
@@ -16,6 +17,16 @@ from lionrock.inference.model.errors import ModelError, UnsupportedModel
 from lionrock.inference.model.layers import rope_frequencies
 
 TOLERANCE = 1e-4
+
+
+@pytest.fixture(params=["off", "required"], autouse=True)
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's and the native kernels, each held to the same reference."""
+    if request.param == "required" and small_models.DEVICE != "cpu":
+        pytest.skip("native kernels are for CPUs")
+    monkeypatch.setattr(small_models, "KERNELS", request.param)
+
+
 LENGTH = 70
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {

@@ -3,6 +3,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import small_models
 import torch
 from checkpoints import save_llama, save_model
 from gguf.quants import dequantize
@@ -15,6 +16,15 @@ from lionrock.inference.engine.sequence import Request, RequestId, Sampling, Seq
 from lionrock.inference.model.gguf_file import GgufFile
 
 TOLERANCE = 1e-4
+
+
+@pytest.fixture(params=["off", "required"], autouse=True)
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's and the native kernels, each held to the same reference."""
+    if request.param == "required" and small_models.DEVICE != "cpu":
+        pytest.skip("native kernels are for CPUs")
+    monkeypatch.setattr(small_models, "KERNELS", request.param)
+
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",

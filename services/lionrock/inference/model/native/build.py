@@ -47,6 +47,10 @@ class Level:
     """Flags of /proc/cpuinfo."""
     flags: tuple[str, ...]
 
+    def runs_here(self) -> bool:
+        """Whether this machine has the instructions."""
+        return platform.machine() == self.machine and self.needs <= _processor_flags()
+
 
 _V3 = frozenset({"avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"})
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
@@ -69,11 +73,10 @@ LEVELS = (
 
 def level_of_this_machine() -> Level:
     """Choose the best level that this processor can run. Raises KernelsUnavailable."""
-    machine, flags = platform.machine(), _processor_flags()
     for level in LEVELS:
-        if level.machine == machine and level.needs <= flags:
+        if level.runs_here():
             return level
-    raise KernelsUnavailable(f"no level of instructions is known for {machine}")
+    raise KernelsUnavailable(f"no level of instructions is known for {platform.machine()}")
 
 
 def find_or_compile(directory: Path, level: Level | None = None) -> Path:

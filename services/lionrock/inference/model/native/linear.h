@@ -20,7 +20,10 @@ constexpr int ROWS = 8;  // 24 of 32 registers hold sums
 constexpr int ROWS = 2;
 #endif
 
-constexpr int64_t INPUTS_AT_ONCE = 2048;  // a panel's part that stays in the second-level cache while rows pass over it
+// Inputs that are summed before they are added to what came before: a panel's part that stays in the second-level cache while rows
+// pass over it; few for float32, whose rounding then grows with the number of parts and not of inputs.
+template <class E>
+constexpr int64_t INPUTS_AT_ONCE = sizeof(E) == 4 ? 128 : 2048;
 constexpr int64_t ROWS_AT_ONCE = 128;
 
 enum class Store : int32_t { PLAIN = 0, ADD = 1, FLOAT = 2 };
@@ -64,9 +67,7 @@ inline __attribute__((always_inline)) void multiply_tile(
     typedef typename Multiplied<E>::Scalar Scalar;
     typedef typename Multiplied<E>::Vector Vector;
     constexpr int depth = DEPTH<E>;
-    Floats acc[R][3];
-    for (int r = 0; r < R; ++r)
-        for (int j = 0; j < 3; ++j) acc[r][j] = sums.of[r][j];
+    Floats acc[R][3] = {};
     const char* at = reinterpret_cast<const char*>(panel);
     for (int64_t k = 0; k < inputs; k += depth) {
         Vector b[3];
@@ -84,7 +85,7 @@ inline __attribute__((always_inline)) void multiply_tile(
         at += 3 * sizeof(Vector);
     }
     for (int r = 0; r < R; ++r)
-        for (int j = 0; j < 3; ++j) sums.of[r][j] = acc[r][j];
+        for (int j = 0; j < 3; ++j) sums.of[r][j] += acc[r][j];
 }
 
 // Call `run` with the largest tile that fits: its rows as a constant.
@@ -100,8 +101,8 @@ inline void with_tile(int64_t rows, Run&& run) {
 template <class E>
 void multiply_panel(float* sums, const E* x, int64_t x_stride, int64_t rows, const Matrix<E>& matrix, int64_t index) {
     std::memset(sums, 0, size_t(rows) * PANEL * sizeof(float));
-    for (int64_t k = 0; k < matrix.inputs; k += INPUTS_AT_ONCE) {
-        int64_t inputs = matrix.inputs - k < INPUTS_AT_ONCE ? matrix.inputs - k : INPUTS_AT_ONCE;
+    for (int64_t k = 0; k < matrix.inputs; k += INPUTS_AT_ONCE<E>) {
+        int64_t inputs = matrix.inputs - k < INPUTS_AT_ONCE<E> ? matrix.inputs - k : INPUTS_AT_ONCE<E>;
         const E* panel = matrix.panel(index) + k * PANEL;
         for (int64_t row = 0; row < rows;) {
             with_tile<ROWS>(rows - row, [&](auto size) {
