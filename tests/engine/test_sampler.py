@@ -120,6 +120,8 @@ def test_logprobs_are_those_before_temperature_and_truncation() -> None:
         errors.UnknownTokenId(3, 7),
         errors.InvalidRequest("field", "why"),
         errors.UnsupportedSamplingOption("stop"),
+        errors.UnsupportedOutputConstraint(),
+        errors.InvalidConstraint("regex", "unbalanced ("),
         errors.EngineFull(1.5),
         errors.RequestExpired(),
         errors.ShardGroupLost("rank 1"),

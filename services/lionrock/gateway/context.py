@@ -70,11 +70,15 @@ def effective_sampling(asked: sampling.SamplingParams) -> sampling.SamplingParam
     return params
 
 
-def engine_sampling(params: sampling.SamplingParams) -> sampling.SamplingParams:
-    """Return what the engine is told: all but the stop strings, which the gateway cuts where text is first seen."""
+def engine_sampling(params: sampling.SamplingParams, *, stops: bool) -> sampling.SamplingParams:
+    """Return what the engine is told. stops: whether it knows stop strings.
+
+    Their text is cut by the gateway in any case, where text is first seen; an engine that knows them ends by itself.
+    """
     told = sampling.SamplingParams()
     told.CopyFrom(params)
-    del told.stop[:]
+    if not stops:
+        del told.stop[:]
     return told
 
 

@@ -13,6 +13,7 @@
     ├── ChatTemplateRefused         INVALID_ARGUMENT      CHAT_TEMPLATE_REFUSED
     ├── UnsupportedSamplingOption   UNIMPLEMENTED         UNSUPPORTED_SAMPLING_OPTION
     ├── UnsupportedOutputConstraint UNIMPLEMENTED         UNSUPPORTED_OUTPUT_CONSTRAINT
+    ├── InvalidConstraint           INVALID_ARGUMENT      INVALID_CONSTRAINT
     ├── ModelNotFound               NOT_FOUND             MODEL_NOT_FOUND
     ├── ReceiptNotFound             NOT_FOUND             RECEIPT_NOT_FOUND
     ├── TenantQuota                 RESOURCE_EXHAUSTED    TENANT_QUOTA
@@ -103,6 +104,12 @@ class UnsupportedOutputConstraint(MeshError):
     """The model's engine cannot enforce the output constraint."""
 
     status, reason = StatusCode.UNIMPLEMENTED, "UNSUPPORTED_OUTPUT_CONSTRAINT"
+
+
+class InvalidConstraint(MeshError):
+    """The output constraint is malformed, matches nothing, or asks for more than is enforced; the field violation says what."""
+
+    status, reason = StatusCode.INVALID_ARGUMENT, "INVALID_CONSTRAINT"
 
 
 class ModelNotFound(MeshError):

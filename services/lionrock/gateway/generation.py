@@ -216,4 +216,5 @@ class Generation:
         request.CopyFrom(self._request)
         request.token_ids.extend(self._received)
         request.resumed_tokens = len(self._received)
+        del request.sampling.stop[:]  # not every engine knows what resumed tokens spell; whoever cuts the text closes the call
         return request

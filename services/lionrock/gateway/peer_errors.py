@@ -80,6 +80,8 @@ def from_inference(error: RemoteError) -> MeshError:
             return errors.UnsupportedSamplingOption("the engine does not offer a sampling option", field_violations=violations)
         case "UNSUPPORTED_OUTPUT_CONSTRAINT":
             return errors.UnsupportedOutputConstraint("the engine cannot enforce the constraint", field_violations=violations)
+        case "INVALID_CONSTRAINT":
+            return errors.InvalidConstraint("the output constraint was not accepted", field_violations=violations)
         case "INVALID_FIELD" if violations:
             return InvalidField("a sampling parameter was not accepted", field_violations=violations)
     return _unavailable(errors.InferenceUnavailable, "the engine did not answer", error)

@@ -147,7 +147,8 @@ class ChatPipeline:
         model = await self._authorize(turn)
         prompt = await self._prepare(turn, model)
         record.answer_verdict = Verdict()
-        generation = self._generation(turn, model, prompt)
+        stops = bool(turn.params.stop) and await self._models.offers(model, "stop", turn.deadline)
+        generation = self._generation(turn, model, prompt, stops=stops)
         async with generation, self._text(turn, model, prompt) as text:
             try:
                 # The engine prefills already. Nothing it says goes further before the intent is durable.
@@ -219,12 +220,12 @@ class ChatPipeline:
                     encoded = await self._peers.tokenization.encode(context, model, messages, deadline)
         return Prompt(messages, verdict, encoded.token_ids, encoded.tokenizer_digest)
 
-    def _generation(self, turn: Turn, model: str, prompt: Prompt) -> Generation:
+    def _generation(self, turn: Turn, model: str, prompt: Prompt, *, stops: bool) -> Generation:
         request = inf.GenerateRequest(
             context=turn.record.context,
             model=model,
             token_ids=prompt.token_ids,
-            sampling=engine_sampling(turn.params),
+            sampling=engine_sampling(turn.params, stops=stops),
             cache_salt=self._salts.of(turn.principal.tenant.name),
         )
         if turn.request.HasField("constraint"):

@@ -29,13 +29,21 @@ class ServedModels:
 
     async def usable_by(self, principal: Principal, deadline: Deadline) -> Sequence[inf.ServedModel]:
         """Return the served models that the grant names, by name. Raises InferenceUnavailable."""
+        return [model for model in await self._listed(deadline) if principal.may_use(model.identity.model)]
+
+    async def offers(self, name: str, option: str, deadline: Deadline) -> bool:
+        """Whether a model's engine lately said that it offers a sampling option. Raises InferenceUnavailable."""
+        models = await self._listed(deadline)
+        return any(model.identity.model == name and option in model.sampling_options for model in models)
+
+    async def _listed(self, deadline: Deadline) -> Sequence[inf.ServedModel]:
         loop = asyncio.get_running_loop()
         if loop.time() >= self._fresh_until:
             async with self._asking:
                 if loop.time() >= self._fresh_until:
                     self._models = await self._inference.list_models(deadline)
                     self._fresh_until = loop.time() + self._fresh_s
-        return [model for model in self._models if principal.may_use(model.identity.model)]
+        return self._models
 
     async def resolve(self, principal: Principal, name: str, deadline: Deadline) -> str:
         """Return the model that a request means: the name, or the only usable one.

@@ -6,6 +6,7 @@ MeshError
 ├─ UnknownTokenId               INVALID_ARGUMENT     UNKNOWN_TOKEN_ID
 ├─ UnsupportedSamplingOption    UNIMPLEMENTED        UNSUPPORTED_SAMPLING_OPTION
 ├─ UnsupportedOutputConstraint  UNIMPLEMENTED        UNSUPPORTED_OUTPUT_CONSTRAINT
+├─ InvalidConstraint            INVALID_ARGUMENT     INVALID_CONSTRAINT
 ├─ EngineFull                   RESOURCE_EXHAUSTED   ENGINE_FULL
 ├─ ModelNotReady                UNAVAILABLE          MODEL_NOT_READY
 └─ ShardGroupLost               UNAVAILABLE          SHARD_GROUP_LOST
@@ -53,6 +54,12 @@ class UnsupportedOutputConstraint(MeshError):
     status, reason = grpc.StatusCode.UNIMPLEMENTED, "UNSUPPORTED_OUTPUT_CONSTRAINT"
 
 
+class InvalidConstraint(MeshError):
+    """The output constraint is malformed, matches nothing, or asks for more than is enforced; the field violation says what."""
+
+    status, reason = grpc.StatusCode.INVALID_ARGUMENT, "INVALID_CONSTRAINT"
+
+
 class EngineFull(MeshError):
     """The engine's waiting queue is full; RetryInfo says when a place is likely."""
 
@@ -82,6 +89,7 @@ _CROSSING: Final[Mapping[str, type[MeshError]]] = {
         UnknownTokenId,
         UnsupportedSamplingOption,
         UnsupportedOutputConstraint,
+        InvalidConstraint,
         EngineFull,
         ModelNotReady,
         ShardGroupLost,
@@ -103,6 +111,10 @@ def mesh_error(error: engine_errors.EngineError) -> MeshError:
             return UnknownTokenId(str(error), field_violations=[(f"token_ids[{error.index}]", "is not in the vocabulary")])
         case engine_errors.UnsupportedSamplingOption():
             return UnsupportedSamplingOption(str(error), metadata={"option": error.field})
+        case engine_errors.UnsupportedOutputConstraint():
+            return UnsupportedOutputConstraint(str(error))
+        case engine_errors.InvalidConstraint():
+            return InvalidConstraint(str(error), field_violations=[(error.field, error.description)])
         case engine_errors.InvalidRequest():
             return InvalidField(str(error), field_violations=[(error.field, error.description)])
         case engine_errors.EngineFull():

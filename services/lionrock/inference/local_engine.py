@@ -46,7 +46,7 @@ def open_engine(path: Path, options: LocalOptions | None = None, progress: Calla
 
     from lionrock.inference.model.weights import open_weights
     from lionrock.inference.model.worker import LocalRunner, ShardWorker
-    from lionrock.inference.served_model import shape_of
+    from lionrock.inference.served_model import shape_of, vocabulary_of
 
     options = options or LocalOptions()
     row = chip(options.chip)
@@ -60,4 +60,4 @@ def open_engine(path: Path, options: LocalOptions | None = None, progress: Calla
     worker = ShardWorker(source, plan, 0, row.torch_device)
     worker.load(progress)
     worker.allocate_kv_cache(max(1, worker.kv_blocks_within(options.kv_cache_bytes)))
-    return AsyncEngine(Engine(LocalRunner(worker), options.limits))
+    return AsyncEngine(Engine(LocalRunner(worker), options.limits, vocabulary=vocabulary_of(files)))

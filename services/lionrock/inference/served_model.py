@@ -6,6 +6,7 @@ Both the front, which tells callers, and the replica, which builds the shard gro
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 
 from lionrock.inference.model.config import ModelConfig
@@ -14,15 +15,19 @@ from lionrock.inference.model.config_json import from_config_json
 from lionrock.inference.model.errors import MalformedWeights
 from lionrock.inference.model.shape import shape_of
 from lionrock.inference.settings import ModelSettings
+from lionrock.modelstore.errors import ModelStoreError
 from lionrock.modelstore.gguf_metadata import read_gguf_header
 from lionrock.modelstore.source import ModelFiles, ModelSource, open_source
+from lionrock.modelstore.vocabulary import Vocabulary, read_vocabulary
 from lionrock.planner.chips import chip
 from lionrock.planner.fitting import Workload
 from lionrock.planner.memory import ModelShape
 from lionrock.planner.plan import ShardPlan, plan_shards
 from lionrock.planner.stages import StageChips, plan_stages
 
-__all__ = ["ServedModel", "describe_model", "read_config", "shape_of"]
+__all__ = ["ServedModel", "describe_model", "read_config", "shape_of", "vocabulary_of"]
+
+log = logging.getLogger("lionrock.inference")
 
 _CONFIG_MAX_BYTES = 4 << 20
 
@@ -96,3 +101,15 @@ def read_config(files: ModelFiles) -> ModelConfig:
     if not isinstance(config, dict):
         raise MalformedWeights("the model has no config.json")
     return from_config_json(config, generation)
+
+
+def vocabulary_of(files: ModelFiles) -> Vocabulary | None:
+    """Read what a model's tokens spell.
+
+    None, with a warning, where its files do not say: stop strings and constraints are then refused by name.
+    """
+    try:
+        return read_vocabulary(files)
+    except ModelStoreError as error:
+        log.warning("model %s is served without stop strings and constraints: %s", files.name, error)
+        return None

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from typing import Final
 
 from lionrock.common.v1 import model_pb2, sampling_pb2
-from lionrock.inference.engine.sequence import FinishReason, Request, RequestId, Sampling, StepOutput
-from lionrock.inference.errors import UnsupportedOutputConstraint
+from lionrock.inference.engine.sequence import Constraint, FinishReason, Request, RequestId, Sampling, StepOutput
 from lionrock.inference.served_model import ServedModel
 from lionrock.inference.v1 import inference_pb2 as pb
 from lionrock.planner.plan import ShardPlan
@@ -18,9 +18,7 @@ _REASONS: Final = {
 
 
 def engine_request(request: pb.GenerateRequest, deadline_s: float) -> Request:
-    """Return the engine's request. deadline_s: monotonic. Raises UnsupportedOutputConstraint."""
-    if request.HasField("constraint"):
-        raise UnsupportedOutputConstraint("this engine enforces no output constraints")
+    """Return the engine's request. deadline_s: monotonic."""
     return Request(
         request_id=RequestId(request.context.request_id),
         token_ids=tuple(request.token_ids),
@@ -29,7 +27,18 @@ def engine_request(request: pb.GenerateRequest, deadline_s: float) -> Request:
         priority=request.priority,
         deadline_s=deadline_s,
         cache_salt=request.cache_salt,
+        constraint=_constraint(request.constraint) if request.HasField("constraint") else None,
     )
+
+
+def _constraint(asked: sampling_pb2.OutputConstraint) -> Constraint:
+    kind = asked.WhichOneof("constraint")
+    match kind:
+        case "choice":
+            return Constraint(kind, json.dumps(list(asked.choice.values)))
+        case "json_schema" | "regex" | "ebnf":
+            return Constraint(kind, getattr(asked, kind))
+    raise AssertionError("validation demands a kind")
 
 
 def _sampling(params: sampling_pb2.SamplingParams) -> Sampling:

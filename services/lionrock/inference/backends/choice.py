@@ -9,8 +9,9 @@ from lionrock.inference.backends.torch_engine import StartRunner, TorchEngine
 from lionrock.inference.backends.vllm_engine import VllmEngine
 from lionrock.inference.backends.vllm_options import BackendUnavailable, VllmOptions, require_vllm
 from lionrock.inference.engine.engine import EngineLimits
-from lionrock.inference.served_model import ServedModel
+from lionrock.inference.served_model import ServedModel, vocabulary_of
 from lionrock.inference.settings import InferenceSettings
+from lionrock.modelstore.source import ModelFiles
 from lionrock.planner.chips import chip
 
 
@@ -30,7 +31,9 @@ def engine_backend(model: ServedModel, settings: InferenceSettings, start_runner
     """Return a model's engine, not started. start_runner: how the torch backend's ranks are started."""
     if model.settings.backend == "vllm":
         return VllmEngine(vllm_options(model, settings))
-    return TorchEngine(_limits(model), start_runner, resume_timeout_s=settings.health.resume_timeout_s)
+    source = model.source
+    vocabulary = vocabulary_of(ModelFiles(model.name, source.format, source.files, source.directory))
+    return TorchEngine(_limits(model), start_runner, resume_timeout_s=settings.health.resume_timeout_s, vocabulary=vocabulary)
 
 
 def vllm_options(model: ServedModel, settings: InferenceSettings) -> VllmOptions:

@@ -16,6 +16,7 @@ from lionrock.inference.engine.errors import ShardGroupLost
 from lionrock.inference.engine.runner import ModelRunner, RunnerSpec
 from lionrock.inference.engine.sequence import Request, SequenceId
 from lionrock.inference.engine.stream import Stream
+from lionrock.modelstore.vocabulary import Vocabulary
 
 
 class TracedRunner(ModelRunner, Protocol):
@@ -35,8 +36,19 @@ _STEP_IN_FLIGHT_S = 0.01
 class TorchEngine:
     """See EngineBackend."""
 
-    def __init__(self, limits: EngineLimits, start_runner: StartRunner, *, resume_timeout_s: float = 60.0) -> None:
-        """resume_timeout_s: how long streams wait for another runner before they end with ShardGroupLost."""
+    def __init__(
+        self,
+        limits: EngineLimits,
+        start_runner: StartRunner,
+        *,
+        resume_timeout_s: float = 60.0,
+        vocabulary: Vocabulary | None = None,
+    ) -> None:
+        """resume_timeout_s: how long streams wait for another runner before they end with ShardGroupLost.
+
+        vocabulary: of the model's tokenizer; None: stop strings and constraints are refused.
+        """
+        self._vocabulary = vocabulary
         self._limits = limits
         self._resume_timeout_s = resume_timeout_s
         self._start_runner = start_runner
@@ -48,7 +60,7 @@ class TorchEngine:
         """See EngineBackend."""
         runner = await self._start_runner(on_lost)
         if self._engine is None:
-            engine = Engine(runner, self._limits)
+            engine = Engine(runner, self._limits, vocabulary=self._vocabulary)
             self._engine = AsyncEngine(engine, resume_timeout_s=self._resume_timeout_s, on_lost=self._stopped)
             self._engine.start()
         else:
