@@ -18,8 +18,8 @@ from lionrock.inference.model.collectives import RankGroups, StageLink, TensorGr
 from lionrock.inference.model.errors import MalformedWeights, MissingTensor
 from lionrock.inference.model.weights import open_weights
 from lionrock.inference.model.worker import ShardWorker
-from lionrock.planner.memory import WEIGHT_TYPES
 from lionrock.planner.plan import ShardPlan
+from lionrock.planner.weight_types import WEIGHT_TYPES
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,8 +42,8 @@ from lionrock.inference.model.weights import open_weights
 from lionrock.inference.model.worker import LocalRunner, ShardWorker
 from lionrock.inference.served_model import describe_model
 from lionrock.inference.settings import ModelSettings
-from lionrock.planner.memory import WEIGHT_TYPES
 from lionrock.planner.plan import PlanError
+from lionrock.planner.weight_types import WEIGHT_TYPES
 
 SCHEMES = (INT8_INT8, INT8_INT16, INT4_INT16)
 NAMES = tuple(QUANTISATIONS)

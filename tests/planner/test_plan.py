@@ -13,8 +13,9 @@ from published import LLAMA_70B, SMOLLM2, V2_LITE, V3
 from lionrock.planner.chips import CHIPS, GIB, UnknownChip, chip
 from lionrock.planner.cuts import PlanError, apportion
 from lionrock.planner.fitting import Workload, choose_plan, held_by, rank_memory
-from lionrock.planner.memory import WEIGHT_TYPES, Experts, LatentAttention, ModelShape
+from lionrock.planner.memory import Experts, LatentAttention, ModelShape
 from lionrock.planner.plan import ShardPlan, plan_shards
+from lionrock.planner.weight_types import WEIGHT_TYPES
 
 CPU = chip("cpu")
 

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from published import COUNTS, DEEPSEEK_V3, LLAMA_70B, R1_DISTILL_LLAMA_70B, SMOLLM2, V2_LITE, V3
 
-from lionrock.planner.memory import WEIGHT_TYPES, Held, UnsupportedArchitecture, panel_bytes
+from lionrock.planner.memory import Held, UnsupportedArchitecture
 from lionrock.planner.model_config import shape_of_config, weight_dtype_of_config
+from lionrock.planner.weight_types import WEIGHT_TYPES, panel_bytes
 
 
 @pytest.mark.parametrize(("config", "parameters"), COUNTS.values(), ids=COUNTS.keys())

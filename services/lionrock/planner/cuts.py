@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from lionrock.planner.memory import DTYPE_BYTES, WEIGHT_TYPES, Cut, ModelShape
+from lionrock.planner.memory import Cut, ModelShape
+from lionrock.planner.weight_types import DTYPE_BYTES, WEIGHT_TYPES
 
 # MLP columns are cut at multiples of this where the model has enough of them: what matrix kernels like.
 _COLUMN_STEP: Final = 64

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from lionrock.planner.chips import Chip, ChipName
 from lionrock.planner.cuts import PlanError, RankCut, apportion, checked_weights, cut_layers
-from lionrock.planner.memory import DTYPE_BYTES, ModelShape, panel_bytes
+from lionrock.planner.memory import ModelShape
+from lionrock.planner.weight_types import DTYPE_BYTES, panel_bytes
 
 __all__ = ["PlanError", "Shard", "ShardPlan", "assemble", "plan_shards", "stage_bytes"]
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field, replace
 from lionrock.planner.chips import GIB, Chip
 from lionrock.planner.cuts import PlanError, RankCut, cut_layers
 from lionrock.planner.fitting import RankMemory, Workload, memory_of_part
-from lionrock.planner.memory import DTYPE_BYTES, USABLE_SHARE, ModelShape
+from lionrock.planner.memory import USABLE_SHARE, ModelShape
 from lionrock.planner.plan import ShardPlan, assemble, stage_bytes
+from lionrock.planner.weight_types import DTYPE_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
