@@ -13,8 +13,9 @@ from lionrock.inference.engine.engine import Engine, EngineLimits
 from lionrock.inference.engine.sequence import Request, RequestId, Sampling, SequenceId
 from lionrock.inference.model.attention import KVCache
 from lionrock.inference.model.config import ModelConfig
-from lionrock.inference.model.forward import NativeKernels, make_forward, native_library
+from lionrock.inference.model.forward import make_forward, native_library
 from lionrock.inference.model.layers import RotaryEmbedding
+from lionrock.inference.model.native.build import NativeKernels
 from lionrock.inference.model.shape import shape_of
 from lionrock.inference.model.transformer import Transformer, load_weights
 from lionrock.inference.model.weights import open_weights

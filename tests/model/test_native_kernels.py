@@ -1,5 +1,6 @@
 import stat
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -223,7 +224,19 @@ def test_a_compiler_that_fails_is_reported_and_leaves_nothing(tmp_path: Path, mo
     directory = tmp_path / "kernels"
     with pytest.raises(KernelsUnavailable, match="no space left"):
         find_or_compile(directory)
-    assert list(directory.iterdir()) == []
+    assert [path.name for path in directory.iterdir()] == [".lock"]
+
+
+def test_ranks_that_start_together_compile_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler, calls = tmp_path / "bin" / "c++", tmp_path / "calls"
+    compiler.parent.mkdir()
+    compiler.write_text(f"#!/bin/sh\necho call >> {calls}\nfor last; do :; done\necho compiled > $last\n")
+    compiler.chmod(compiler.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{compiler.parent}:/bin:/usr/bin")
+    with ThreadPoolExecutor(4) as ranks:
+        made = set(ranks.map(find_or_compile, [tmp_path / "kernels"] * 4))
+    assert calls.read_text() == "call\n"
+    assert [path.read_text() for path in made] == ["compiled\n"]
 
 
 def test_a_file_that_is_no_library_is_refused(tmp_path: Path) -> None:

@@ -84,6 +84,8 @@ def rank_settings(model: ServedModel, settings: InferenceSettings) -> RankSettin
         heartbeat_interval_s=settings.health.heartbeat_interval_s,
         telemetry=settings.telemetry,
         tls=LinkTls(tls.cert_file, tls.key_file, tls.ca_file),
+        native_kernels=model.settings.native_kernels,
+        native_directory=settings.native_directory,
     )
 
 

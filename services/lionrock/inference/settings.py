@@ -84,6 +84,9 @@ class ModelSettings(BaseModel):
     threads_per_rank: int | None = Field(
         default=None, ge=1, description="compute threads of a CPU rank; unset: cores by ranks on the node"
     )
+    native_kernels: Literal["auto", "off", "required"] = Field(
+        default="auto", description="compiled CPU kernels: where there are any, never, or else the model does not start"
+    )
     tokenizer_digest: Digest | None = Field(
         default=None, description="digest of the tokenizer that belongs to it, reported with answers"
     )
@@ -150,4 +153,7 @@ class InferenceSettings(ServiceSettings):
     models: dict[str, ModelSettings] = Field(min_length=1, description="served models by name")
     ray: RaySettings
     health: HealthSettings = HealthSettings()
+    native_directory: Path | None = Field(
+        default=None, description="compiled CPU kernels, which are made there when missing; unset: in the user's cache directory"
+    )
     image_digest: Digest | None = Field(default=None, description="digest of the container image, reported with answers")

@@ -24,6 +24,7 @@ from lionrock.inference.engine.runner import RunnerSpec
 from lionrock.inference.engine.sequence import SequenceId
 from lionrock.inference.links import Kind, Link, LinkAddress, LinkClosed, LinkTls, connect
 from lionrock.inference.loading import LoadProgress
+from lionrock.inference.model.native.build import NativeKernels
 from lionrock.inference.spans import ENDED, emit_shard_span
 from lionrock.planner.chips import chip
 from lionrock.planner.plan import ShardPlan
@@ -43,7 +44,10 @@ STAND_BY_S = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankSettings:
-    """What every rank of a group is told. collective_interface: gloo's network interface, None: its choice."""
+    """What every rank of a group is told.
+
+    collective_interface: gloo's network interface, None: its choice. native_directory: of compiled kernels, None: the user's cache.
+    """
 
     plan: ShardPlan
     source: Path
@@ -55,6 +59,8 @@ class RankSettings:
     heartbeat_interval_s: float
     telemetry: TelemetrySettings
     tls: LinkTls | None
+    native_kernels: NativeKernels = "auto"
+    native_directory: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +175,10 @@ class ShardProcess:
             one_node = local_ranks == plan.ranks and shared_memory.usable(torch.device(self._chip.torch_device))
             groups = form_groups(plan.tensor_parallel, plan.pipeline_parallel, timeout, shared_memory=one_node)
         if self._worker is None or self._groups is None:
-            worker = ShardWorker(settings.source, plan, rank, self._chip.torch_device, groups)
+            worker = ShardWorker(
+                settings.source, plan, rank, self._chip.torch_device, groups,
+                native_kernels=settings.native_kernels, native_directory=settings.native_directory,
+            )  # fmt: skip
             self._loading = LoadProgress(rank, plan.shards[rank].weight_bytes)
             worker.load(self._loading)
             self._loading = None

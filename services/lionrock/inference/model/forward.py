@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence as Seq
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,15 +16,18 @@ from torch import Tensor
 from lionrock.inference.engine.batch import BatchRow
 from lionrock.inference.model.attention import KVCache, lay_out
 from lionrock.inference.model.layers import RotaryEmbedding
-from lionrock.inference.model.native.build import KernelsUnavailable, default_directory, find_or_compile, level_of_this_machine
+from lionrock.inference.model.native.build import (
+    KernelsUnavailable,
+    NativeKernels,
+    default_directory,
+    find_or_compile,
+    level_of_this_machine,
+)
 from lionrock.inference.model.native.library import Library, open_library
 from lionrock.inference.model.native.program import NativeForward, supports
 from lionrock.inference.model.transformer import Transformer
 
 log = logging.getLogger("lionrock.inference")
-
-NativeKernels = Literal["auto", "off", "required"]
-"""Whether the native kernels are used: where they can be, never, or else the rank does not start."""
 
 
 class Forward(Protocol):

@@ -21,8 +21,9 @@ from lionrock.inference.engine.sequence import SequenceId
 from lionrock.inference.model.attention import KVCache
 from lionrock.inference.model.collectives import RankGroups
 from lionrock.inference.model.config import ModelConfig
-from lionrock.inference.model.forward import Forward, NativeKernels, make_forward, native_library
+from lionrock.inference.model.forward import Forward, make_forward, native_library
 from lionrock.inference.model.layers import RotaryEmbedding
+from lionrock.inference.model.native.build import NativeKernels
 from lionrock.inference.model.quantisation import schemes_of
 from lionrock.inference.model.tensor_parallel import apply_tensor_parallel, sample_over_ranks
 from lionrock.inference.model.transformer import Transformer, load_weights

@@ -8,6 +8,8 @@ the name: an image need not have a compiler to find what another one compiled.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
 import hashlib
 import logging
@@ -17,9 +19,10 @@ import shutil
 import stat
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 log = logging.getLogger("lionrock.inference")
 
@@ -30,6 +33,10 @@ _FLAGS = (
 )  # fmt: skip
 _COMPILERS = ("c++", "g++", "clang++")
 _COMPILE_TIMEOUT_S = 300.0
+
+
+NativeKernels = Literal["auto", "off", "required"]
+"""Whether the native kernels are used: where they can be, never, or else the rank does not start."""
 
 
 class KernelsUnavailable(Exception):
@@ -88,13 +95,18 @@ def find_or_compile(directory: Path, level: Level | None = None) -> Path:
     path = directory / _file_name(level)
     _prepare(directory)
     if not path.exists():
-        _compile(path, level)
+        with _alone(directory):
+            if not path.exists():  # another rank may have compiled it meanwhile
+                _compile(path, level)
     return path
 
 
 def default_directory() -> Path:
-    """Where libraries are kept when no directory is named: in the user's cache."""
-    return Path.home() / ".cache" / "lionrock" / "native"
+    """Where libraries are kept when no directory is named: in the user's cache. Raises KernelsUnavailable."""
+    try:
+        return Path.home() / ".cache" / "lionrock" / "native"
+    except RuntimeError as error:
+        raise KernelsUnavailable("the user has no home directory, and no other directory was named") from error
 
 
 def _file_name(level: Level) -> str:
@@ -128,6 +140,20 @@ def _prepare(directory: Path) -> None:
         raise KernelsUnavailable(f"the directory for compiled kernels cannot be used: {error.strerror}") from error
     if status.st_uid not in (os.geteuid(), 0) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise KernelsUnavailable("the directory for compiled kernels belongs to somebody else, or others may write to it")
+
+
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Let one process after another compile: on a few cores they would only slow each other down."""
+    try:
+        descriptor = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise KernelsUnavailable(f"the kernels were not compiled ahead, and cannot be now: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _compile(path: Path, level: Level) -> None:
