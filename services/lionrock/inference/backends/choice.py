@@ -58,8 +58,10 @@ def vllm_options(model: ServedModel, settings: InferenceSettings) -> VllmOptions
 
 
 def engine_name(model: ServedModel) -> str:
-    """Name and version of the engine, part of every answer's identity; vLLM's own version where it is installed here."""
+    """Name and version of the engine, part of every answer's identity, with what it rounds weights to and vLLM's own version."""
     name = f"lionrock-{model.settings.backend}/{_version('lionrock') or 'source'}"
+    if model.settings.weight_quantisation != "none":
+        name = f"{name} {model.settings.weight_quantisation}"
     if model.settings.backend == "vllm":
         plugin = chip(model.settings.chip).engine_plugin
         number = _version(plugin) if plugin is not None else None
