@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --constraint constraints.txt --editable
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-vllm lint docs protos pytest bench-mesh bench-quantisation clean
+.PHONY: help demo test test-vllm lint docs protos pytest bench-mesh bench-engine bench-quantisation clean
 
 help:
 	@echo "make demo         install and run the demonstration"
@@ -25,6 +25,7 @@ help:
 	@echo "make docs         write the table of errors from the code"
 	@echo "make protos       generate the stubs again after a change of a proto"
 	@echo "make bench-mesh   measure the mesh; QUICK=1 for a run of at most five minutes"
+	@echo "make bench-engine measure the engine against its peers, which are installed once; QUICK=1 likewise"
 	@echo "make bench-quantisation   what rounding weights costs in accuracy and gains in time; QUICK=1 for less of it"
 	@echo "make clean        remove the virtual environment, caches and generated stubs"
 
@@ -55,6 +56,9 @@ protos: $(VENV)/.installed-dev
 
 bench-mesh: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.mesh $(if $(QUICK),--quick)
+
+bench-engine: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.engine $(if $(QUICK),--quick) $(ARGS)
 
 bench-quantisation: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.quantisation $(if $(QUICK),--quick)

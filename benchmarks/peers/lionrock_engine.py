@@ -1,0 +1,74 @@
+"""Lionrock's own engine in this process, through its public asynchronous interface; every token is delivered as it comes."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers.protocol import Answer, Stopwatch, serve
+from lionrock.inference.engine.async_engine import AsyncEngine
+from lionrock.inference.engine.engine import EngineLimits
+from lionrock.inference.engine.sequence import Request, RequestId, Sampling
+from lionrock.inference.engine.stream import Coalescing
+from lionrock.inference.local_engine import LocalOptions, open_engine
+
+_numbers = itertools.count()
+
+
+class LionrockEngine:
+    """See Engine."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def answer(self, prompts: Sequence[Sequence[int]], max_tokens: int, salts: Sequence[str] | None = None) -> list[Answer]:
+        """See Engine. salts: prefix-cache salts of the prompts; without them nothing is shared."""
+        begun_s = time.perf_counter()
+        tasks = (
+            self._one(tuple(prompt), max_tokens, begun_s, salt.encode())
+            for prompt, salt in zip(prompts, salts or [""] * len(prompts), strict=True)
+        )
+        return list(await asyncio.gather(*tasks))
+
+    async def close(self) -> None:
+        """See Engine."""
+        await self._engine.close()
+
+    async def _one(self, prompt: tuple[int, ...], max_tokens: int, begun_s: float, salt: bytes) -> Answer:
+        sampling = Sampling(max_tokens=max_tokens, ignore_eos=True)
+        watch = Stopwatch(begun_s)
+        request = Request(RequestId(f"request-{next(_numbers)}"), prompt, sampling, cache_salt=salt)
+        async for output in self._engine.generate(request):
+            watch.add(output.token_ids)
+        return watch.answer
+
+
+def open_for_measurement(options: dict[str, Any]) -> AsyncEngine:
+    """Load the model. options: model, quantisation, threads, kv_cache_bytes, max_drafts, prefix_cache, max_step_tokens."""
+    bounds = {name: options[name] for name in ("max_step_tokens",) if name in options}
+    limits = EngineLimits(max_drafts=options.get("max_drafts", 0), prefix_cache=options.get("prefix_cache", False), **bounds)
+    local = LocalOptions(
+        weight_quantisation=options.get("quantisation"),
+        kv_cache_bytes=options["kv_cache_bytes"],
+        threads=options["threads"],
+        limits=limits,
+    )
+    # The same engine behind a front that holds no token back, as the peers' do not.
+    return AsyncEngine(open_engine(Path(options["model"]), local).engine, coalescing=Coalescing(per_stream_s=0, ceiling_s=0))
+
+
+async def start(options: dict[str, Any]) -> LionrockEngine:
+    """Load and start."""
+    engine = open_for_measurement(options)
+    engine.start()
+    return LionrockEngine(engine)
+
+
+if __name__ == "__main__":
+    serve(start(json.loads(sys.argv[1])))
