@@ -140,6 +140,18 @@ def test_a_product_equals_the_naive_one_and_a_row_does_not_depend_on_its_company
     assert all(torch.equal(matrix(x[i : i + 1], addend)[0], found[i]) for i in range(0, rows, 7))
 
 
+@quietly
+@given(rows=st.integers(1, 5), size=st.integers(1, 100), levels=st.integers(1, 6), seed=st.integers(0, 1 << 30))
+def test_of_equal_logits_the_first_is_chosen(library: Library, rows: int, size: int, levels: int, seed: int) -> None:
+    logits = torch.randint(-levels, levels, (rows, size), generator=torch.Generator().manual_seed(seed)).float()
+    chosen = torch.full((rows,), -1)
+    operation = Operation(
+        kind=Kind.LARGEST, input=logits.data_ptr(), input_stride=size, inputs=size, output=chosen.data_ptr()
+    )  # fmt: skip
+    library.run(Step([0] * rows, [0] * rows, [1] * rows, [0] * rows, [0], range(rows), 1), Program([operation]))
+    assert chosen.tolist() == [row.index(max(row)) for row in logits.tolist()]
+
+
 @pytest.mark.parametrize("level", ["avx512", "x86-64", "aarch64"])
 def test_lesser_levels_agree_with_the_reference(level: str) -> None:
     """Without instructions for pairs of bfloat16, and without wide vectors; what lies between is the same text."""

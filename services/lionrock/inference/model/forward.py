@@ -56,6 +56,10 @@ class Forward(Protocol):
         """
         ...
 
+    def greedy(self) -> list[int]:
+        """Choose the most likely of this rank's vocabulary rows for each sampled token, after `hidden`; the first of equals."""
+        ...
+
 
 class TorchForward:
     """PyTorch's operations on any device."""
@@ -80,6 +84,10 @@ class TorchForward:
     def logits(self) -> Tensor:
         """See Forward."""
         return self._model.logits(self._hidden[self._layout.sampled])
+
+    def greedy(self) -> list[int]:
+        """See Forward."""
+        return [int(token_id) for token_id in self.logits().argmax(dim=-1).tolist()]
 
 
 def native_library(

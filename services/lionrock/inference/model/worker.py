@@ -16,7 +16,7 @@ import torch
 
 from lionrock.inference.engine.batch import StepBatch, StepResult
 from lionrock.inference.engine.runner import RunnerSpec
-from lionrock.inference.engine.sampler import SAMPLING_OPTIONS, sample
+from lionrock.inference.engine.sampler import SAMPLING_OPTIONS, needs_whole_logits, sample
 from lionrock.inference.engine.sequence import SequenceId
 from lionrock.inference.model.attention import KVCache
 from lionrock.inference.model.collectives import RankGroups
@@ -175,7 +175,7 @@ class ShardWorker:
         if link is not None and link.stage < link.stages - 1:
             link.send(hidden)
         elif any(row.samples for row in batch.rows):
-            result = self._sample(forward.logits(), batch)
+            result = self._sample(forward, batch)
         elif self._groups.tensor is None or self._groups.tensor.rank == 0:
             result = StepResult(())
         self._note(batch, time.perf_counter() - begin_s, self._groups.clock.seconds - collective_s)
@@ -185,11 +185,14 @@ class ShardWorker:
         """Take what a sequence saw of this rank (it should have ended); None when it never ran here or was asked for before."""
         return self._timings.pop(sequence_id, None) or self._finished.pop(sequence_id, None)
 
-    def _sample(self, logits: torch.Tensor, batch: StepBatch) -> StepResult | None:
+    def _sample(self, forward: Forward, batch: StepBatch) -> StepResult | None:
         rows = [row.sampling for row in batch.rows if row.sampling is not None for _ in range(row.samples)]
         positions = [row.end - row.drafts + n for row in batch.rows for n in range(row.samples)]
         adjustments = [row.adjustment for row in batch.rows for _ in range(row.samples)]
         group = self._groups.tensor
+        if group is None and not any(map(needs_whole_logits, rows, adjustments)):
+            return StepResult(tuple(forward.greedy()))
+        logits = forward.logits()
         if group is None:
             return sample(logits, positions, rows, adjustments)
         stage = self.shard.stage

@@ -43,6 +43,7 @@ enum LionrockKind : int32_t {
     ATTEND = 5,        // output = attention of input's queries over the cache
     GATE = 6,          // output = silu(first half of input) · second half
     ADD = 7,           // output += input
+    LARGEST = 8,       // output [samples] int64 = where each row of input, float32, is largest; the first of equals
 };
 
 struct LionrockOperation {
@@ -132,7 +133,7 @@ Failure check(const LionrockStep& s) {
 }
 
 Failure check(const LionrockStep& s, const LionrockOperation& op) {
-    if (op.kind < EMBED || op.kind > ADD) return UNKNOWN_OPERATION;
+    if (op.kind < EMBED || op.kind > LARGEST) return UNKNOWN_OPERATION;
     if (op.format != int32_t(Format::PLAIN) && !with_scheme(Format(op.format), [](auto) {})) return UNKNOWN_OPERATION;
     if (op.kind == EMBED)
         for (int64_t t = 0; t < s.tokens; ++t)
@@ -159,6 +160,7 @@ class Runner {
             case ATTEND: return attend_heads(op);
             case GATE: return gate_halves(op);
             case ADD: return add_rows(op);
+            case LARGEST: return find_largest(op);
         }
     }
 
@@ -259,6 +261,14 @@ class Runner {
                 const E* halves = in(op.input) + t * op.input_stride;
                 gate(out(op.output) + t * op.output_stride, halves, halves + op.inputs, op.inputs);
             }
+        });
+    }
+
+    void find_largest(const LionrockOperation& op) {
+        worker_.phase(plan_.step.samples, 1, [&](int64_t i, int64_t last) {
+            for (; i < last; ++i)
+                static_cast<int64_t*>(op.output)[i] =
+                    first_largest(static_cast<const float*>(op.input) + i * op.input_stride, op.inputs);
         });
     }
 

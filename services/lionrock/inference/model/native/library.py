@@ -37,6 +37,7 @@ class Kind(IntEnum):
     ATTEND = 5
     GATE = 6
     ADD = 7
+    LARGEST = 8
 
 
 class Store(IntEnum):

@@ -36,6 +36,7 @@ class NativeForward:
         self._model, self._rope, self._cache, self._library, self._dtype = model, rope, cache, library, dtype
         self._capacity = 0
         self._stretches: list[Program | Callable[[], None]] = []
+        self._choose: Program | None = None
 
     # ---- a step ----------------------------------------------------------------------------------------------------------
 
@@ -85,6 +86,14 @@ class NativeForward:
             return self._logits[:samples]
         return self._model.head(self._normed[:samples]).float()
 
+    def greedy(self) -> list[int]:
+        """See Forward."""
+        logits = self.logits()
+        if self._choose is None:
+            return [int(token_id) for token_id in logits.argmax(dim=-1).tolist()]
+        self._library.run(self._step, self._choose)
+        return [int(token_id) for token_id in self._chosen[: len(logits)].tolist()]
+
     # ---- programs --------------------------------------------------------------------------------------------------------
 
     def _prepare(self, tokens: int) -> None:
@@ -133,6 +142,11 @@ class NativeForward:
             self._open += weight.product(*at, bias, store=Store.FLOAT, sampled=True)
         self._head = (Program(self._open),)
         self._open = []
+        self._chosen = torch.empty(samples, dtype=torch.int64)
+        self._choose = None
+        if rows:
+            fields = {"input": self._logits.data_ptr(), "input_stride": rows, "output": self._chosen.data_ptr(), "inputs": rows}
+            self._choose = Program([Operation(kind=Kind.LARGEST, **fields)])
 
     def _attention_half(self, layer: Layer, cached: tuple[Tensor, ...]) -> None:
         self._norm(layer.attention_norm, self._h)

@@ -50,6 +50,25 @@ void gate(E* y, const E* a, const E* b, int64_t size) {
     for (; i < size; ++i) y[i] = narrow<E>(silu(all(widen(a[i])))[0] * widen(b[i]));
 }
 
+// Index of the largest number, the first of equals. size: below 2^31.
+inline int64_t first_largest(const float* x, int64_t size) {
+    Floats best = all(-std::numeric_limits<float>::infinity());
+    Ints where{};
+    int64_t i = 0;
+    for (; i + LANES <= size; i += LANES) {
+        Floats v = load<Floats>(x + i);
+        where = v > best ? lane_numbers() + int32_t(i) : where;
+        best = v > best ? v : best;
+    }
+    float most = -std::numeric_limits<float>::infinity();
+    int64_t index = 0;
+    for (int lane = 0; lane < LANES; ++lane)
+        if (best[lane] > most || (best[lane] == most && where[lane] < index)) most = best[lane], index = where[lane];
+    for (; i < size; ++i)
+        if (x[i] > most) most = x[i], index = i;
+    return index;
+}
+
 // Rotate the first `rotary` dimensions of a head in place, first half against second. cos, sin: [rotary / 2].
 template <class E>
 void rotate(E* head, const E* cos, const E* sin, int64_t rotary) {
