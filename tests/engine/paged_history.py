@@ -58,6 +58,9 @@ class PagedHistory:
         self._copy(batch.copies)
         for row in batch.rows:
             self._write(row)
+        return self._sample(batch)
+
+    def _sample(self, batch: StepBatch) -> StepResult:
         sampled = (self._next(row, row.end - row.drafts + n) for row in batch.rows for n in range(row.samples))
         return StepResult(tuple(sampled))
 
@@ -85,14 +88,18 @@ class PagedHistory:
         return row.block_table[position // size] * size + position % size
 
     def _next(self, row: BatchRow, end: int) -> int:
+        assert row.sampling is not None
+        return _choose(self._history(row, end), row.sampling.seed)
+
+    def _history(self, row: BatchRow, end: int) -> list[Slot]:
+        """What the row's blocks hold before a position."""
         history: list[Slot] = []
         for position in range(end):
             entry = self._slots[self._slot(row, position)]
             assert entry is not None, "a position was never written"
             assert entry[0] == position, "a block holds another position"
             history.append(entry)
-        assert row.sampling is not None
-        return _choose(history, row.sampling.seed)
+        return history
 
 
 def next_token(history: Sequence[int], seed: int) -> int:

@@ -223,10 +223,10 @@ def _unenforced(keyword: str, where: str) -> str:
 
 def _name(keyword: str) -> str:
     """Return a keyword as it may be shown: what is not one of JSON Schema's own is the caller's text."""
-    return keyword if keyword in _KEYWORDS else "an unknown keyword"
+    return keyword if keyword in KEYWORDS else "an unknown keyword"
 
 
-_KEYWORDS = _ANNOTATIONS | _DEFINITIONS | frozenset(_ALONE) | frozenset().union(*_OF_TYPE.values()) | frozenset(
+KEYWORDS = _ANNOTATIONS | _DEFINITIONS | frozenset(_ALONE) | frozenset().union(*_OF_TYPE.values()) | frozenset(
     {
         "type", "oneOf", "not", "if", "then", "else", "multipleOf", "uniqueItems", "contains", "minContains", "maxContains",
         "patternProperties", "propertyNames", "dependentRequired", "dependentSchemas", "dependencies", "unevaluatedItems",
@@ -234,6 +234,7 @@ _KEYWORDS = _ANNOTATIONS | _DEFINITIONS | frozenset(_ALONE) | frozenset().union(
         "contentEncoding", "contentMediaType", "contentSchema", "discriminator", "$vocabulary",
     }
 )  # fmt: skip
+"""All that JSON Schema and its common extensions define, enforced or not."""
 
 
 def _is_of_type(value: Any, kind: Any) -> bool:
