@@ -18,6 +18,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,8 +74,8 @@ class Report:
     """What a run saw."""
 
     identical: int = 0
-    lost: int = 0
-    """Streams that ended with UNAVAILABLE and a reason, after a part of their answer."""
+    lost: Counter[str] = field(default_factory=Counter)
+    """Messages of the streams that ended with UNAVAILABLE and a reason, after a part of their answer."""
     left: int = 0
     """Streams whose reader went away."""
     refused: int = 0
@@ -87,7 +88,7 @@ class Report:
     @property
     def share(self) -> float:
         """Part of the streams that finished identical, of those that were read to their end."""
-        return self.identical / max(1, self.identical + self.lost + len(self.wrong))
+        return self.identical / max(1, self.identical + self.lost.total() + len(self.wrong))
 
 
 def faults_from(rng: random.Random, count: int, ranks: int) -> list[Fault]:
@@ -207,7 +208,7 @@ class ShardFaults:
             await asyncio.sleep(error.retry_after_s or 0.1)
         elif isinstance(error, ShardGroupLost):
             assert error.status is grpc.StatusCode.UNAVAILABLE
-            report.lost += 1
+            report.lost[error.message] += 1
         else:
             report.wrong.append(f"request {index} ended after {len(answer)} of {len(expected)} tokens with {error!r}")
 
@@ -306,16 +307,20 @@ async def main(faults: int, seed: int) -> int:
                 await chaos.run(faults_from(random.Random(seed + pipeline_parallel), count, 2))
             report = chaos.report
             print(f"tensor parallel {tensor_parallel} x pipeline parallel {pipeline_parallel}: {count} faults")
-            print(f"  streams: {report.identical} identical, {report.lost} UNAVAILABLE, share identical {report.share:.2%};")
+            print(
+                f"  streams: {report.identical} identical, {report.lost.total()} UNAVAILABLE, share identical {report.share:.2%};"
+            )
             print(f"           {report.left} left by their readers, {report.refused} requests refused by a full queue")
             for kind, seen_s in report.detected_s.items():
                 print(f"  {kind} found: {percentiles(seen_s)}")
             print(f"  restart after a loss: {percentiles(report.restart_s)}")
+            for message, times in report.lost.items():
+                print(f"  UNAVAILABLE, {times} times: {message}")
             for line in report.wrong:
                 print(f"  WRONG (seed {seed}): {line}")
             wrong += len(report.wrong)
             total.identical, total.lost = total.identical + report.identical, total.lost + report.lost
-    streams, took_s = total.identical + total.lost, time.monotonic() - begin_s
+    streams, took_s = total.identical + total.lost.total(), time.monotonic() - begin_s
     print(f"seed {seed}: {total.share:.2%} of {streams} streams identical, {wrong} wrong, {took_s:.0f} s")
     return 1 if wrong else 0
 

@@ -25,7 +25,7 @@ def judge(report: Report) -> None:
     assert report.wrong == [], f"seed {SEED}"
     assert report.identical > 0
     print(
-        f"{report.identical} identical, {report.lost} UNAVAILABLE; found after {report.detected_s}, back after {report.restart_s}"
+        f"{report.identical} identical, {report.lost.total()} UNAVAILABLE; found after {report.detected_s}, back after {report.restart_s}"
     )
 
 

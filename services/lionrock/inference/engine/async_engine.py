@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from types import TracebackType
 
 from lionrock.inference.engine.batch import StepBatch
-from lionrock.inference.engine.engine import Engine
+from lionrock.inference.engine.engine import MAX_FAILED_STEPS, Engine
 from lionrock.inference.engine.errors import EngineDraining, InvalidRequest, ShardGroupLost
 from lionrock.inference.engine.runner import ModelRunner, RunnerSpec
 from lionrock.inference.engine.sequence import Request, RequestId, SequenceId, StepOutput
@@ -261,7 +261,8 @@ class AsyncEngine:
             if self._lost is None:  # otherwise the owner gave up meanwhile
                 self._lost = lost
                 self._resume_until_s = self._engine.now_s() + self._resume_timeout_s
-            self._post(outputs, _failures(self._engine.lose_cache(batch), lost), lost)
+            suspected = ShardGroupLost(f"{lost}, {MAX_FAILED_STEPS} times in a row in the same step of this sequence")
+            self._post(outputs, _failures(self._engine.lose_cache(batch), suspected), lost)
 
     def _post(self, outputs: Sequence[StepOutput], failures: Sequence[Failure] = (), lost: ShardGroupLost | None = None) -> None:
         """Have the event loop deliver (the holder of the lock, so that a stream's tokens come before its error)."""

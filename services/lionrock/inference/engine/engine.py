@@ -34,7 +34,7 @@ from lionrock.modelstore.vocabulary import Vocabulary
 
 _RETRY_FLOOR_S, _RETRY_CEILING_S = 0.1, 30.0
 
-MAX_FAILED_STEPS = 3
+MAX_FAILED_STEPS = 5
 """Losses in a row in the same step of a sequence, after which it is given up: it may be what breaks the runner."""
 
 
