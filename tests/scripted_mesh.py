@@ -237,6 +237,7 @@ class Parrot(Faulty, inf_rpc.InferenceServiceServicer):
         self.tokenizer_digest = ""
         self.finish = sampling.FINISH_REASON_STOP
         self.models = [MODEL]
+        self.sampling_options: list[str] = []
         self.running = 0
         self.cancelled_at: list[float] = []
         self.cancelled = asyncio.Event()
@@ -287,7 +288,10 @@ class Parrot(Faulty, inf_rpc.InferenceServiceServicer):
         await self.at("ListModels")
         served = [
             inf.ServedModel(
-                identity=model.ModelIdentity(model=name, weights_digest=self.weights[0]), context_window=4096, ready=True
+                identity=model.ModelIdentity(model=name, weights_digest=self.weights[0]),
+                context_window=4096,
+                ready=True,
+                sampling_options=self.sampling_options,
             )
             for name in self.models
         ]

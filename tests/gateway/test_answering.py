@@ -7,7 +7,17 @@ from typing import Any
 
 from lionrock.audit.v1 import audit_pb2 as audit
 from lionrock.common.v1 import sampling_pb2 as sampling
-from scripted_mesh import BLOCKED_WORD, MASK, MASKED_WORD, MODEL, REVIEWED_WORD, SAFE_MESSAGE, ScriptedMesh
+from lionrock.gateway.errors import InvalidConstraint
+from scripted_mesh import (
+    BLOCKED_WORD,
+    MASK,
+    MASKED_WORD,
+    MODEL,
+    REVIEWED_WORD,
+    SAFE_MESSAGE,
+    ScriptedMesh,
+    ShardGroupLost,
+)
 
 
 async def test_an_answer_is_started_then_text_then_finished_with_its_receipt(
@@ -188,6 +198,34 @@ async def test_a_stop_string_across_tokens_ends_the_answer_and_the_engine(
     (generate,) = [request for request in mesh.engine.requests if hasattr(request, "token_ids")]
     assert not generate.sampling.stop
     assert list(mesh.log.intents[0].intent.sampling.stop) == ["two", "thr"]
+
+
+async def test_an_engine_that_knows_stop_strings_is_told_them_and_the_text_is_cut_all_the_same(
+    mesh: ScriptedMesh, stub: Any, ask: Any, hear: Any
+) -> None:
+    mesh.engine.text, mesh.engine.sampling_options = "one two", ["stop"]
+    mesh.engine.losses = [(2, ShardGroupLost("gone", retry_after_s=0.01))]
+    heard = await hear(stub.Chat(ask(sampling=sampling.SamplingParams(stop=["wo"]))))
+
+    assert heard.text == "one t"
+    assert heard.finished.reason == sampling.FINISH_REASON_STOP
+    first, resumed = [request for request in mesh.engine.requests if hasattr(request, "token_ids")]
+    assert list(first.sampling.stop) == ["wo"]
+    assert (resumed.resumed_tokens, list(resumed.sampling.stop)) == (2, [])
+
+
+async def test_a_constraint_reaches_the_engine_and_the_log(mesh: ScriptedMesh, stub: Any, ask: Any, hear: Any) -> None:
+    constraint = sampling.OutputConstraint(choice=sampling.OutputConstraint.Choice(values=["yes", "no"]))
+    await hear(stub.Chat(ask(constraint=constraint)))
+    (generate,) = [request for request in mesh.engine.requests if hasattr(request, "token_ids")]
+    assert generate.constraint == constraint
+
+
+async def test_a_refused_constraint_is_named_by_the_callers_field(mesh: ScriptedMesh, stub: Any, ask: Any, failure: Any) -> None:
+    violation = ("constraint.regex", "unbalanced ( (at character 3)")
+    mesh.engine.losses = [(0, InvalidConstraint("refused", field_violations=[violation]))]
+    error = await failure(stub.Chat(ask(constraint=sampling.OutputConstraint(regex="ab("))))
+    assert (error.reason, list(error.field_violations)) == ("INVALID_CONSTRAINT", [violation])
 
 
 async def test_what_could_have_become_a_stop_string_is_released_at_the_end(
