@@ -307,9 +307,7 @@ async def main(faults: int, seed: int) -> int:
                 await chaos.run(faults_from(random.Random(seed + pipeline_parallel), count, 2))
             report = chaos.report
             print(f"tensor parallel {tensor_parallel} x pipeline parallel {pipeline_parallel}: {count} faults")
-            print(
-                f"  streams: {report.identical} identical, {report.lost.total()} UNAVAILABLE, share identical {report.share:.2%};"
-            )
+            print(f"  streams: {report.identical} identical, {report.lost.total()} UNAVAILABLE: {report.share:.2%} identical")
             print(f"           {report.left} left by their readers, {report.refused} requests refused by a full queue")
             for kind, seen_s in report.detected_s.items():
                 print(f"  {kind} found: {percentiles(seen_s)}")

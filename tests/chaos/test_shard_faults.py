@@ -24,9 +24,7 @@ async def put(faults: list[Fault], model: Path, tensor_parallel: int, pipeline_p
 def judge(report: Report) -> None:
     assert report.wrong == [], f"seed {SEED}"
     assert report.identical > 0
-    print(
-        f"{report.identical} identical, {report.lost.total()} UNAVAILABLE; found after {report.detected_s}, back after {report.restart_s}"
-    )
+    print(f"{report.identical} identical, {report.lost.total()} UNAVAILABLE, found {report.detected_s}, back {report.restart_s}")
 
 
 @pytest.mark.slow

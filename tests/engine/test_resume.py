@@ -260,7 +260,7 @@ class Losses(RuleBasedStateMachine):
 
 
 TestLosses = Losses.TestCase
-TestLosses.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestLosses.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
 
 
 # ---- streams ----------------------------------------------------------------------------------------------------------------
@@ -386,7 +386,7 @@ OPERATIONS = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(OPERATIONS)
 def test_every_order_of_events_around_a_loss_ends_every_stream_with_its_own_tokens(operations: list[tuple[str, int]]) -> None:
     asyncio.run(asyncio.wait_for(play(operations), 60))
