@@ -17,7 +17,8 @@ from lionrock.inference.engine.sequence import Request, RequestId, Sampling, Seq
 from lionrock.inference.engine.stream import Stream
 from lionrock.inference.model.weights import open_weights
 from lionrock.inference.model.worker import LocalRunner, ShardWorker
-from lionrock.inference.served_model import shape_of
+from lionrock.inference.served_model import shape_of, vocabulary_of
+from lionrock.modelstore.source import locate
 from lionrock.planner.chips import chip
 from lionrock.planner.plan import plan_shards
 
@@ -53,7 +54,7 @@ def torch_engine(directory: Path) -> TorchEngine:
         worker.allocate_kv_cache(worker.kv_blocks_within(KV_CACHE_BYTES))
         return _Runner(worker)
 
-    return TorchEngine(LIMITS, start)
+    return TorchEngine(LIMITS, start, vocabulary=vocabulary_of(locate("model", directory)))
 
 
 def vllm_options(checkpoint: Path, **changed: Any) -> VllmOptions:

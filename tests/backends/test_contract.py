@@ -35,7 +35,8 @@ async def occupy(started: Started, count: int) -> list[Stream]:
     """Streams that hold places in the batch for thousands of steps, each past its first token."""
     streams = [started.engine.submit(a_request(max_tokens=LONG)) for _ in range(count)]
     for stream in streams:
-        await anext(stream)
+        first = await anext(stream)
+        assert (first.finish, len(first.token_ids) >= 1) == (None, True)
     return streams
 
 
@@ -53,7 +54,6 @@ async def test_answer_comes_in_order_and_its_last_output_alone_says_why_it_ended
     assert [output.finish for output in answered.outputs[:-1]] == [None] * (len(answered.outputs) - 1)
     assert answered.last.finish is FinishReason.LENGTH
     assert len(answered.tokens) == 24
-    assert len(answered.outputs) > 1, "tokens are streamed"
     assert {output.request_id for output in answered.outputs} == {request.request_id}
     assert len({output.sequence_id for output in answered.outputs}) == 1
     timings = answered.last.timings
@@ -124,9 +124,30 @@ async def test_stop_string_ends_the_answer_with_the_token_that_completes_it(star
     stop = next(ascii_runs).group()[:2]
     answered = await answer(started.engine, a_request(max_tokens=40, sampling={"stop": (stop,)}))
     assert answered.last.finish is FinishReason.STOP
+    assert answered.last.stop == stop
     assert answered.tokens == free[: len(answered.tokens)]
     assert stop in tokenizer.decode(answered.tokens, skip_special_tokens=False)
     assert stop not in tokenizer.decode(answered.tokens[:-1], skip_special_tokens=False)
+
+
+async def test_stop_string_that_a_resume_cuts_in_two_still_ends_the_answer(started: Started, tokenizer: Tokenizer) -> None:
+    free = (await answer(started.engine, a_request(max_tokens=60))).tokens
+    texts = [tokenizer.decode([token_id]) for token_id in free]
+    seams = ((index, texts[index - 1][-1:] + texts[index][:1]) for index in range(3, len(free)))
+    cut, stop = next(
+        (index, seam) for index, seam in seams if len(seam) == 2 and seam.isascii() and seam not in tokenizer.decode(free[:index])
+    )
+    sampling = {"stop": (stop,)}
+    whole = await answer(started.engine, a_request(max_tokens=60, sampling=sampling))
+    assert (whole.tokens, whole.last.finish) == (free[: cut + 1], FinishReason.STOP)
+    resumed = await answer(
+        started.engine, a_request(token_ids=PROMPT + free[:cut], resumed_tokens=cut, max_tokens=60, sampling=sampling)
+    )
+    assert (resumed.tokens, resumed.last.finish) == (free[cut : cut + 1], FinishReason.STOP)
+    at_its_end = await answer(
+        started.engine, a_request(token_ids=PROMPT + whole.tokens, resumed_tokens=cut + 1, max_tokens=60, sampling=sampling)
+    )
+    assert (at_its_end.tokens, at_its_end.last.finish, at_its_end.last.stop) == ((), FinishReason.STOP, stop)
 
 
 async def test_closing_a_stream_frees_its_place_within_steps(started: Started) -> None:
@@ -333,6 +354,7 @@ async def test_spec_says_what_the_model_and_its_cache_are(started: Started) -> N
     assert spec.kv_blocks * spec.kv_block_size >= CONTEXT_WINDOW
     assert spec.sampling_options >= {
         "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "logprobs", "stop",
+        "constraint",
     }  # fmt: skip
 
 

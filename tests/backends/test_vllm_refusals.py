@@ -34,7 +34,6 @@ def test_temperature_that_vllm_would_change_or_forbid_is_refused(temperature: fl
         ("seed", {"sampling": {"temperature": 1.0, "seed": 1}}),
         ("presence_penalty", {"sampling": {"presence_penalty": 0.5}}),
         ("frequency_penalty", {"sampling": {"frequency_penalty": 0.5}}),
-        ("stop", {"sampling": {"stop": ("end",)}}),
         ("constraint", {"constraint": Constraint("regex", "a*")}),
     ],
 )

@@ -26,15 +26,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
+import numpy as np
+
 from lionrock.inference.engine.errors import InvalidConstraint
-from lionrock.inference.engine.grammar import GrammarCompiler
+from lionrock.inference.engine.grammar import AnswerMatcher, GrammarCompiler
 from lionrock.inference.engine.sequence import Constraint
 
 _LENGTH = struct.Struct("<I")
 _MAX_MESSAGE_BYTES = 256 << 20
 _MAX_VERDICT_BYTES = 4096
 _START_S = 120.0
-_REHEARSED_TOKENS = 64
+_WALKS, _REHEARSED_TOKENS = 4, 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +64,14 @@ class ConstraintSandbox:
         self._limits = limits or SandboxLimits()
         self._process: subprocess.Popen[bytes] | None = None
         self._closing = threading.Event()
+        self._in_use = threading.Lock()
 
     def start(self) -> None:
         """Have the helper ready; takes seconds. Raises SandboxFailed."""
+        with self._in_use:
+            self._start()
+
+    def _start(self) -> None:
         if self._process is not None and self._process.poll() is None:
             return
         self._end()
@@ -84,17 +91,20 @@ class ConstraintSandbox:
 
     def judge(self, checked: Constraint) -> None:
         """Return when the constraint has passed. Raises InvalidConstraint, or SandboxFailed."""
-        self.start()
         message = json.dumps({"kind": checked.kind, "source": checked.source}).encode()
-        refused = self._exchange([message], 2 * self._limits.elapsed_s + 10)["refused"]
+        with self._in_use:
+            self._start()
+            refused = self._exchange([message], 2 * self._limits.elapsed_s + 10)["refused"]
         if refused is not None:
             raise InvalidConstraint(checked.kind, refused)
 
     def close(self) -> None:
-        """End the helper, also while it judges; any thread."""
+        """End the helper, also while it judges; any thread. What waits for its verdict gets SandboxFailed."""
         self._closing.set()
         if (process := self._process) is not None:
             process.kill()
+        with self._in_use:
+            self._end()
 
     def _exchange(self, messages: Sequence[bytes], timeout_s: float) -> dict[str, Any]:
         process = self._process
@@ -213,27 +223,29 @@ def _limit_this_process(limits: SandboxLimits) -> None:
 
 
 def _tried(compiler: GrammarCompiler, eos_token_ids: frozenset[int], checked: Constraint) -> str | None:
-    """Compile a constraint and walk through one answer, the same for the same constraint."""
+    """Compile a constraint and walk through a few answers, the same for the same constraint."""
     try:
-        matcher = compiler.compile(checked).matcher()
+        grammar = compiler.compile(checked)
+        for seed in range(_WALKS):
+            _walk(grammar.matcher(), eos_token_ids, random.Random(seed))  # noqa: S311  # no secret
     except InvalidConstraint as error:
         return error.description
-    generator = random.Random(0)  # noqa: S311  # no secret
-    for _ in range(_REHEARSED_TOKENS):
-        choices = [token_id for token_id in _set_bits(matcher.allowed) if token_id not in eos_token_ids]
-        if not choices:
-            return None
-        try:
-            matcher.accept(generator.choice(choices))
-        except InvalidConstraint as error:
-            # A walk may end where the vocabulary lacks a byte; that says nothing of other answers.
-            return error.description if matcher.slow else None
     return None
 
 
-def _set_bits(mask: bytes) -> list[int]:
-    number = int.from_bytes(mask, "little")
-    return [index for index, bit in enumerate(reversed(f"{number:b}")) if bit == "1"]
+def _walk(matcher: AnswerMatcher, eos_token_ids: frozenset[int], generator: random.Random) -> None:
+    """Follow any tokens. Raises InvalidConstraint for a step that takes too long."""
+    for _ in range(_REHEARSED_TOKENS):
+        bits = np.unpackbits(np.frombuffer(matcher.allowed, dtype=np.uint8), bitorder="little")
+        choices = [token_id for token_id in np.flatnonzero(bits).tolist() if token_id not in eos_token_ids]
+        if not choices:
+            return
+        try:
+            matcher.accept(generator.choice(choices))
+        except InvalidConstraint:
+            if matcher.slow:
+                raise
+            return  # a walk may end where the vocabulary lacks a byte; that says nothing of other answers
 
 
 if __name__ == "__main__":

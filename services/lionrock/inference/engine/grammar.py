@@ -149,7 +149,7 @@ class AnswerMatcher:
     ) -> None:
         import xgrammar
 
-        self._kind = kind
+        self._kind, self._compiled = kind, compiled
         self._filter, self._eos, self._text = answer_filter, eos, text
         self._matcher = xgrammar.GrammarMatcher(compiled)
         self._state = PLAIN
@@ -158,6 +158,11 @@ class AnswerMatcher:
         self._bitmask = np.zeros((1, len(eos) // 4), dtype=np.int32)
         self._mask = eos
         self._look()
+
+    @property
+    def ebnf(self) -> str:
+        """The compiled grammar in xgrammar's EBNF, for an engine that matches by itself. What the filter keeps out is not in it."""
+        return str(self._compiled.grammar)
 
     @property
     def allowed(self) -> bytes:
