@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 import time
 from collections.abc import Iterator
@@ -18,8 +19,18 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from lionrock.chassis.errors import remote_error
 from lionrock.common.v1 import sampling_pb2
 from lionrock.inference.v1 import inference_pb2 as pb
+from lionrock.modelstore.source import locate
+from lionrock.modelstore.vocabulary import read_vocabulary
 
 pytestmark = pytest.mark.timeout(180)
+
+NO_REGEX = sampling_pb2.OutputConstraint(regex="(?=a)b")
+NO_GRAMMAR = sampling_pb2.OutputConstraint(ebnf="root ::= root")
+CITY = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Paris", "Rome"]}, "sure": {"type": "boolean"}},
+    "required": ["city"],
+}
 
 
 def tokens_of_one_rank(model: Path, prompt: tuple[int, ...], count: int) -> list[int]:
@@ -44,6 +55,10 @@ def tokens_of_one_rank(model: Path, prompt: tuple[int, ...], count: int) -> list
         for output in engine.step():
             tokens += output.token_ids
     return tokens
+
+
+def spelt(model: Path, token_ids: list[int]) -> str:
+    return read_vocabulary(locate("smollm2", model)).join(token_ids).decode()
 
 
 async def test_an_answer_says_who_answers_then_streams_tokens_then_says_what_it_took(service: InferenceService) -> None:
@@ -87,7 +102,7 @@ async def test_list_models_says_how_the_model_is_sharded_and_what_its_cache_hold
     assert served.plan.tensor_parallel == 2
     assert served.kv_bytes_per_token == 46080
     assert served.kv_cache_tokens >= 1024
-    assert "top_p" in served.sampling_options
+    assert {"top_p", "logit_bias", "stop", "constraint"} <= set(served.sampling_options)
 
 
 @pytest.mark.parametrize(
@@ -97,16 +112,13 @@ async def test_list_models_says_how_the_model_is_sharded_and_what_its_cache_hold
         ({"token_ids": (1,) * 9000}, grpc.StatusCode.INVALID_ARGUMENT, "PROMPT_TOO_LONG"),
         ({"token_ids": (1, 49152)}, grpc.StatusCode.INVALID_ARGUMENT, "UNKNOWN_TOKEN_ID"),
         ({"resumed_tokens": 14}, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD"),
-        (
-            {"sampling": sampling_pb2.SamplingParams(logit_bias={5: 1.0})},
-            grpc.StatusCode.UNIMPLEMENTED,
-            "UNSUPPORTED_SAMPLING_OPTION",
-        ),
+        ({"sampling": sampling_pb2.SamplingParams(logit_bias={49152: 1.0})}, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD"),
         ({"sampling": sampling_pb2.SamplingParams(temperature=1)}, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD"),
+        ({"constraint": NO_REGEX}, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_CONSTRAINT"),
         (
-            {"constraint": sampling_pb2.OutputConstraint(regex="a+")},
-            grpc.StatusCode.UNIMPLEMENTED,
-            "UNSUPPORTED_OUTPUT_CONSTRAINT",
+            {"constraint": sampling_pb2.OutputConstraint(ebnf="root ::= root")},
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "INVALID_CONSTRAINT",
         ),
     ],
 )
@@ -118,6 +130,35 @@ async def test_what_cannot_be_served_is_refused_with_its_reason(
     assert answer.error is not None
     assert (answer.error.status, answer.error.reason) == (status, reason)
     assert answer.tokens == []
+
+
+async def test_a_constrained_answer_is_of_its_language_beside_free_ones(service: InferenceService, model_path: Path) -> None:
+    constraint = sampling_pb2.OutputConstraint(json_schema=json.dumps(CITY))
+    params = sampling_pb2.SamplingParams(max_tokens=60)
+    async with service.stub() as stub:
+        constrained, free, alone = await asyncio.gather(
+            service.answer(stub, generate_request(sampling=params, constraint=constraint)),
+            service.answer(stub, generate_request(max_tokens=24)),
+            service.answer(stub, generate_request(max_tokens=24)),
+        )
+    assert constrained.finished is not None
+    assert constrained.finished.reason == sampling_pb2.FINISH_REASON_STOP
+    assert json.loads(spelt(model_path, constrained.tokens))["city"] in ("Paris", "Rome")
+    assert free.tokens == alone.tokens
+
+
+async def test_a_stop_string_ends_the_answer_in_the_engine(service: InferenceService, model_path: Path) -> None:
+    async with service.stub() as stub:
+        free = await service.answer(stub, generate_request(max_tokens=24))
+        text = spelt(model_path, free.tokens)
+        stop = text[len(text) // 2 :][:3]
+        params = sampling_pb2.SamplingParams(max_tokens=24, ignore_eos=True, stop=[stop])
+        answer = await service.answer(stub, generate_request(sampling=params))
+    assert answer.finished is not None
+    assert answer.finished.reason == sampling_pb2.FINISH_REASON_STOP
+    assert answer.tokens == free.tokens[: len(answer.tokens)]
+    assert stop in spelt(model_path, answer.tokens)
+    assert stop not in spelt(model_path, answer.tokens[:-1])
 
 
 async def test_a_full_engine_refuses_with_a_delay_and_serves_the_rest(service: InferenceService) -> None:

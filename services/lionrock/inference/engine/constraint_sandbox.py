@@ -92,9 +92,17 @@ class ConstraintSandbox:
     def judge(self, checked: Constraint) -> None:
         """Return when the constraint has passed. Raises InvalidConstraint, or SandboxFailed."""
         message = json.dumps({"kind": checked.kind, "source": checked.source}).encode()
+        timeout_s = 2 * self._limits.elapsed_s + 10
         with self._in_use:
+            was_there = self._process is not None
             self._start()
-            refused = self._exchange([message], 2 * self._limits.elapsed_s + 10)["refused"]
+            try:
+                refused = self._exchange([message], timeout_s)["refused"]
+            except SandboxFailed:
+                if not was_there or self._closing.is_set():
+                    raise
+                self._start()  # the helper had died since it was last used
+                refused = self._exchange([message], timeout_s)["refused"]
         if refused is not None:
             raise InvalidConstraint(checked.kind, refused)
 
