@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,22 @@ def mixed_requests(vocab_size: int, *, count: int = 6, prompt: int = 20, max_tok
             ignore_eos=True,
         )
         requests.append(Request(RequestId(f"request-{n}"), tuple(ids), sampling))
+    return requests
+
+
+def adjusted_requests(vocab_size: int, *, max_tokens: int = 8) -> list[Request]:
+    """Greedy and seeded requests with penalties, bias and log-probabilities."""
+    requests = []
+    for n, request in enumerate(mixed_requests(vocab_size, count=4, max_tokens=max_tokens)):
+        sampling = replace(
+            request.sampling,
+            repetition_penalty=1.5 if n % 2 else 1.0,
+            presence_penalty=0.0 if n == 1 else 0.8,
+            frequency_penalty=0.5,
+            logit_bias={5: 4.0, vocab_size - 1: 3.0},
+            logprobs=2 if n == 3 else None,
+        )
+        requests.append(replace(request, sampling=sampling))
     return requests
 
 

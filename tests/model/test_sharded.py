@@ -1,13 +1,15 @@
 """Steps recorded on one rank, replayed on many: every sampled token must be the same, and so, by induction, is a free run."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from checkpoints import save_llama
 from rank_processes import Job, record, run_ranks
-from small_models import local_runner, mixed_requests, plan_for
+from small_models import adjusted_requests, local_runner, mixed_requests, plan_for
 
 from lionrock.inference.engine.batch import StepResult
+from lionrock.inference.engine.sequence import RequestId
 from lionrock.inference.model.weights import open_weights
 
 KV_BLOCKS = 64
@@ -56,6 +58,16 @@ def test_two_ranks_give_the_same_tokens_as_one(smollm2: Path, small: Path, tmp_p
 
     assert losing[0].lost
     assert whole_results(losing[0].results) == whole_results(expected)[:-1]
+
+
+def test_adjusted_logits_are_whole_on_many_ranks(small: Path, tmp_path: Path) -> None:
+    """Penalties, bias and log-probabilities, which count over the whole vocabulary, beside rows that need none of it."""
+    plain = [replace(request, request_id=RequestId(f"plain-{request.request_id}")) for request in mixed_requests(331, count=2)]
+    requests = [*adjusted_requests(331), *plain]
+    steps, expected = record(local_runner(small, kv_blocks=KV_BLOCKS), requests, max_step_tokens=64)
+    tensor, pipeline = run_ranks([Job(small, 2, 1, KV_BLOCKS, steps), Job(small, 1, 2, KV_BLOCKS, steps)], tmp_path / "store")
+    assert whole_results(tensor[0].results) == whole_results(expected)
+    assert whole_results(pipeline[1].results) == whole_results(expected)
 
 
 def test_a_rank_that_ends_is_noticed_over_shared_memory(small: Path, tmp_path: Path) -> None:
