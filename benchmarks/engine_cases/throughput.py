@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.engine_cases.bench import CONTEXT, KV_CACHE_BYTES, Bench, settle, timed
 from benchmarks.peers import environments
+from benchmarks.peers.checkpoint import half_precision_gguf
 from benchmarks.peers.environments import NotInstalled
 from benchmarks.peers.process import Command, Peer
 from benchmarks.report import Row, row
@@ -20,7 +20,7 @@ SINGLE_RUNS, PREFILL_RUNS = 2, 3  # in each round: short runs are noisier
 
 BF16, W8A8, INT4 = "lionrock bf16", "lionrock w8a8", "lionrock int4"
 VLLM, OPENVINO, LLAMA_CPP, TRANSFORMERS = "vllm bf16", "openvino bf16", "llama.cpp q4_1", "transformers bf16"
-AT_STREAMS = {LLAMA_CPP: (1,), TRANSFORMERS: (1, 8)}
+AT_STREAMS = {LLAMA_CPP: (1, 8), TRANSFORMERS: (1, 8)}
 """Where not all of STREAMS are asked of an engine."""
 
 
@@ -50,7 +50,7 @@ def commands(bench: Bench) -> list[Command]:
         bench.lionrock(W8A8, quantisation="int8-w8a8"),
         bench.lionrock(INT4, quantisation="int4-weight-only"),
     ]
-    peers: dict[str, Callable[[Bench], Command]] = {VLLM: _vllm, TRANSFORMERS: _transformers}
+    peers = {VLLM: _vllm, OPENVINO: _openvino, LLAMA_CPP: _llama_cpp, TRANSFORMERS: _transformers}
     found = list(ours)
     for name, make in peers.items():
         if bench.only_engines is not None and name not in bench.only_engines:
@@ -124,6 +124,22 @@ def _vllm(bench: Bench) -> Command:
         "HF_HUB_OFFLINE": "1",
     }
     return Command(VLLM, environments.vllm(), "vllm_engine", told, environment)
+
+
+def _openvino(bench: Bench) -> Command:
+    model = half_precision_gguf(bench.gguf, environments.CACHE)
+    told = {"model": str(model), "kv_cache_bytes": KV_CACHE_BYTES, "threads": len(bench.cores)}
+    return Command(OPENVINO, environments.openvino(), "openvino_engine", told)
+
+
+def _llama_cpp(bench: Bench) -> Command:
+    told = {
+        "model": str(bench.gguf),
+        "threads": len(bench.cores),
+        "context": LONG_PROMPT + OUTPUT,
+        "streams": max(AT_STREAMS[LLAMA_CPP]),
+    }
+    return Command(LLAMA_CPP, environments.llama_cpp(), "llama_cpp_engine", told)
 
 
 def _transformers(bench: Bench) -> Command:

@@ -1,4 +1,4 @@
-"""The measured model in the layouts that the engines read: its GGUF file, and a Hugging Face directory in bfloat16 made from it."""
+"""The measured model in the layouts that engines read: its GGUF file, and from it a Hugging Face directory and a GGUF file of 16 bits."""
 
 from __future__ import annotations
 
@@ -29,6 +29,43 @@ def bfloat16_directory(gguf: Path, cache: Path) -> Path:
             _convert(gguf, Path(pending) / "model")
             shutil.move(Path(pending) / "model", directory)
     return directory
+
+
+def half_precision_gguf(gguf: Path, cache: Path) -> Path:
+    """Return a GGUF file with the same metadata and matrices in float16, written once.
+
+    For readers of GGUF that would otherwise keep the packed weights; float16 has more digits than bfloat16, which they compute in.
+    """
+    path = cache / f"{MODEL}-float16.gguf"
+    if not path.is_file():
+        cache.mkdir(parents=True, exist_ok=True)
+        pending = path.with_suffix(".writing")
+        _write_half_precision(gguf, pending)
+        pending.replace(path)
+    return path
+
+
+def _write_half_precision(source: Path, target: Path) -> None:
+    from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
+    from gguf.quants import dequantize
+
+    reader = GGUFReader(source)
+    architecture = reader.fields["general.architecture"].contents()
+    writer = GGUFWriter(target, architecture)
+    for name, field in reader.fields.items():
+        if name.startswith("GGUF.") or name in ("general.architecture", "general.file_type", "general.quantization_version"):
+            continue
+        kind = field.types[0]
+        writer.add_key_value(name, field.contents(), kind, field.types[-1] if kind == GGUFValueType.ARRAY else None)
+    writer.add_file_type(1)  # mostly float16
+    for tensor in reader.tensors:
+        values = dequantize(tensor.data, tensor.tensor_type)
+        matrix = tensor.tensor_type != GGMLQuantizationType.F32
+        writer.add_tensor(tensor.name, values.astype("float16" if matrix else "float32"))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def _convert(gguf: Path, directory: Path) -> None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
+import time
 import venv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.peers.process import ROOT
 
 CACHE = ROOT / ".cache" / "bench"
 VLLM = ROOT / ".venv-vllm"
-_INSTALL_TIMEOUT_S = 1200
+LLAMA_CPP = "llama-cpp-python==0.3.36"
+_COMPILING = {"CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF", "CMAKE_BUILD_PARALLEL_LEVEL": "2"}
+_INSTALL_TIMEOUT_S = 3000
 
 
 class NotInstalled(Exception):
@@ -29,7 +33,22 @@ def vllm() -> Path:
     return python
 
 
-def own(name: str, packages: Sequence[str]) -> Path:
+def openvino() -> Path:
+    """Return the interpreter of the environment that has OpenVINO GenAI."""
+    return _own("openvino", ("openvino==2026.4.1", "openvino-genai==2026.4.1.0", "openvino-tokenizers==2026.4.1.0", "numpy==2.4.6"))
+
+
+def llama_cpp() -> Path:
+    """Return the interpreter of the environment that has llama.cpp, compiled once for this very processor.
+
+    The wheels in the package registry are compiled for processors with AVX2, which would do llama.cpp an injustice on newer ones.
+    """
+    if shutil.which("cmake") is None or (shutil.which("c++") is None and shutil.which("g++") is None):
+        raise NotInstalled("compiling llama.cpp needs CMake and a C++ compiler")
+    return _own("llama-cpp", (LLAMA_CPP,), compile_them=True)
+
+
+def _own(name: str, packages: Sequence[str], *, compile_them: bool = False) -> Path:
     """Return the interpreter of an environment of its own with exactly these packages."""
     directory = CACHE / f"{name}-venv"
     python = directory / "bin" / "python"
@@ -38,20 +57,28 @@ def own(name: str, packages: Sequence[str]) -> Path:
         print(f"installing {' '.join(packages)} into {directory.relative_to(ROOT)}", flush=True)
         shutil.rmtree(directory, ignore_errors=True)
         venv.create(directory, with_pip=True, symlinks=True)
-        _must([str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--only-binary=:all:", *packages])
+        install = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+        begun = time.monotonic()
+        if compile_them:
+            print("compiling takes some minutes, once", flush=True)
+            _must([*install, "--no-binary", "llama-cpp-python", "--config-settings", "build.targets=llama", *packages], _COMPILING)
+        else:
+            _must([*install, "--only-binary", ":all:", *packages])
+        print(f"installed in {time.monotonic() - begun:.0f} s", flush=True)
         stamp.write_text(pins)
     return python
 
 
-def _must(command: Sequence[str]) -> None:
-    if (failure := _run(command, _INSTALL_TIMEOUT_S)) is not None:
+def _must(command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+    if (failure := _run(command, _INSTALL_TIMEOUT_S, environment)) is not None:
         raise NotInstalled(failure)
 
 
-def _run(command: Sequence[str], timeout_s: float) -> str | None:
+def _run(command: Sequence[str], timeout_s: float, environment: Mapping[str, str] | None = None) -> str | None:
     """Run a command; returns what it said when it failed, None when it did not."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+        told = {**os.environ, **(environment or {})}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False, env=told)
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"{type(error).__name__}: {error}"
     return None if done.returncode == 0 else (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
