@@ -1,4 +1,4 @@
-"""The measured model in the layouts that engines read: its GGUF file, and from it a Hugging Face directory and a GGUF file of 16 bits."""
+"""The measured model as engines read it: its GGUF file, and made from it a Hugging Face directory and a GGUF file of 16 bits."""
 
 from __future__ import annotations
 

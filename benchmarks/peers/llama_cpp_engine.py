@@ -1,4 +1,4 @@
-"""llama.cpp through its C interface: prompts one after another, then all streams in one batch a step, without a server around it."""
+"""llama.cpp through its C interface: prompts one after another, then all streams in one batch a step; no server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class LlamaCppEngine:
 
     def __init__(self, model: Any, context: Any, streams: int) -> None:
         """streams: most sequences that the context was made for."""
-        import llama_cpp
+        import llama_cpp  # type: ignore[import-not-found]
 
         self._model, self._context, self._streams = model, context, streams
         self._batch = llama_cpp.llama_batch_init(_MICRO_BATCH, 0, 1)

@@ -30,8 +30,8 @@ class OpenvinoEngine:
 
     def _answer(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[Answer]:
         import numpy as np
-        import openvino
-        import openvino_genai
+        import openvino  # type: ignore[import-not-found]
+        import openvino_genai  # type: ignore[import-not-found]
 
         config = openvino_genai.GenerationConfig()
         config.max_new_tokens, config.ignore_eos, config.do_sample = max_tokens, True, False

@@ -95,6 +95,7 @@ class Peer:
 
     def look_idle(self) -> None:
         """Measure what the engine takes when it has nothing to do; one that does not sleep is stopped when it is not measured."""
+        time.sleep(_IDLE_LOOK_S)
         before = self._cpu_s()
         time.sleep(_IDLE_LOOK_S)
         self.idle_share = (self._cpu_s() - before) / _IDLE_LOOK_S
