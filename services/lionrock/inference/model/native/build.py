@@ -75,7 +75,7 @@ LEVELS = (
     Level("x86-64", "x86_64", frozenset(), ()),
     Level("aarch64", "aarch64", frozenset(), ()),
 )
-"""Best first. Compiled for aarch64, and never run there by the authors."""
+"""Best first. What is compiled for aarch64 ran in an emulator only."""
 
 
 def level_of_this_machine() -> Level:
