@@ -21,8 +21,6 @@ from lionrock.inference.engine.batch import LogitAdjustment
 ADJUSTING_OPTIONS = frozenset({"repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias"})
 """Fields of `Sampling` that `adjust` honours."""
 
-_BITS = (1, 2, 4, 8, 16, 32, 64, 128)
-
 
 def adjust(logits: Tensor, adjusted: Seq[tuple[int, LogitAdjustment]]) -> None:
     """Apply (row index, adjustment) pairs in place. logits: [R, V] float32; indices are distinct."""
@@ -98,13 +96,11 @@ def _mask(logits: Tensor, adjusted: Seq[tuple[int, LogitAdjustment]]) -> None:
     if not masked:
         return
     vocab_size = logits.shape[-1]
-    width = -(-vocab_size // 8)
-    packed = np.zeros((len(masked), width), dtype=np.uint8)
+    packed = np.zeros((len(masked), -(-vocab_size // 8)), dtype=np.uint8)
     for index, (_, allowed) in enumerate(masked):
-        known = np.frombuffer(allowed, dtype=np.uint8)[:width]
+        known = np.frombuffer(allowed, dtype=np.uint8)[: packed.shape[1]]
         packed[index, : len(known)] = known
-    words = torch.from_numpy(packed).to(logits.device)
-    bits = torch.tensor(_BITS, dtype=torch.uint8, device=logits.device)
-    forbidden = torch.bitwise_and(words[:, :, None], bits) == 0
-    rows = torch.tensor([row for row, _ in masked], device=logits.device)
-    logits[rows] = logits[rows].masked_fill(forbidden.flatten(1)[:, :vocab_size], -math.inf)
+    bits = np.unpackbits(~packed, axis=1, count=vocab_size, bitorder="little")
+    forbidden = torch.from_numpy(bits).view(torch.bool).to(logits.device)
+    for index, (row, _) in enumerate(masked):  # row by row: no copy of the logits
+        logits[row].masked_fill_(forbidden[index], -math.inf)
