@@ -46,11 +46,11 @@ from lionrock.inference.sharding import ShardGroup
 from lionrock.inference.v1 import inference_pb2 as pb
 
 LIMITS = EngineLimits(max_running=6, max_waiting=8, max_step_tokens=48, max_answer_tokens=400)
-HEALTH = HealthSettings(process_start_timeout_s=30, start_timeout_s=60, warm_spares=2)
+HEALTH = HealthSettings(process_start_timeout_s=120, start_timeout_s=120, warm_spares=2)
 STREAM_S = 600.0
 """Deadline of a stream."""
 LOOK_S = 0.005
-READY_S = 120.0
+READY_S = 300.0
 """Longest wait for a group to come back."""
 POOL = 40
 """Requests that a long run's load draws from."""
@@ -209,6 +209,7 @@ class ShardFaults:
         elif isinstance(error, ShardGroupLost):
             assert error.status is grpc.StatusCode.UNAVAILABLE
             report.lost[error.message] += 1
+            await asyncio.sleep(error.retry_after_s or 0.1)
         else:
             report.wrong.append(f"request {index} ended after {len(answer)} of {len(expected)} tokens with {error!r}")
 
