@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-import torch
 from tokenizers import Tokenizer
+from torch import set_num_threads
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from engines import Started, start_engine
 from small_checkpoint import write_checkpoint
 
-torch.set_num_threads(1)
+set_num_threads(1)
 
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
 NO_VLLM = "vLLM is not installed here, so its backend is NOT tested: `make test-vllm` installs it beside and runs these tests"
@@ -52,5 +52,13 @@ def tokenizer(checkpoint: tuple[Path, Tokenizer]) -> Tokenizer:
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["torch", pytest.param("vllm", marks=pytest.mark.needs_vllm)])
 async def started(request: pytest.FixtureRequest, checkpoint: tuple[Path, Tokenizer]) -> AsyncIterator[Started]:
     started = await start_engine(request.param, checkpoint[0])
+    yield started
+    await started.engine.close()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def torch(checkpoint: tuple[Path, Tokenizer]) -> AsyncIterator[Started]:
+    """The torch engine, whichever backend is asked."""
+    started = await start_engine("torch", checkpoint[0])
     yield started
     await started.engine.close()

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from lionrock.inference.backends.backend import EngineBackend
 from lionrock.inference.backends.torch_engine import TorchEngine
 from lionrock.inference.backends.vllm_engine import VllmEngine
 from lionrock.inference.backends.vllm_options import VllmOptions
+from lionrock.inference.engine.batch import StepBatch, StepResult
 from lionrock.inference.engine.engine import EngineLimits
+from lionrock.inference.engine.errors import ShardGroupLost
 from lionrock.inference.engine.sequence import Request, RequestId, Sampling, SequenceId, StepOutput
 from lionrock.inference.engine.stream import Stream
 from lionrock.inference.model.weights import open_weights
@@ -32,29 +37,49 @@ _numbers = itertools.count()
 
 @dataclass(slots=True)
 class Started:
-    """An engine that has started, and what it said of losses."""
+    """An engine that has started, a way to take from it what runs its model, and what it then said."""
 
     name: str
     engine: EngineBackend
-    losses: list[str] = field(default_factory=list)
+    lose: Callable[[], None]
+    losses: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
+
+    async def start(self) -> None:
+        """Start the engine, at first or anew."""
+        loop = asyncio.get_running_loop()
+        await self.engine.start(lambda reason: loop.call_soon_threadsafe(self.losses.put_nowait, reason))
 
 
 class _Runner(LocalRunner):
-    """One rank in this process; it makes no spans."""
+    """One rank in this process, which can be lost; it makes no spans."""
+
+    lost = False
+
+    def execute(self, batch: StepBatch) -> StepResult:
+        if self.lost:
+            raise ShardGroupLost("the rank died")
+        return super().execute(batch)
 
     def sequence_ended(self, sequence_id: SequenceId, traceparent: str) -> None:
         """See TracedRunner."""
 
 
-def torch_engine(directory: Path) -> TorchEngine:
+def torch_engine(directory: Path) -> tuple[TorchEngine, Callable[[], None]]:
+    """The engine, and what loses its runner."""
+    runners: list[_Runner] = []
+
+    def lose() -> None:
+        runners[-1].lost = True
+
     async def start(on_lost: Callable[[str], None]) -> _Runner:
         config = open_weights(directory).config
         worker = ShardWorker(directory, plan_shards(shape_of(config), chip("cpu"), dtype="float32"), 0)
         worker.load()
         worker.allocate_kv_cache(worker.kv_blocks_within(KV_CACHE_BYTES))
-        return _Runner(worker)
+        runners.append(_Runner(worker))
+        return runners[-1]
 
-    return TorchEngine(LIMITS, start, vocabulary=vocabulary_of(locate("model", directory)))
+    return TorchEngine(LIMITS, start, vocabulary=vocabulary_of(locate("model", directory))), lose
 
 
 def vllm_options(checkpoint: Path, **changed: Any) -> VllmOptions:
@@ -71,11 +96,24 @@ def vllm_options(checkpoint: Path, **changed: Any) -> VllmOptions:
     return VllmOptions(**{**told, **changed})
 
 
+def vllm_processes(title: str = "VLLM::") -> list[psutil.Process]:
+    """vLLM's processes below this one; it titles them."""
+    return [process for process in psutil.Process().children(recursive=True) if title in process.name()]
+
+
+def kill_vllm() -> None:
+    (core,) = vllm_processes("VLLM::EngineCor")
+    core.kill()
+
+
 async def start_engine(name: str, directory: Path) -> Started:
-    engine: EngineBackend = torch_engine(directory) if name == "torch" else VllmEngine(vllm_options(directory))
-    started = Started(name, engine)
-    await engine.start(started.losses.append)
+    started = Started("torch", *torch_engine(directory)) if name == "torch" else vllm_engine(directory)
+    await started.start()
     return started
+
+
+def vllm_engine(directory: Path) -> Started:
+    return Started("vllm", VllmEngine(vllm_options(directory)), kill_vllm)
 
 
 def a_request(*, token_ids: tuple[int, ...] = PROMPT, max_tokens: int | None = 16, sampling: Any = None, **fields: Any) -> Request:

@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 import pytest
-from engines import MAX_RUNNING, MAX_WAITING, PROMPT, Answer, Started, a_request, answer, read
+from engines import MAX_RUNNING, MAX_WAITING, PROMPT, Answer, Started, a_request, answer, read, vllm_processes
 from small_checkpoint import CONTEXT_WINDOW, EOS, VOCAB_SIZE
 from tokenizers import Tokenizer
 
@@ -20,6 +20,7 @@ from lionrock.inference.engine.errors import (
     PromptTooLong,
     RequestExpired,
     RequestRefused,
+    ShardGroupLost,
     UnknownTokenId,
 )
 from lionrock.inference.engine.sequence import Constraint, FinishReason
@@ -28,6 +29,7 @@ from lionrock.inference.engine.stream import Stream
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 LONG = CONTEXT_WINDOW - 256
+OTHER_PROMPT = tuple(3 + (11 * n) % 230 for n in range(70))
 WHITESPACE = frozenset(" \n\r\t")
 
 
@@ -229,6 +231,34 @@ async def test_log_probabilities_are_those_before_temperature(started: Started) 
     assert dict(first.top) == pytest.approx(dict(greedy.top))
 
 
+SAMPLINGS: list[dict[str, Any]] = [
+    {},
+    {"repetition_penalty": 1.3},
+    {"presence_penalty": 1.5},
+    {"frequency_penalty": 0.7},
+    {"repetition_penalty": 1.2, "presence_penalty": -0.5, "frequency_penalty": 0.5},
+    {"logit_bias": {17: 4.0, 99: -5.0, 200: 2.5}},
+    {"logit_bias": {17: 4.0, 99: -5.0}, "repetition_penalty": 1.4, "frequency_penalty": 0.3},
+]
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
+async def test_greedy_answer_does_not_depend_on_the_backend(started: Started, torch: Started, sampling: dict[str, Any]) -> None:
+    for token_ids in (OTHER_PROMPT, OTHER_PROMPT[:9]):
+        request = a_request(token_ids=token_ids, max_tokens=48, sampling=sampling)
+        assert (await answer(started.engine, request)).tokens == (await answer(torch.engine, request)).tokens
+
+
+async def test_log_probabilities_do_not_depend_on_the_backend(started: Started, torch: Started) -> None:
+    entries = []
+    for engine in (started.engine, torch.engine):
+        answered = await answer(engine, a_request(token_ids=OTHER_PROMPT, max_tokens=12, sampling={"logprobs": 5}))
+        entries.append([entry for output in answered.outputs for entry in output.logprobs])
+    for one, other in zip(*entries, strict=True):
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+        assert dict(one.top) == pytest.approx(dict(other.top), abs=1e-4)
+
+
 # ---- constraints -------------------------------------------------------------------------------------------------------------
 
 SCHEMA = {
@@ -361,6 +391,22 @@ async def test_spec_says_what_the_model_and_its_cache_are(started: Started) -> N
 # ---- the end -----------------------------------------------------------------------------------------------------------------
 
 
+async def test_engine_that_lost_what_runs_its_model_starts_again(started: Started) -> None:
+    before = await answer(started.engine, a_request())
+    (stream,) = await occupy(started, 1)
+    started.lose()
+    async with asyncio.timeout(60):
+        assert await started.losses.get()
+    await started.start()
+    try:
+        await anext(stream)
+    except ShardGroupLost:
+        assert started.engine.running == 0, "either the stream goes on, or it ended"
+    stream.close()
+    assert (await answer(started.engine, a_request())).tokens == before.tokens
+    assert started.losses.empty(), "a loss is told once"
+
+
 async def test_drain_refuses_newcomers_and_waits_for_the_last_stream(started: Started) -> None:
     stream = started.engine.submit(a_request(max_tokens=64))
     left = started.engine.submit(a_request(max_tokens=LONG))
@@ -370,13 +416,15 @@ async def test_drain_refuses_newcomers_and_waits_for_the_last_stream(started: St
         started.engine.submit(a_request())
     assert (await read(stream)).last.finish is FinishReason.LENGTH
     assert not draining.done(), "a stream has not ended"
-    left.close()
+    await started.engine.close()
+    with pytest.raises(EngineDraining):
+        await read(left)
     await draining
 
 
-async def test_closed_engine_refuses(started: Started) -> None:
-    await started.engine.close()
+async def test_closed_engine_refuses_and_has_left_no_process(started: Started) -> None:
     await started.engine.close()
     with pytest.raises(EngineDraining):
         started.engine.submit(a_request())
-    assert started.losses == []
+    assert started.losses.empty()
+    assert vllm_processes() == []

@@ -77,6 +77,7 @@ class VllmOptions:
             "dtype": self.plan.dtype,
             "tensor_parallel_size": self.plan.tensor_parallel,
             "pipeline_parallel_size": self.plan.pipeline_parallel,
+            "enable_expert_parallel": self.plan.tensor_parallel > 1 and any(shard.experts for shard in self.plan.shards),
             # Ranks on chips are Ray actors in the placement group's bundles, which hold them; on CPUs vLLM's own processes.
             "distributed_executor_backend": "mp" if row.ray_resource == "CPU" else "ray",
             "max_model_len": -1,  # the model's window, or what the KV cache holds
@@ -114,7 +115,7 @@ class VllmOptions:
 
 def _uneven(plan: ShardPlan) -> str | None:
     """How the shards of one stage differ, or None."""
-    for name in ("query_heads", "kv_heads", "mlp_columns"):
+    for name in ("query_heads", "kv_heads", "mlp_columns", "experts"):
         for stage in range(plan.pipeline_parallel):
             counts = {getattr(shard, name) for shard in plan.shards if shard.stage == stage}
             if len(counts) > 1:
