@@ -51,7 +51,8 @@ def test_two_ranks_give_the_same_tokens_as_one(smollm2: Path, small: Path, tmp_p
 
     plan = plan_for(open_weights(smollm2).config, tensor_parallel=2)
     assert [(shard.query_heads, shard.kv_heads) for shard in plan.shards] == [(6, 2), (3, 1)]
-    assert [report.weight_bytes for report in tensor] == [shard.weight_bytes for shard in plan.shards]
+    for report, shard in zip(tensor, plan.shards, strict=True):
+        assert shard.weight_bytes <= report.weight_bytes <= shard.weight_bytes + shard.packed_bytes
     assert tensor[0].spec == tensor[1].spec
     assert tensor[0].spec.kv_bytes_per_token == plan.kv_bytes_per_token
     assert all(report.timings is not None and 0 < report.timings.collective_s < 60 for report in tensor)
