@@ -242,7 +242,7 @@ async def test_one_trace_reaches_every_shard(service: InferenceService) -> None:
     assert len({span["instance"] for span in shards}) == 2
     for span in shards:
         assert span["parentSpanId"] == sequence["spanId"]
-        assert attributes_of(span)["lionrock.shard.steps"] == "4"
+        assert 2 <= int(attributes_of(span)["lionrock.shard.steps"]) <= 4  # a draft that holds saves a step
         assert attributes_of(span)["lionrock.shard.prefill_ms"] > 0
         assert attributes_of(span)["lionrock.shard.collective_ms"] > 0
         assert int(sequence["startTimeUnixNano"]) <= int(span["startTimeUnixNano"]) + 5_000_000
