@@ -15,13 +15,20 @@ import signal
 import sys
 from collections.abc import Callable
 
-from benchmarks.engine_cases import throughput
+from benchmarks.engine_cases import memory, prefix_cache, profile, speculation, tensor_parallel, throughput
 from benchmarks.engine_cases.bench import Bench
 from benchmarks.peers.checkpoint import bfloat16_directory, gguf_path
 from benchmarks.peers.environments import CACHE
 from benchmarks.report import Row, write
 
-CASES: dict[str, Callable[[Bench], list[Row]]] = {"throughput": throughput.measure}
+CASES: dict[str, Callable[[Bench], list[Row]]] = {
+    "throughput": throughput.measure,
+    "prefix-cache": prefix_cache.measure,
+    "speculation": speculation.measure,
+    "profile": profile.measure,
+    "tensor-parallel": tensor_parallel.measure,
+    "memory": memory.measure,
+}
 ROUNDS, QUICK_ROUNDS = 5, 1
 
 

@@ -10,12 +10,14 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from benchmarks.peers.process import Command, Peer, PeerFailed
 
 KV_CACHE_BYTES = 512 << 20  # for every engine that can be told
 CONTEXT = 2048  # tokens, likewise
 _FIRST_ORDINARY, _LAST_ORDINARY = 1000, 40000  # token ids that are neither special nor single bytes
+_WARM_UP = (tuple(range(20, 52)), tuple(range(60, 92)))  # in every vocabulary
 
 
 @dataclass(slots=True)
@@ -50,7 +52,7 @@ class Bench:
                 except PeerFailed as error:
                     self.note_absent(command.name, f"did not start: {error}")
                     continue
-                peer.answer(self.prompts(0, 2, 32), 8)
+                peer.answer(_WARM_UP, 8)
                 peer.look_idle()
                 peer.hold()
                 peers[command.name] = peer
@@ -87,11 +89,11 @@ class Timed:
         return self.tokens / self.wall_s
 
 
-def timed(peer: Peer, prompts: Sequence[Sequence[int]], max_tokens: int) -> Timed:
-    """Have an engine answer, which was held still before and will be after."""
+def timed(peer: Peer, prompts: Sequence[Sequence[int]], max_tokens: int, **options: Any) -> Timed:
+    """Have an engine answer, which was held still before and will be after. options: what else its `answer` takes."""
     peer.release()
     try:
-        answers = peer.answer(prompts, max_tokens)
+        answers = peer.answer(prompts, max_tokens, **options)
     finally:
         peer.hold()
     wall_s = max(answer.last_s for answer in answers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import random
 import sys
 import time
 from collections.abc import Sequence
@@ -14,11 +15,12 @@ from typing import Any
 from benchmarks.peers.protocol import Answer, Stopwatch, serve
 from lionrock.inference.engine.async_engine import AsyncEngine
 from lionrock.inference.engine.engine import EngineLimits
-from lionrock.inference.engine.sequence import Request, RequestId, Sampling
+from lionrock.inference.engine.sequence import Request, RequestId, Sampling, SequenceId
 from lionrock.inference.engine.stream import Coalescing
 from lionrock.inference.local_engine import LocalOptions, open_engine
 
 _numbers = itertools.count()
+_WAVE = 50  # requests that a churn has in flight
 
 
 class LionrockEngine:
@@ -40,12 +42,43 @@ class LionrockEngine:
         """See Engine."""
         await self._engine.close()
 
+    async def kv_bytes_per_token(self) -> int:
+        """Say what the runner states."""
+        return self._engine.spec.kv_bytes_per_token
+
+    async def churn(self, requests: int, seed: int) -> float:
+        """Run many short requests of several tenants, some of which share prefixes, repeat themselves or are left early.
+
+        Returns the seconds that they took.
+        """
+        chosen = random.Random(seed)
+        begun_s = time.perf_counter()
+        for _ in range(0, requests, _WAVE):
+            await asyncio.gather(*(self._short(chosen) for _ in range(_WAVE)))
+        return time.perf_counter() - begun_s
+
+    async def _short(self, chosen: random.Random) -> None:
+        prompt = (chosen.randrange(20, 30),) * chosen.randrange(0, 40) + tuple(
+            chosen.choices(range(20, 500), k=chosen.randrange(1, 8))
+        )
+        sampling = Sampling(max_tokens=chosen.randrange(1, 4), ignore_eos=True)
+        salt = chosen.choice((b"", b"a", b"b"))
+        left_early = chosen.random() < 0.1
+        async for _ in self._engine.generate(Request(RequestId(f"request-{next(_numbers)}"), prompt, sampling, cache_salt=salt)):
+            if left_early:
+                return
+
+    def ended(self, sequence_id: SequenceId) -> None:
+        """Take note of a sequence that has ended."""
+
     async def _one(self, prompt: tuple[int, ...], max_tokens: int, begun_s: float, salt: bytes) -> Answer:
         sampling = Sampling(max_tokens=max_tokens, ignore_eos=True)
         watch = Stopwatch(begun_s)
         request = Request(RequestId(f"request-{next(_numbers)}"), prompt, sampling, cache_salt=salt)
         async for output in self._engine.generate(request):
             watch.add(output.token_ids)
+            if output.finish is not None:
+                self.ended(output.sequence_id)
         return watch.answer
 
 

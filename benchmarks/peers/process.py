@@ -83,9 +83,9 @@ class Peer:
             self._process.stdin.flush()
         return self._reply(timeout_s)
 
-    def answer(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[Answer]:
+    def answer(self, prompts: Sequence[Sequence[int]], max_tokens: int, **options: Any) -> list[Answer]:
         """Answer all prompts at once. Raises PeerFailed, also when an answer has another length than asked for."""
-        answers = [Answer(**item) for item in self.call("answer", prompts=prompts, max_tokens=max_tokens)]
+        answers = [Answer(**item) for item in self.call("answer", prompts=prompts, max_tokens=max_tokens, **options)]
         lengths = {len(answer.token_ids) for answer in answers}
         if lengths != {max_tokens} or len(answers) != len(prompts):
             raise PeerFailed(f"{self.name} gave {len(answers)} answers of {sorted(lengths)} tokens, not of {max_tokens}")
@@ -120,6 +120,11 @@ class Peer:
     def memory_mib(self) -> float:
         """Proportional set size of the engine's processes."""
         return float(sum(process.memory_full_info().pss for process in self._tree())) / 2**20
+
+    def anonymous_mib(self) -> float:
+        """Resident memory that is no file's: unlike shares of files it does not depend on other processes."""
+        infos = [process.memory_info() for process in self._tree()]
+        return float(sum(info.rss - info.shared for info in infos)) / 2**20
 
     def close(self) -> None:
         """End the process and what it started."""
