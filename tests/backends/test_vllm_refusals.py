@@ -61,9 +61,12 @@ def test_uneven_plan_is_refused(checkpoint: tuple[Path, Tokenizer]) -> None:
 
 def test_pipeline_stages_are_vllms_too(checkpoint: tuple[Path, Tokenizer]) -> None:
     shape = shape_of(open_weights(checkpoint[0]).config)
-    options = vllm_options(checkpoint[0], plan=plan_shards(shape, chip("cpu"), dtype="float32", pipeline_parallel=2))
+    plan = plan_shards(shape, chip("cpu"), dtype="float32", pipeline_parallel=2)
+    options = vllm_options(checkpoint[0], plan=plan, enforce_eager=False)
     assert options.engine_arguments()["pipeline_parallel_size"] == 2
     assert options.environment()["VLLM_PP_LAYER_PARTITION"] == "1,1"
+    with pytest.raises(BackendUnavailable, match="enforce_eager"):
+        vllm_options(checkpoint[0], plan=plan, enforce_eager=True)
 
 
 @pytest.mark.parametrize("name", [row.name for row in CHIPS.values() if row.ray_resource != "CPU"])

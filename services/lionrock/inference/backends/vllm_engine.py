@@ -90,7 +90,9 @@ class VllmEngine:
                 process = await asyncio.shield(building)
                 await warm_up(process.llm)
         except BaseException as error:
-            if building is not None:
+            if building is not None and building.done() and building.exception() is None:
+                await in_thread(building.result().shut_down)
+            elif building is not None:
                 building.add_done_callback(shut_down_late)
             if isinstance(error, Exception):
                 raise ShardGroupLost(f"vLLM did not start: {_said(error)}") from None

@@ -61,6 +61,9 @@ class VllmOptions:
             raise BackendUnavailable(f"the vllm backend reads directories with safetensors files, not {self.directory.name}")
         if even := _uneven(self.plan):
             raise BackendUnavailable(f"vLLM splits a model evenly only, and this plan does not: {even}")
+        if self.enforce_eager and self.plan.pipeline_parallel > 1 and chip(self.plan.chip).ray_resource == "CPU":
+            # Seen with 0.32: its stages find no buffers at the first step, which only the skipped compilation makes.
+            raise BackendUnavailable("vLLM on CPUs cannot run pipeline stages with vllm.enforce_eager: leave it unset")
 
     @property
     def has_tokenizer(self) -> bool:
