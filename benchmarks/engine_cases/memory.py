@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.engine_cases.bench import Bench
+from benchmarks.peers.process import Peer
 from benchmarks.report import Row, row
 from lionrock.inference.model.weights import open_weights
 
@@ -29,11 +30,12 @@ def _kv_bytes(bench: Bench) -> list[Row]:
     for streams in (STREAMS // 2, STREAMS):
         tokens = streams * (PROMPT + OUTPUT)
         name = f"lionrock, room for {tokens} tokens"
-        with bench.running([bench.lionrock(name, kv_cache_bytes=tokens * formula)]) as peers:
-            peers[name].answer(bench.prompts(1, STREAMS, BLOCK), 2)  # the buffers of many rows, alike in both
-            peers[name].answer(bench.prompts(2, streams, PROMPT), OUTPUT)
-            held_mib[tokens] = peers[name].anonymous_mib()
-            stated = float(peers[name].call("kv_bytes_per_token"))
+        with Peer(bench.lionrock(name, kv_cache_bytes=tokens * formula), bench.logs) as peer:
+            loaded_mib = peer.anonymous_mib()  # the cache's pages are not touched yet
+            peer.answer(bench.prompts(1, STREAMS, BLOCK), 2)  # the buffers of many rows, alike in both
+            peer.answer(bench.prompts(2, streams, PROMPT), OUTPUT)
+            held_mib[tokens] = peer.anonymous_mib() - loaded_mib
+            stated = float(peer.call("kv_bytes_per_token"))
     (fewer, less_mib), (more, more_mib) = held_mib.items()
     measured = (more_mib - less_mib) * 2**20 / (more - fewer)
     return [

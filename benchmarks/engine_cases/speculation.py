@@ -1,9 +1,13 @@
-"""What guessing from the prompt is worth where text repeats itself, and what it costs where it does not."""
+"""What guessing from the prompt is worth where text repeats itself, and what it costs where it does not.
+
+Greedy answers of a small model soon go round in circles, which guesses foresee too; answers at temperature 1 do not.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.engine_cases.bench import Bench, settle, timed
@@ -14,37 +18,54 @@ from lionrock.tokenization.codec import open_codec
 TEXT = Path(__file__).parents[1] / "texts" / "english.txt"
 OUTPUT, PROMPT = 128, 128
 LEAST_ORDINARY = 0.97
-"""Share of the speed without guesses that must remain on prompts of random tokens."""
+"""Share of the speed without guesses that must remain where nothing can be guessed."""
 
 _PASSAGE, _BEGINNING = 110, 12  # tokens
 _ON, _OFF = "lionrock, guesses", "lionrock, no guesses"
 
 
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Requests of one kind."""
+
+    case: str
+    streams: int
+    temperature: float = 0.0
+
+
+_REPETITIVE, _LOOPING, _ORDINARY = "repetitive prompts", "greedy after random prompts", "sampled after random prompts"
+LOADS = (
+    *(Load(_REPETITIVE, streams) for streams in (1, 8)),
+    *(Load(_LOOPING, streams) for streams in (1, 8, 32)),
+    *(Load(_ORDINARY, streams, temperature=1.0) for streams in (1, 8, 32)),
+)
+
+
 def measure(bench: Bench) -> list[Row]:
     """Measure two engines that differ in nothing else."""
     repetitive = _repetitive(bench.gguf)
-    loads: list[tuple[str, Callable[[int], Sequence[Sequence[int]]]]] = [
-        *((f"repetitive prompts, {n} streams", lambda number, n=n: repetitive(number, n)) for n in (1, 8)),
-        *((f"random prompts, {n} streams", lambda number, n=n: bench.prompts(7000 + number, n, PROMPT)) for n in (1, 8, 32)),
-    ]
-    runs: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name, _ in loads}
+    runs: dict[Load, dict[str, list[float]]] = {load: defaultdict(list) for load in LOADS}
     with bench.running([bench.lionrock(_ON, max_drafts=EngineLimits().max_drafts), bench.lionrock(_OFF)]) as peers:
         for number in range(bench.rounds):
-            for case, prompts_of in loads:
-                for name, peer in peers.items():
-                    for repeat in range(2 if case.endswith(", 1 streams") else 1):
+            for load, values in runs.items():
+                for repeat in range(3 if load.streams == 1 else 1):
+                    seed = 3 * number + repeat
+                    prompts = repetitive(seed, load.streams)
+                    if load.case != _REPETITIVE:
+                        prompts = bench.prompts(7000 + seed, load.streams, PROMPT)
+                    for name, peer in peers.items():
                         settle()
-                        runs[case][name].append(timed(peer, prompts_of(2 * number + repeat), OUTPUT).rate)
+                        values[name].append(timed(peer, prompts, OUTPUT, temperature=load.temperature).rate)
     return [
         row(
-            f"with guesses, {case}" + (f", goal {LEAST_ORDINARY}" if case.startswith("random") else ""),
+            f"with guesses, {load.case}, {load.streams} streams" + (f", goal {LEAST_ORDINARY}" if load.case == _ORDINARY else ""),
             values[_ON],
             "tok/s",
             "higher",
             baseline="without",
             baseline_values=values[_OFF],
         )
-        for case, values in runs.items()
+        for load, values in runs.items()
     ]
 
 

@@ -29,12 +29,23 @@ class LionrockEngine:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
 
-    async def answer(self, prompts: Sequence[Sequence[int]], max_tokens: int, salts: Sequence[str] | None = None) -> list[Answer]:
-        """See Engine. salts: prefix-cache salts of the prompts; without them nothing is shared."""
+    async def answer(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_tokens: int,
+        salts: Sequence[str] | None = None,
+        temperature: float = 0.0,
+    ) -> list[Answer]:
+        """See Engine.
+
+        salts: prefix-cache salts of the prompts; without them nothing is shared. temperature: above 0, the seed is the prompt's index.
+        """
         begun_s = time.perf_counter()
         tasks = (
-            self._one(tuple(prompt), max_tokens, begun_s, salt.encode())
-            for prompt, salt in zip(prompts, salts or [""] * len(prompts), strict=True)
+            self._one(
+                tuple(prompt), begun_s, salt.encode(), Sampling(temperature, seed=seed, max_tokens=max_tokens, ignore_eos=True)
+            )
+            for seed, (prompt, salt) in enumerate(zip(prompts, salts or [""] * len(prompts), strict=True))
         )
         return list(await asyncio.gather(*tasks))
 
@@ -71,8 +82,7 @@ class LionrockEngine:
     def ended(self, sequence_id: SequenceId) -> None:
         """Take note of a sequence that has ended."""
 
-    async def _one(self, prompt: tuple[int, ...], max_tokens: int, begun_s: float, salt: bytes) -> Answer:
-        sampling = Sampling(max_tokens=max_tokens, ignore_eos=True)
+    async def _one(self, prompt: tuple[int, ...], begun_s: float, salt: bytes, sampling: Sampling) -> Answer:
         watch = Stopwatch(begun_s)
         request = Request(RequestId(f"request-{next(_numbers)}"), prompt, sampling, cache_salt=salt)
         async for output in self._engine.generate(request):

@@ -37,10 +37,10 @@ class RanksEngine(LionrockEngine):
         self._group, self._builder = group, builder
         self._trace = 0
 
-    async def answer(self, prompts: Sequence[Sequence[int]], max_tokens: int, salts: Sequence[str] | None = None) -> list[Answer]:
+    async def answer(self, prompts: Sequence[Sequence[int]], max_tokens: int, *options: Any, **named: Any) -> list[Answer]:
         """See Engine."""
         self._trace = len(prompts)
-        return await super().answer(prompts, max_tokens, salts)
+        return await super().answer(prompts, max_tokens, *options, **named)
 
     async def close(self) -> None:
         """See Engine."""
