@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import defaultdict
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from benchmarks.peers.checkpoint import half_precision_gguf
 from benchmarks.peers.environments import NotInstalled
 from benchmarks.peers.process import Command, Peer
 from benchmarks.report import Row, row
+from lionrock.tokenization.codec import open_codec
 
 STREAMS = (1, 8, 32)
 PROMPT, OUTPUT, LONG_PROMPT = 128, 128, 512
@@ -20,6 +22,8 @@ SINGLE_RUNS, PREFILL_RUNS = 2, 3  # in each round: short runs are noisier
 
 BF16, W8A8, INT4 = "lionrock bf16", "lionrock w8a8", "lionrock int4"
 VLLM, OPENVINO, LLAMA_CPP, TRANSFORMERS = "vllm bf16", "openvino bf16", "llama.cpp q4_1", "transformers bf16"
+REFERENCE, SAID = BF16, 16
+TEXT = Path(__file__).parents[1] / "texts" / "english.txt"
 AT_STREAMS = {LLAMA_CPP: (1, 8), TRANSFORMERS: (1, 8)}
 """Where not all of STREAMS are asked of an engine."""
 
@@ -66,6 +70,7 @@ def measure(bench: Bench) -> list[Row]:
     """Measure all engines, case by case, engine by engine, round by round."""
     runs: dict[tuple[str, str], list[float]] = defaultdict(list)
     with bench.running(commands(bench)) as peers:
+        alike = _alike(bench, list(peers.values()))
         for number in range(1, bench.rounds + 1):
             for streams in STREAMS:
                 for peer in peers.values():
@@ -80,7 +85,26 @@ def measure(bench: Bench) -> list[Row]:
         memory = {peer.name: [peer.memory_mib()] for peer in peers.values()}
     rows = [row(f"{case}: {name}", values, "tok/s", "higher") for (case, name), values in _by_case(runs)]
     rows += [row(f"memory after it, PSS: {name}", values, "MiB", "lower") for name, values in memory.items()]
+    rows += [
+        row(f"first tokens equal to those of {REFERENCE}, of {SAID}: {name}", [n], "tok", "higher") for name, n in alike.items()
+    ]
     return rows + _against_goals(runs)
+
+
+def _alike(bench: Bench, peers: list[Peer]) -> dict[str, float]:
+    """Ask for the same text's continuation: engines that hold one model begin alike, and part later where two tokens nearly tie."""
+    codec = open_codec("model", bench.gguf)
+    prompt = codec.encode_text(TEXT.read_text("utf-8")).token_ids[:LONG_PROMPT]
+    said: dict[str, list[int]] = {}
+    for peer in peers:
+        peer.release()
+        (answer,) = peer.answer([list(prompt)], SAID)
+        peer.hold()
+        said[peer.name] = answer.token_ids
+    reference = said.get(REFERENCE)
+    if reference is None:
+        return {}
+    return {name: float(len(os.path.commonprefix([tokens, reference]))) for name, tokens in said.items() if name != REFERENCE}
 
 
 def _measure_streams(bench: Bench, peer: Peer, streams: int, number: int, runs: dict[tuple[str, str], list[float]]) -> None:

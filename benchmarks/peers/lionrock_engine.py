@@ -9,6 +9,7 @@ import random
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,12 @@ class LionrockEngine:
     ) -> list[Answer]:
         """See Engine.
 
-        salts: prefix-cache salts of the prompts; without them nothing is shared. temperature: above 0, the seed is the prompt's index.
+        salts: prefix-cache salts of the prompts; without them nothing is shared. temperature: the seed is the prompt's index.
         """
         begun_s = time.perf_counter()
+        sampling = Sampling(temperature, max_tokens=max_tokens, ignore_eos=True)
         tasks = (
-            self._one(
-                tuple(prompt), begun_s, salt.encode(), Sampling(temperature, seed=seed, max_tokens=max_tokens, ignore_eos=True)
-            )
+            self._one(tuple(prompt), begun_s, salt.encode(), replace(sampling, seed=seed))
             for seed, (prompt, salt) in enumerate(zip(prompts, salts or [""] * len(prompts), strict=True))
         )
         return list(await asyncio.gather(*tasks))
