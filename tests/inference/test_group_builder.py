@@ -261,3 +261,15 @@ def test_a_local_rank_ends_with_its_owner() -> None:
         rank = psutil.Process(int(process.stdout.readline()))
         process.kill()
     assert rank.wait(timeout=60) in (0, None)
+
+
+async def test_a_process_that_freezes_in_its_start_is_given_little_more_time_than_others_took(ranks: Ranks) -> None:
+    ranks.script = [{}, {}, {"never_ends": "place"}]
+    builder, losses = builder_of(ranks, process_start_timeout_s=3600), Losses()
+    await builder.build(losses)
+    ranks.started[0].kill()
+    await asyncio.wait_for(losses.get(), 20)
+    with pytest.raises(ShardGroupLost, match="did not start in time"):
+        await asyncio.wait_for(builder.build(losses), 60)
+    (await builder.build(losses)).close()
+    await builder.close()

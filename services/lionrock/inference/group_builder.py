@@ -100,6 +100,8 @@ class GroupBuilder:
         self._placements: dict[int, Placement] = {}
         self._spares: list[_Started] = []
         self._restocking: asyncio.TimerHandle | None = None
+        self._longest_place_s = 0.0
+        self._place_limit_s = health.process_start_timeout_s
         self._loaded: dict[int, int] = {}
         row = chip(settings.plan.chip)
         # A spare must be able to become any rank: so no devices that are chosen before the chip's module is imported.
@@ -169,12 +171,18 @@ class GroupBuilder:
         return _Started(process, placing)
 
     async def _place(self, process: RankProcess) -> Placement:
+        """Wait until a process runs, not much longer than others took: one that freezes in its imports gives no other sign."""
+        begin_s = time.monotonic()
         try:
-            async with asyncio.timeout(self._health.process_start_timeout_s):
-                return await process.place()
+            async with asyncio.timeout(self._place_limit_s):
+                placement = await process.place()
         except TimeoutError:
             process.kill()
+            self._place_limit_s = min(self._health.process_start_timeout_s, 2 * self._place_limit_s)  # the machine may be slow
             raise ShardGroupLost("the process of a rank did not start in time") from None
+        self._longest_place_s = max(self._longest_place_s, time.monotonic() - begin_s)
+        self._place_limit_s = min(self._health.process_start_timeout_s, 3 * self._longest_place_s + 2)
+        return placement
 
     async def _stand_by(self, rank: int) -> bool:
         try:

@@ -88,7 +88,7 @@ class ShardGroup:
                 for rank, link in enumerate(self._links):
                     self._send_step(rank, link, encoded)
                 while self._result is None:
-                    self._read(self._interval_s)
+                    self._read(self._look_s())
                 return StepResult.decode(self._result)
             except (LinkClosed, MalformedBatch) as error:
                 self._lose(error)
@@ -147,6 +147,10 @@ class ShardGroup:
                 raise RankLost(rank, "died") from error
         self._raise_if_silent()
 
+    def _look_s(self) -> float:
+        """Time until the next look at the ranks: when the one that was silent for longest would count as lost, if not before."""
+        return min(self._interval_s, max(0.001, min(self._seen_s) + self._silence_s - time.monotonic()))
+
     def _raise_if_silent(self) -> None:
         now_s = time.monotonic()
         silence_s = [now_s - seen_s for seen_s in self._seen_s]
@@ -158,7 +162,7 @@ class ShardGroup:
 
     def _watch(self) -> None:
         """Look after the ranks while no step does (a thread)."""
-        while not self._closing.wait(self._interval_s):
+        while not self._closing.wait(self._look_s()):
             if self._lost is not None:
                 return
             if not self._reading.acquire(blocking=False):
