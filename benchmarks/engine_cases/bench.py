@@ -101,6 +101,11 @@ def timed(peer: Peer, prompts: Sequence[Sequence[int]], max_tokens: int, **optio
     return Timed(sum(len(a.token_ids) for a in answers), wall_s, tuple(a.first_s for a in answers), sum(decoding))
 
 
+def counted(streams: int) -> str:
+    """Return "1 stream", "8 streams"."""
+    return f"{streams} stream" if streams == 1 else f"{streams} streams"
+
+
 def settle() -> None:
     """Leave a moment in which an engine's threads that still spin after their work go to sleep."""
     time.sleep(0.25)
