@@ -71,7 +71,7 @@ def _one_tenant(bench: Bench, peers: dict[str, Peer]) -> list[Row]:
 
 
 def _another_tenant(bench: Bench, peer: Peer) -> list[Row]:
-    pairs = 24 if bench.quick else 60
+    pairs = 20 if bench.quick else 60
     (system,) = bench.prompts(3, 1, SYSTEM)
     (question,) = bench.prompts(4, 1, QUESTION)
     timed(peer, [system + question], 2, salts=["owner"])  # from now on it is cached for this tenant

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.engine_cases.bench import CONTEXT, KV_CACHE_BYTES, Bench, settle, timed
+from benchmarks.engine_cases.bench import CONTEXT, KV_CACHE_BYTES, Bench, counted, settle, timed
 from benchmarks.peers import environments
 from benchmarks.peers.checkpoint import half_precision_gguf
 from benchmarks.peers.environments import NotInstalled
@@ -18,6 +17,7 @@ from lionrock.tokenization.codec import open_codec
 
 STREAMS = (1, 8, 32)
 PROMPT, OUTPUT, LONG_PROMPT = 128, 128, 512
+DECODE = "decode alone, 1 stream"
 SINGLE_RUNS, PREFILL_RUNS = 2, 3  # in each round: short runs are noisier
 
 BF16, W8A8, INT4 = "lionrock bf16", "lionrock w8a8", "lionrock int4"
@@ -39,10 +39,10 @@ class Goal:
 
 
 GOALS = (
-    *(Goal(f"{n} streams", BF16, VLLM, times) for n, times in zip(STREAMS, (1.3, 1.1, 1.0), strict=True)),
-    *(Goal(f"{n} streams", BF16, OPENVINO, 1.0) for n in STREAMS),
-    *(Goal(f"{n} streams", W8A8, VLLM, times) for n, times in zip(STREAMS, (2.0, 1.5, 1.3), strict=True)),
-    Goal("decode alone, 1 streams", INT4, LLAMA_CPP, 1.0),
+    *(Goal(counted(n), BF16, VLLM, times) for n, times in zip(STREAMS, (1.3, 1.1, 1.0), strict=True)),
+    *(Goal(counted(n), BF16, OPENVINO, 1.0) for n in STREAMS),
+    *(Goal(counted(n), W8A8, VLLM, times) for n, times in zip(STREAMS, (2.0, 1.5, 1.3), strict=True)),
+    Goal(DECODE, INT4, LLAMA_CPP, 1.0),
     Goal("prefill of 512 tokens", BF16, VLLM, 1.2),
 )
 
@@ -85,9 +85,8 @@ def measure(bench: Bench) -> list[Row]:
         memory = {peer.name: [peer.memory_mib()] for peer in peers.values()}
     rows = [row(f"{case}: {name}", values, "tok/s", "higher") for (case, name), values in _by_case(runs)]
     rows += [row(f"memory after it, PSS: {name}", values, "MiB", "lower") for name, values in memory.items()]
-    rows += [
-        row(f"first tokens equal to those of {REFERENCE}, of {SAID}: {name}", [n], "tok", "higher") for name, n in alike.items()
-    ]
+    case = f"first tokens equal to those of {REFERENCE}, of {SAID}"
+    rows += [row(f"{case}: {name}", [count], "tok", "higher") for name, count in alike.items()]
     return rows + _against_goals(runs)
 
 
@@ -104,16 +103,17 @@ def _alike(bench: Bench, peers: list[Peer]) -> dict[str, float]:
     reference = said.get(REFERENCE)
     if reference is None:
         return {}
-    return {name: float(len(os.path.commonprefix([tokens, reference]))) for name, tokens in said.items() if name != REFERENCE}
+    equal = {name: [mine == theirs for mine, theirs in zip(tokens, reference, strict=True)] for name, tokens in said.items()}
+    return {name: float([*flags, False].index(False)) for name, flags in equal.items() if name != REFERENCE}
 
 
 def _measure_streams(bench: Bench, peer: Peer, streams: int, number: int, runs: dict[tuple[str, str], list[float]]) -> None:
     for repeat in range(SINGLE_RUNS if streams == 1 else 1):
         settle()
         result = timed(peer, bench.prompts(1000 * number + repeat, streams, PROMPT), OUTPUT)
-        runs[f"{streams} streams", peer.name].append(result.rate)
+        runs[counted(streams), peer.name].append(result.rate)
         if streams == 1:
-            runs["decode alone, 1 streams", peer.name].append(result.decode_rate)
+            runs[DECODE, peer.name].append(result.decode_rate)
 
 
 def _by_case(runs: dict[tuple[str, str], list[float]]) -> list[tuple[tuple[str, str], list[float]]]:
