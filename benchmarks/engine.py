@@ -19,6 +19,7 @@ from benchmarks.engine_cases import memory, prefix_cache, profile, speculation, 
 from benchmarks.engine_cases.bench import Bench
 from benchmarks.peers.checkpoint import bfloat16_directory, gguf_path
 from benchmarks.peers.environments import CACHE
+from benchmarks.peers.process import PeerFailed
 from benchmarks.report import Row, write
 
 CASES: dict[str, Callable[[Bench], list[Row]]] = {
@@ -54,12 +55,19 @@ def main() -> None:
     )
     bench.logs.mkdir(exist_ok=True)
     rows: list[Row] = []
+    failed = False
     for name in arguments.only or CASES:
         print(f"== {name}", flush=True)
-        rows += CASES[name](bench)
-    print(write("engine", rows))
+        try:
+            rows += CASES[name](bench)
+        except PeerFailed as error:
+            failed = True
+            bench.note_absent(name, str(error))
+    if rows:
+        print(write("engine", rows))
     for name, why in bench.absent.items():
         print(f"NOT MEASURED: {name}: {why}")
+    sys.exit(failed)
 
 
 if __name__ == "__main__":

@@ -43,13 +43,15 @@ class Bench:
 
     @contextlib.contextmanager
     def running(self, commands: Sequence[Command]) -> Iterator[dict[str, Peer]]:
-        """Start engines one after another; those that do not start are noted as absent. Ends them all."""
+        """Start engines one after another; peers that do not start are noted as absent. Ends them all. Raises PeerFailed for ours."""
         with contextlib.ExitStack() as stack:
             peers: dict[str, Peer] = {}
             for command in commands:
                 try:
                     peer = stack.enter_context(Peer(command, self.logs))
                 except PeerFailed as error:
+                    if command.module.startswith("lionrock"):
+                        raise
                     self.note_absent(command.name, f"did not start: {error}")
                     continue
                 peer.answer(_WARM_UP, 8)
@@ -97,7 +99,8 @@ def timed(peer: Peer, prompts: Sequence[Sequence[int]], max_tokens: int, **optio
     finally:
         peer.hold()
     wall_s = max(answer.last_s for answer in answers)
-    decoding = [(len(answer.token_ids) - 1) / (answer.last_s - answer.first_s) for answer in answers if len(answer.token_ids) > 1]
+    # An answer may come in one piece, where its reader was late.
+    decoding = [(len(a.token_ids) - 1) / (a.last_s - a.first_s) for a in answers if a.last_s > a.first_s]
     return Timed(sum(len(a.token_ids) for a in answers), wall_s, tuple(a.first_s for a in answers), sum(decoding))
 
 
