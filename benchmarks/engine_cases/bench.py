@@ -43,7 +43,7 @@ class Bench:
 
     @contextlib.contextmanager
     def running(self, commands: Sequence[Command]) -> Iterator[dict[str, Peer]]:
-        """Start engines one after another, and end them all. A peer that does not start is noted as absent; ours raises PeerFailed."""
+        """Start engines one after another, and end them all. A peer that does not start is noted; ours raises PeerFailed."""
         with contextlib.ExitStack() as stack:
             peers: dict[str, Peer] = {}
             for command in commands:
