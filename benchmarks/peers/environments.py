@@ -17,6 +17,7 @@ CACHE = ROOT / ".cache" / "bench"
 VLLM = ROOT / ".venv-vllm"
 LLAMA_CPP = "llama-cpp-python==0.3.36"
 _COMPILING = {"CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF", "CMAKE_BUILD_PARALLEL_LEVEL": "2"}
+_COMPILED = ("--no-binary", "llama-cpp-python", "--config-settings", "build.targets=llama;llama-common")
 _INSTALL_TIMEOUT_S = 3000
 
 
@@ -26,11 +27,10 @@ class NotInstalled(Exception):
 
 def vllm() -> Path:
     """Return the interpreter of the environment that has vLLM, which `tools/install_vllm.py` makes."""
-    python = VLLM / "bin" / "python"
-    if not python.exists() or _run([str(python), "-c", "import vllm"], 120) is not None:
+    if not any(VLLM.glob("lib/*/site-packages/vllm/__init__.py")):
         print(f"installing vLLM into {VLLM.name}", flush=True)
         _must([sys.executable, str(ROOT / "tools" / "install_vllm.py"), str(VLLM)])
-    return python
+    return VLLM / "bin" / "python"
 
 
 def openvino() -> Path:
@@ -61,7 +61,7 @@ def _own(name: str, packages: Sequence[str], *, compile_them: bool = False) -> P
         begun = time.monotonic()
         if compile_them:
             print("compiling takes some minutes, once", flush=True)
-            _must([*install, "--no-binary", "llama-cpp-python", "--config-settings", "build.targets=llama", *packages], _COMPILING)
+            _must([*install, *_COMPILED, *packages], _COMPILING)
         else:
             _must([*install, "--only-binary", ":all:", *packages])
         print(f"installed in {time.monotonic() - begun:.0f} s", flush=True)
@@ -70,15 +70,14 @@ def _own(name: str, packages: Sequence[str], *, compile_them: bool = False) -> P
 
 
 def _must(command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
-    if (failure := _run(command, _INSTALL_TIMEOUT_S, environment)) is not None:
-        raise NotInstalled(failure)
-
-
-def _run(command: Sequence[str], timeout_s: float, environment: Mapping[str, str] | None = None) -> str | None:
-    """Run a command; returns what it said when it failed, None when it did not."""
+    """Run a command that installs something. Raises NotInstalled."""
+    log = CACHE / "logs" / "installation.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
     try:
         told = {**os.environ, **(environment or {})}
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False, env=told)
+        with log.open("ab") as output:
+            done = subprocess.run(command, stdout=output, stderr=output, timeout=_INSTALL_TIMEOUT_S, check=False, env=told)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return f"{type(error).__name__}: {error}"
-    return None if done.returncode == 0 else (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise NotInstalled(f"{type(error).__name__}: {error}") from None
+    if done.returncode != 0:
+        raise NotInstalled(f"exit status {done.returncode}; see {log}")
