@@ -191,12 +191,13 @@ class InferenceService:
         """All spans in the span files, with the service that wrote them under `service`."""
         return list(read_spans(self.directory / "traces"))
 
-    async def wait_spans(self, trace_id: str, names: set[str], *, within_s: float = 10) -> list[dict[str, Any]]:
-        """Spans of a trace once all the names are there."""
+    async def wait_spans(self, trace_id: str, names: set[str], *, shards: int = 1, within_s: float = 10) -> list[dict[str, Any]]:
+        """Spans of a trace once all the names are there, and that of a shard so many times."""
         begin_s = time.monotonic()
         while True:
             found = [span for span in self.spans() if span["traceId"] == trace_id]
-            if names <= {span["name"] for span in found}:
+            enough = sum(span["name"] == "shard.execute" for span in found) >= shards
+            if enough and names <= {span["name"] for span in found}:
                 return found
             assert time.monotonic() - begin_s < within_s, f"{names} are not all in {[span['name'] for span in found]}"
             await asyncio.sleep(0.05)

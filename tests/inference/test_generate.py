@@ -235,7 +235,7 @@ async def test_one_trace_reaches_every_shard(service: InferenceService) -> None:
     trace_id = "4bf92f3577b34da6a3ce929d0e0e4736"
     await traced_answer(service, trace_id, "01")
     names = {"inference.generate", "engine.sequence", "engine.queue", "engine.prefill", "engine.decode", "shard.execute"}
-    spans = await service.wait_spans(trace_id, names)
+    spans = await service.wait_spans(trace_id, names, shards=2)
     (sequence,) = (span for span in spans if span["name"] == "engine.sequence")
     shards = [span for span in spans if span["name"] == "shard.execute"]
     assert {attributes_of(span)["lionrock.shard.rank"] for span in shards} == {"0", "1"}

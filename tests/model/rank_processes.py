@@ -5,8 +5,10 @@ from __future__ import annotations
 import datetime
 import os
 import queue
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +98,9 @@ def record(runner: LocalRunner, requests: Sequence[Request], **limits: int) -> t
 def run_ranks(jobs: Sequence[Job], store: Path) -> list[list[RankReport]]:
     """Run jobs of one world size one after the other in the same processes; a report a job and rank."""
     world = jobs[0].tensor_parallel * jobs[0].pipeline_parallel
+    with warnings.catch_warnings():  # a tracker that another test took along with its processes is started again, with a warning
+        warnings.simplefilter("ignore")
+        resource_tracker.ensure_running()
     context = mp.get_context("spawn")
     reports: Any = context.Queue()
     processes = [context.Process(target=_rank, args=(rank, world, jobs, store, reports), daemon=True) for rank in range(world)]
