@@ -191,7 +191,7 @@ class InferenceService:
         """All spans in the span files, with the service that wrote them under `service`."""
         return list(read_spans(self.directory / "traces"))
 
-    async def wait_spans(self, trace_id: str, names: set[str], *, shards: int = 1, within_s: float = 10) -> list[dict[str, Any]]:
+    async def wait_spans(self, trace_id: str, names: set[str], *, shards: int = 0, within_s: float = 10) -> list[dict[str, Any]]:
         """Spans of a trace once all the names are there, and that of a shard so many times."""
         begin_s = time.monotonic()
         while True:
