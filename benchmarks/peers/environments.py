@@ -57,7 +57,7 @@ def _own(name: str, packages: Sequence[str], *, compile_them: bool = False) -> P
         print(f"installing {' '.join(packages)} into {directory.relative_to(ROOT)}", flush=True)
         shutil.rmtree(directory, ignore_errors=True)
         venv.create(directory, with_pip=True, symlinks=True)
-        install = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+        install = [str(python), "-m", "pip", "--disable-pip-version-check", "install"]
         begun = time.monotonic()
         if compile_them:
             print("compiling takes some minutes, once", flush=True)
