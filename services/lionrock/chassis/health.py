@@ -50,12 +50,17 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         self._changed.set()
         self._changed = asyncio.Event()
 
+    def status(self, service: str) -> Any | None:
+        """Return the status of a service now, None for one that the server does not have."""
+        return self._status if service in self._services else None
+
     async def Check(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:  # noqa: N802
         """Answer with the status now. Raises ServiceNotFound."""
         del context
-        if request.service not in self._services:
+        status = self.status(request.service)
+        if status is None:
             raise ServiceNotFound("the server has no such service")
-        return health_pb2.HealthCheckResponse(status=self._status)
+        return health_pb2.HealthCheckResponse(status=status)
 
     async def Watch(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:  # noqa: N802
         """Answer with the status now and at every change."""

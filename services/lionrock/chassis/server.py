@@ -21,6 +21,7 @@ from lionrock.chassis.health import SERVICE_NAME as HEALTH
 from lionrock.chassis.health import Health
 from lionrock.chassis.identity import AnyMember, AnyTenant, Callers
 from lionrock.chassis.interceptors import Guard
+from lionrock.chassis.probes import start_probes
 from lionrock.chassis.settings import ServerSettings, ServiceSettings, TlsSettings
 from lionrock.chassis.telemetry import start_telemetry
 from lionrock.chassis.tls import TlsFilesUnusable, WatchedIdentity
@@ -108,8 +109,12 @@ def _credentials(tls: TlsSettings) -> grpc.ServerCredentials:
 class RunningServer:
     """A server that listens on `port`."""
 
-    def __init__(self, server: grpc.aio.Server, port: int, guard: Guard, health: Health) -> None:
+    def __init__(
+        self, server: grpc.aio.Server, port: int, guard: Guard, health: Health, probes: tuple[grpc.aio.Server, int] | None
+    ) -> None:
         self.port = port
+        self.probe_port = None if probes is None else probes[1]
+        self._probes = None if probes is None else probes[0]
         self._server = server
         self._guard = guard
         self._health = health
@@ -142,6 +147,8 @@ class RunningServer:
         finally:
             self._guard.end_running()
             await self._server.stop(STOP_S)
+            if self._probes is not None:
+                await self._probes.stop(None)
 
 
 async def start_server(settings: ServiceSettings, name: str, registrations: Sequence[Registration]) -> RunningServer:
@@ -163,9 +170,15 @@ async def start_server(settings: ServiceSettings, name: str, registrations: Sequ
         port = server.add_secure_port(settings.server.listen, _credentials(settings.server.tls))
     except RuntimeError:
         raise CannotListen(f"cannot listen on {settings.server.listen}") from None
+    probes = None
+    if settings.server.probe_listen is not None:
+        try:
+            probes = await start_probes(settings.server.probe_listen, health)
+        except RuntimeError:
+            raise CannotListen(f"cannot listen on {settings.server.probe_listen}") from None
     await server.start()
     health.serving()
-    return RunningServer(server, port, guard, health)
+    return RunningServer(server, port, guard, health, probes)
 
 
 def _add_health(health: Health, server: grpc.aio.Server) -> None:

@@ -59,6 +59,12 @@ class ServerSettings(BaseModel):
         default=3600, gt=0, description="connections are renewed after this time, and the caller's certificate with them"
     )
     reflection: bool = Field(default=False, description="serve gRPC reflection to callers of the trust domain")
+    probe_listen: str | None = Field(
+        default=None,
+        pattern=r"^.+:\d{1,5}$",
+        description="host:port that answers health checks, and nothing else, in clear text, for a kubelet, which has no"
+        " certificate; unset: none",
+    )
     ready_file: Path | None = Field(default=None, description="file that gets the port number as text once the server listens")
 
 
