@@ -24,10 +24,6 @@ NO_VLLM = "vLLM is not installed here, so its backend is NOT tested: `make test-
 START_S = 600
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "needs_vllm: needs vLLM in this environment")
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What vLLM's own code warns of is not for us to mend; and it starts slowly."""
     for item in items:
