@@ -69,21 +69,40 @@ class Answered:
     status: int
 
 
-def run(state_dir: Path | None, prompt: str | None, options: ChatOptions, *, as_json: bool) -> int:
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Which gateway, and whose certificate.
+
+    `gateway`: host:port, None for the mesh of this machine. `certificates`: a directory with tls.crt, tls.key and ca.crt, None for
+    the user's own in the state directory.
+    """
+
+    gateway: str | None = None
+    certificates: Path | None = None
+
+
+def run(state_dir: Path | None, prompt: str | None, options: ChatOptions, *, as_json: bool, door: Door = Door()) -> int:
     """Ask once, or converse when there is no prompt and standard input is a terminal. Returns the exit status."""
     state = StateDir.at(state_dir)
-    with connect(state) as client:
+    with connect(state, door) as client:
         if prompt is None and sys.stdin.isatty():
             return _converse(state, client, options, as_json=as_json)
         question = prompt if prompt is not None else _standard_input()
         return ask(state, client, _conversation(options, [Message("user", question)]), options, as_json=as_json).status
 
 
-def connect(state: StateDir) -> Client:
-    """Open a client of the running mesh with the user's certificate. Raises MeshNotRunning."""
-    target = state.read_mesh().endpoints["gateway"].target
-    certs = state.client_certs
-    return Client(target, tls=Tls(certs / "tls.crt", certs / "tls.key", certs / "ca.crt"))
+def connect(state: StateDir, door: Door = Door()) -> Client:
+    """Open a client of the mesh with the user's certificate. Raises MeshNotRunning, CommandError for files that are not there."""
+    target = door.gateway or state.read_mesh().endpoints["gateway"].target
+    certs = door.certificates or state.client_certs
+    files = [certs / name for name in ("tls.crt", "tls.key", "ca.crt")]
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise CommandError(
+            f"{certs} has no {', '.join(missing)}",
+            fix="name the directory of your certificate: --certificates DIRECTORY",
+            exit_code=EXIT_USAGE,
+        )
+    return Client(target, tls=Tls(*files))
 
 
 def ask(

@@ -96,6 +96,7 @@ def up(
         "echo 香港有幾多個區？ | lionrock chat --max-tokens 64",
         'lionrock chat --json "Hello" | jq -r .text   # one object a line',
         "lionrock chat                                # a conversation, on a terminal",
+        'lionrock chat --gateway gateway.bank.example:443 --certificates ./mine "Hello"   # a mesh elsewhere',
     )
 )
 def chat(
@@ -107,6 +108,13 @@ def chat(
     seed: Annotated[int | None, typer.Option(min=0, help="Repeats an answer drawn at a temperature.")] = None,
     purpose: Annotated[str, typer.Option(help="Purpose of the request. Default: your credential's.", show_default=False)] = "",
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds until the call is given up.")] = 120.0,
+    gateway: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Gateway of a mesh elsewhere. Default: the mesh of this machine.")
+    ] = None,
+    certificates: Annotated[
+        Path | None,
+        typer.Option(metavar="DIRECTORY", help="Your tls.crt, tls.key and ca.crt. Default: those in the state directory."),
+    ] = None,
     as_json: JsonOption = False,
     state_dir: StateDirOption = None,
 ) -> None:
@@ -117,7 +125,7 @@ def chat(
     from lionrock.cli import chat as command
 
     options = command.ChatOptions(model, system, max_tokens, temperature, seed, purpose, timeout)
-    sys.exit(command.run(state_dir, prompt, options, as_json=as_json))
+    sys.exit(command.run(state_dir, prompt, options, as_json=as_json, door=command.Door(gateway, certificates)))
 
 
 @app.command(
