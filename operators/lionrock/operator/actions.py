@@ -15,9 +15,7 @@ from typing import Any, Final
 Manifest = Mapping[str, Any]
 """An object of the API as JSON has it."""
 
-FIELD_MANAGER: Final = "lionrock-operator"
 FINALIZER: Final = "lionrock.io/operator"
-API_VERSION: Final = "lionrock.io/v1alpha1"
 
 
 class Kind(StrEnum):
