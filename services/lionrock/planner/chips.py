@@ -1,8 +1,8 @@
 """The one chip table: everything in Lionrock that differs from one kind of chip to another.
 
 Knows, for each kind: the PyTorch device and the module that registers it, the collective back end, the Ray resource, the variable
-that hides devices from a process, the Kubernetes extended resource, memory and chips a node. A new chip is one row. Does not know
-models.
+that hides devices from a process, the Kubernetes extended resource, memory and chips a node. A new chip is one row, or, where
+nobody has written the row yet, a description in the words of ChipPool.spec.description. Does not know models.
 
 Sources: the vendors' device plugins, PyTorch extensions and Ray's accelerator modules, gathered 2026-11-22. `proven` is true only
 where the test suite ran on the device itself; every other row is transcribed from documentation and never ran.
@@ -10,18 +10,28 @@ where the test suite ran on the device itself; every other row is transcribed fr
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final, NewType
+from typing import Any, Final, NewType
 
 ChipName = NewType("ChipName", str)
 
 GIB: Final = 1 << 30
 
 
+_QUANTITY: Final = re.compile(r"([1-9][0-9]*)(Ki|Mi|Gi|Ti)?", re.ASCII)
+_QUANTITY_SHIFTS: Final = {None: 0, "Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40}
+_MAX_MEMORY_BYTES: Final = 1 << 50
+
+
 class UnknownChip(Exception):
     """The chip table has no row of that name."""
+
+
+class InvalidChip(Exception):
+    """A description of a chip lacks something or says something impossible; the message names the field."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,3 +113,52 @@ def chip(name: str) -> Chip:
     if row is None:
         raise UnknownChip(f"no chip named {name!r} in the chip table; it has {', '.join(CHIPS)}")
     return row
+
+
+def described_chip(name: str, description: Mapping[str, Any]) -> Chip:
+    """Chip that the table does not know, from what ChipPool.spec.description says of it. name: what plans and logs call it.
+
+    The shard's process sets the visible-devices variable itself: whether Ray would is known for rows of the table only.
+    Raises InvalidChip.
+    """
+
+    def text(key: str) -> str:
+        value = description.get(key)
+        if not isinstance(value, str) or not value:
+            raise InvalidChip(f"the description of chip {name} has no usable {key}")
+        return value
+
+    def optional(key: str) -> str | None:
+        return None if description.get(key) is None else text(key)
+
+    chips_per_node = description.get("chipsPerNode")
+    if not isinstance(chips_per_node, int) or isinstance(chips_per_node, bool) or chips_per_node < 1:
+        raise InvalidChip(f"the description of chip {name} has no usable chipsPerNode")
+    memory = description.get("memory")
+    if not isinstance(memory, int | str):
+        raise InvalidChip(f"the description of chip {name} has no usable memory")
+    return Chip(
+        name=ChipName(name),
+        product=optional("product") or name,
+        torch_device=text("torchDevice"),
+        torch_module=optional("torchModule"),
+        collective=text("collective"),
+        ray_resource=text("rayResource"),
+        ray_sets_visible_devices=False,
+        visible_devices=optional("visibleDevices"),
+        extended_resource=text("extendedResource"),
+        memory_bytes=parse_memory(memory),
+        chips_per_node=chips_per_node,
+        even_counts_only=description.get("evenCountsOnly") is True,
+        engine_plugin=None,
+        proven=False,
+    )
+
+
+def parse_memory(quantity: int | str) -> int:
+    """Bytes of a quantity as pools state it: 64Gi, 65536Mi, or a number of bytes. Raises InvalidChip."""
+    match = _QUANTITY.fullmatch(str(quantity)) if not isinstance(quantity, bool) and len(str(quantity)) <= 16 else None
+    size = 0 if match is None else int(match[1]) << _QUANTITY_SHIFTS[match[2]]
+    if not 0 < size <= _MAX_MEMORY_BYTES:
+        raise InvalidChip(f"{str(quantity)[:32]!r} is no size of memory; write it like 64Gi")
+    return size

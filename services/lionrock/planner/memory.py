@@ -260,6 +260,19 @@ class ModelShape:
         rotated = self.latent.rotary_dim if self.latent is not None else self.head_dim
         return 2 * self.context_window * rotated * DTYPE_BYTES[dtype]
 
+    def largest_product(self, layers: range, cut: Cut, vocabulary: int) -> int:
+        """Numbers of the largest matrix that one product reads: q, k and v are one, and a gate with its half."""
+        queries, keys = cut.query_heads * self.head_dim, cut.kv_heads * self.head_dim
+        sizes = [(queries + 2 * keys) * self.hidden, vocabulary * self.hidden]
+        if self.latent is not None:
+            inputs = self.latent.query_rank or self.hidden
+            sizes = [queries * inputs, cut.query_heads * self.latent.value_dim * self.hidden, vocabulary * self.hidden]
+        if not self.is_mixture(layers.start):
+            sizes.append(2 * cut.mlp_columns * self.hidden)
+        if self.experts is not None and self.is_mixture(layers.stop - 1):
+            sizes.append(2 * max(self.experts.columns, cut.shared_columns) * self.hidden)
+        return max(sizes)
+
     def activation_bytes(self, batch_tokens: int, cut: Cut, vocabulary: int, dtype: str) -> int:
         """Working space of one step: residual stream, queries, the widest MLP, and logits in float32 of one row in eight."""
         item = DTYPE_BYTES[dtype]

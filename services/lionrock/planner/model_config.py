@@ -59,7 +59,7 @@ def _dense(architecture: str, read: _Counts) -> ModelShape:
         head_dim=read.count("head_dim", _QWEN3_HEAD_DIM if architecture == "Qwen3ForCausalLM" else hidden // query_heads),
         mlp_columns=read.count("intermediate_size"),
         vocabulary=read.count("vocab_size"),
-        context_window=read.count("max_position_embeddings"),
+        context_window=_context_window(read),
         tied_embeddings=read.flag("tie_word_embeddings"),
         attention_bias=bias,
         attention_output_bias=bias and not qwen2,
@@ -85,13 +85,28 @@ def _latent(architecture: str, read: _Counts) -> ModelShape:
         head_dim=latent.plain_dim + latent.rotary_dim,
         mlp_columns=read.count("intermediate_size"),
         vocabulary=read.count("vocab_size"),
-        context_window=read.count("max_position_embeddings"),
+        context_window=_context_window(read),
         tied_embeddings=read.flag("tie_word_embeddings"),
         attention_bias=bias,
         attention_output_bias=bias,
         latent=latent,
         experts=None if read.values.get("n_routed_experts") is None else _experts(architecture, read),
     )
+
+
+def _context_window(read: _Counts) -> int:
+    """Tokens. With YaRN Qwen's files state the window before it is extended, DeepSeek's the one after."""
+    stated = read.count("max_position_embeddings")
+    scaling = read.values.get("rope_parameters") or read.values.get("rope_scaling") or {}
+    if not isinstance(scaling, Mapping):
+        raise UnsupportedArchitecture("config.json has no usable rope_scaling")
+    if scaling.get("rope_type", scaling.get("type")) != "yarn":
+        return stated
+    original = _Counts(scaling).count("original_max_position_embeddings", stated)
+    factor = scaling.get("factor", stated / original)
+    if not isinstance(factor, int | float) or isinstance(factor, bool) or not 0 < factor * original <= _MAX_COUNT:
+        raise UnsupportedArchitecture("config.json has no usable factor of YaRN")
+    return max(stated, int(factor * original))
 
 
 def _experts(architecture: str, read: _Counts) -> Experts:

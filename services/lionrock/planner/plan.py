@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from lionrock.planner.chips import Chip, ChipName
 from lionrock.planner.cuts import PlanError, RankCut, apportion, checked_weights, cut_layers
 from lionrock.planner.memory import ModelShape
-from lionrock.planner.weight_types import DTYPE_BYTES, panel_bytes
+from lionrock.planner.weight_types import DTYPE_BYTES, UNPACKED_BYTES, WEIGHT_TYPES, panel_bytes
 
-__all__ = ["PlanError", "Shard", "ShardPlan", "assemble", "plan_shards", "stage_bytes"]
+__all__ = ["PlanError", "Shard", "ShardPlan", "assemble", "plan_shards", "stage_bytes", "unpacking_bytes"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +41,7 @@ class Shard:
     first_shared_column: int = 0  # of the experts that every token uses, taken together as one MLP
     shared_columns: int = 0
     packed_bytes: int = 0  # what a CPU holds beyond that at most: panels' ends, a tied table's second copy for the output head
+    unpacking_bytes: int = 0  # working space elsewhere, where quantised weights are unpacked a matrix at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +131,7 @@ def assemble(
                     first_shared_column=cut.first_shared_column,
                     shared_columns=cut.held.shared_columns,
                     packed_bytes=packed_bytes,
+                    unpacking_bytes=unpacking_bytes(shape, chip, cut, range(first_layer, first_layer + stage_layers), weight_dtype),
                 )
             )
     return ShardPlan(
@@ -158,3 +160,11 @@ def stage_bytes(
         packed += panel_bytes(rows, shape.hidden, dtype, shape.head_type(weight_dtype))
         packed += 0 if head else rows * shape.hidden * item  # looked up in a plain table, multiplied with panels
     return weights, packed if chip.torch_device == "cpu" else 0
+
+
+def unpacking_bytes(shape: ModelShape, chip: Chip, cut: RankCut, layers: range, weight_dtype: str | None) -> int:
+    """Bytes that PyTorch needs to unpack the largest quantised matrix for a product. A CPU's own kernels unpack nothing."""
+    if weight_dtype is None or chip.torch_device == "cpu" or not WEIGHT_TYPES[weight_dtype].made_when_loaded:
+        return 0
+    rows = cut.vocab_rows if layers.stop == shape.layers else 0
+    return UNPACKED_BYTES * shape.largest_product(layers, cut.held, rows)

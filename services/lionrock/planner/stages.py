@@ -14,7 +14,7 @@ from lionrock.planner.chips import GIB, Chip
 from lionrock.planner.cuts import PlanError, RankCut, cut_layers
 from lionrock.planner.fitting import RankMemory, Workload, memory_of_part
 from lionrock.planner.memory import USABLE_SHARE, ModelShape
-from lionrock.planner.plan import ShardPlan, assemble, stage_bytes
+from lionrock.planner.plan import ShardPlan, assemble, stage_bytes, unpacking_bytes
 from lionrock.planner.weight_types import DTYPE_BYTES
 
 
@@ -88,6 +88,7 @@ class _Parts:
                 vocab_rows=cut.vocab_rows if last else 0,
                 dtype=self.dtype,
                 workload=workload,
+                unpacking=unpacking_bytes(self.shape, self.chip, cut, layers, self.weight_dtype),
             )
             for cut, weights in self._weights(layers)[1]
         ]

@@ -14,6 +14,8 @@ DTYPE_BYTES: Final[Mapping[str, int]] = {"float32": 4, "bfloat16": 2, "float16":
 
 # The CPU's native kernels keep a matrix in panels of so many outputs, the last one padded, if its inputs come in pairs.
 PANEL_OUTPUTS: Final = 48
+# Elsewhere PyTorch multiplies with a matrix of integers by unpacking it: codes, and three tensors in float32 at once.
+UNPACKED_BYTES: Final = 13
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,8 @@ class WeightType:
     """Rows and columns that share a scale. Blocks of one row are filled up with zeros at the end of a row."""
     scale_bytes: int
     """Of a block: its scale, and its minimum where there is one."""
+    made_when_loaded: bool = True
+    """Whether Lionrock's engine rounds to it; the rest exist in checkpoints, and in engines that keep those as they are."""
     head: str | None = None
     """Type of the output head, which is then apart from a tied embedding table; None: the type of activations."""
 
@@ -38,10 +42,10 @@ class WeightType:
 
 
 WEIGHT_TYPES: Final[Mapping[str, WeightType]] = {
-    "fp8": WeightType(8, (128, 128), 4),  # DeepSeek-V3's layout: float8_e4m3, a float32 scale a block
-    "int8-w8a8": WeightType(8, (1, 64), 4, "int8-w8a8"),  # float32 scales
-    "int8-weight-only": WeightType(8, (1, 32), 4, "int8-weight-only"),
-    "int4-weight-only": WeightType(4, (1, 32), 4, "int8-weight-only"),  # scale and minimum in float16
+    "fp8": WeightType(8, (128, 128), 4, made_when_loaded=False),  # DeepSeek-V3's layout: float8_e4m3, a float32 scale a block
+    "int8-w8a8": WeightType(8, (1, 64), 4, head="int8-w8a8"),  # float32 scales
+    "int8-weight-only": WeightType(8, (1, 32), 4, head="int8-weight-only"),
+    "int4-weight-only": WeightType(4, (1, 32), 4, head="int8-weight-only"),  # scale and minimum in float16
 }
 """By the names that plans and settings use. What they leave in the type of activations: embedding, norms, biases, routers."""
 
