@@ -119,24 +119,42 @@ class DevelopmentCa:
         if not key_file.exists() and not certificate_file.exists():
             authority = cls.create(trust_domain)
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            replace_file(key_file, _private_pem(authority._key), 0o600)
+            replace_file(key_file, authority.private_key_pem, 0o600)
             replace_file(certificate_file, authority.certificate_pem, 0o644)
             return authority
-        key = serialization.load_pem_private_key(key_file.read_bytes(), password=None)
-        certificate = x509.load_pem_x509_certificate(certificate_file.read_bytes())
+        try:
+            return cls.load(key_file.read_bytes(), certificate_file.read_bytes(), trust_domain)
+        except ValueError as error:
+            raise ValueError(f"{directory}: {error}") from error
+
+    @classmethod
+    def load(cls, private_key: bytes, certificate_pem: bytes, trust_domain: str) -> Self:
+        """Load an authority from PEM. Raises ValueError if the two do not belong together, expired, or are of another domain."""
+        key = serialization.load_pem_private_key(private_key, password=None)
+        certificate = x509.load_pem_x509_certificate(certificate_pem)
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
-            raise ValueError(f"{directory}: ca.key is not the key of ca.crt")
+            raise ValueError("ca.key is not the key of ca.crt")
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         if names.get_values_for_type(x509.UniformResourceIdentifier) != [f"spiffe://{trust_domain}"]:
-            raise ValueError(f"{directory}: ca.crt is for another trust domain")
+            raise ValueError("ca.crt is for another trust domain")
         if certificate.not_valid_after_utc <= dt.datetime.now(dt.UTC):
-            raise ValueError(f"{directory}: ca.crt has expired; remove the directory to make a new authority")
+            raise ValueError("ca.crt has expired; remove it with its key to make a new authority")
         return cls(key, certificate, trust_domain)
 
     @property
     def certificate_pem(self) -> bytes:
         """The authority's certificate."""
         return self._certificate.public_bytes(_PEM)
+
+    @property
+    def private_key_pem(self) -> bytes:
+        """The authority's key; whoever has it is the authority."""
+        return _private_pem(self._key)
+
+    @property
+    def ends_at(self) -> dt.datetime:
+        """When the authority's certificate expires."""
+        return self._certificate.not_valid_after_utc
 
     def issue(
         self,
