@@ -32,7 +32,7 @@ class ClusterApi:
     """Requests to one API server. Every one has a deadline; none is repeated."""
 
     def __init__(self, url: str, *, service_account: Path = SERVICE_ACCOUNT, timeout_s: float = TIMEOUT_S) -> None:
-        """Trust the mounted authority. `url`: https://host:port. Raises ValueError for another, OSError for files that are missing."""
+        """Trust the mounted authority. Raises ValueError unless `url` is https://host:port, OSError for missing files."""
         if not url.startswith("https://"):
             raise ValueError("the API server's address must begin with https://")
         self._url = url.rstrip("/")
