@@ -1,0 +1,111 @@
+"""The other programs of a cluster, each started when a test asks for it: controllers, scheduler, KubeRay, KWOK.
+
+Every one authenticates as the user that it is in a real cluster, or as one named after it; so the audit log tells who asked what.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Sequence
+
+from .control_plane import ControlPlane
+from .processes import Program, answers, free_port
+
+
+def start_controller_manager(control_plane: ControlPlane, flags: Sequence[str] = ()) -> Program:
+    """Start kube-controller-manager with all controllers: service accounts, garbage collection, taints of lost nodes, …"""
+    ca, port = control_plane.ca, free_port()
+    certificate, key = ca.server("kube-controller-manager")
+    program = Program(
+        "kube-controller-manager",
+        [
+            control_plane.binary("kube-controller-manager"),
+            f"--kubeconfig={control_plane.user_kubeconfig('system:kube-controller-manager')}",
+            f"--service-account-private-key-file={ca.service_account_key_file}",
+            f"--root-ca-file={ca.ca_file}",
+            f"--cluster-signing-cert-file={ca.ca_file}",
+            f"--cluster-signing-key-file={ca.ca_key_file}",
+            "--use-service-account-credentials",
+            "--leader-elect=false",
+            "--bind-address=127.0.0.1",
+            f"--secure-port={port}",
+            f"--tls-cert-file={certificate}",
+            f"--tls-private-key-file={key}",
+            *flags,
+        ],
+        control_plane.directory / "kube-controller-manager.log",
+    )
+    return _ready(program, f"https://127.0.0.1:{port}/healthz", str(ca.ca_file))
+
+
+def start_scheduler(control_plane: ControlPlane, flags: Sequence[str] = ()) -> Program:
+    """Start kube-scheduler with its default profile."""
+    ca, port = control_plane.ca, free_port()
+    certificate, key = ca.server("kube-scheduler")
+    program = Program(
+        "kube-scheduler",
+        [
+            control_plane.binary("kube-scheduler"),
+            f"--kubeconfig={control_plane.user_kubeconfig('system:kube-scheduler')}",
+            "--leader-elect=false",
+            "--bind-address=127.0.0.1",
+            f"--secure-port={port}",
+            f"--tls-cert-file={certificate}",
+            f"--tls-private-key-file={key}",
+            *flags,
+        ],
+        control_plane.directory / "kube-scheduler.log",
+    )
+    return _ready(program, f"https://127.0.0.1:{port}/readyz", str(ca.ca_file))
+
+
+def start_kuberay(control_plane: ControlPlane, flags: Sequence[str] = ()) -> Program:
+    """Start KubeRay's operator for all namespaces, as user kuberay. Its resource definitions must be there."""
+    probes = free_port()
+    program = Program(
+        "ray-operator",
+        [
+            control_plane.binary("ray-operator"),
+            f"--kubeconfig={control_plane.user_kubeconfig('kuberay', ['system:masters'])}",
+            "--enable-leader-election=false",
+            "--use-kubernetes-proxy",  # it runs outside the cluster and reaches no pod by itself
+            "--metrics-addr=0",
+            f"--health-probe-bind-address=127.0.0.1:{probes}",
+            *flags,
+        ],
+        control_plane.directory / "ray-operator.log",
+        environment={"ENABLE_WEBHOOKS": "false"},
+    )
+    return _ready(program, f"http://127.0.0.1:{probes}/readyz")
+
+
+def start_kwok(control_plane: ControlPlane, flags: Sequence[str] = ()) -> Program:
+    """Start KWOK's controller, as user kwok: nodes of nodes.py become ready and keep a lease, pods bound to them run and end.
+
+    Without a configuration it has stages of its own for that: a node is initialised and heartbeats; a pod is ready at once, a
+    Job's pod completes, a deleted pod is gone.
+    """
+    port = free_port()
+    program = Program(
+        "kwok",
+        [
+            control_plane.binary("kwok"),
+            f"--kubeconfig={control_plane.user_kubeconfig('kwok', ['system:masters'])}",
+            "--manage-all-nodes=false",
+            "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
+            "--node-lease-duration-seconds=40",
+            f"--server-address=127.0.0.1:{port}",
+            *flags,
+        ],
+        control_plane.directory / "kwok.log",
+    )
+    return _ready(program, f"http://127.0.0.1:{port}/healthz")
+
+
+def _ready(program: Program, url: str, ca_file: str | None = None) -> Program:
+    context = ssl.create_default_context(cafile=ca_file) if ca_file is not None else None
+    try:
+        return program.wait_until(lambda: answers(url, context))
+    except BaseException:
+        program.kill()
+        raise
