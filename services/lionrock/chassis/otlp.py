@@ -5,12 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import grpc
-from opentelemetry import metrics
 from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
-from opentelemetry.sdk.resources import Resource
 
 TIMEOUT_S = 5
 
@@ -29,14 +26,9 @@ def span_exporter(endpoint: str, ca_file: Path | None) -> OTLPSpanExporter:
     )
 
 
-def start_metrics(endpoint: str, ca_file: Path | None, resource: Resource, *, interval_s: float) -> MeterProvider:
-    """Set the process's meter provider, which exports at an interval. Instruments made before it are connected to it."""
+def metric_reader(endpoint: str, ca_file: Path | None, *, interval_s: float) -> PeriodicExportingMetricReader:
+    """Make the reader that exports metrics at an interval."""
     exporter = OTLPMetricExporter(
         endpoint, insecure=endpoint.startswith("http://"), credentials=_credentials(endpoint, ca_file), timeout=TIMEOUT_S
     )
-    reader = PeriodicExportingMetricReader(
-        exporter, export_interval_millis=interval_s * 1000, export_timeout_millis=TIMEOUT_S * 1000
-    )
-    provider = MeterProvider(metric_readers=[reader], resource=resource, shutdown_on_exit=False)
-    metrics.set_meter_provider(provider)
-    return provider
+    return PeriodicExportingMetricReader(exporter, export_interval_millis=interval_s * 1000, export_timeout_millis=TIMEOUT_S * 1000)

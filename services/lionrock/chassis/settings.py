@@ -102,12 +102,11 @@ class PeerSettings(BaseModel):
     timeout_s: float = Field(default=30, gt=0, description="deadline of a call that is given none, in seconds")
 
 
-class ServiceSettings(BaseSettings):
-    """What every service has. A service subclasses it and sets its env_prefix, e.g. LIONROCK_AUDIT_."""
+class ProgramSettings(BaseSettings):
+    """What every program of the mesh has, whether it serves gRPC or not."""
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", env_nested_delimiter="__")
 
-    server: ServerSettings
     telemetry: TelemetrySettings = TelemetrySettings()
 
     @classmethod
@@ -124,7 +123,13 @@ class ServiceSettings(BaseSettings):
         return (init_settings,)
 
 
-S = TypeVar("S", bound=ServiceSettings)
+class ServiceSettings(ProgramSettings):
+    """What every service has. A service subclasses it and sets its env_prefix, e.g. LIONROCK_AUDIT_."""
+
+    server: ServerSettings
+
+
+S = TypeVar("S", bound=ProgramSettings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +187,7 @@ def _refuse(program: str, problems: Sequence[str]) -> SystemExit:
     return SystemExit(2)
 
 
-def _parser(cls: type[ServiceSettings], program: str, prefix: str) -> argparse.ArgumentParser:
+def _parser(cls: type[ProgramSettings], program: str, prefix: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=program,
         usage=f"{program} [--config FILE] [--SETTING VALUE ...]",
@@ -214,7 +219,7 @@ def _read_yaml(path: Path, program: str) -> dict[str, Any]:
     return content
 
 
-def _from_arguments(cls: type[ServiceSettings], arguments: argparse.Namespace, program: str) -> dict[str, Any]:
+def _from_arguments(cls: type[ProgramSettings], arguments: argparse.Namespace, program: str) -> dict[str, Any]:
     import yaml
 
     merged: dict[str, Any] = {}
@@ -232,7 +237,7 @@ def _from_arguments(cls: type[ServiceSettings], arguments: argparse.Namespace, p
     return merged
 
 
-def _unknown_variables(cls: type[ServiceSettings], prefix: str) -> list[str]:
+def _unknown_variables(cls: type[ProgramSettings], prefix: str) -> list[str]:
     """Environment variables with our prefix that name no setting: a typing error that must not pass unseen."""
     known = tuple(f"{prefix}{name}".upper() for name in cls.model_fields)
     return [

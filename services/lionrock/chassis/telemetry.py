@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
 from opentelemetry import metrics, trace
 from opentelemetry.sdk.resources import Resource
@@ -23,6 +25,9 @@ from lionrock.chassis import calls
 from lionrock.chassis.logs import start_logs, stop_logs
 from lionrock.chassis.settings import TelemetrySettings
 from lionrock.chassis.spans import PayloadFreeExporter, SpanFileExporter
+
+if TYPE_CHECKING:  # metrics cost memory, and most processes have no reader of them
+    from opentelemetry.sdk.metrics.export import MetricReader
 
 SCOPE = "lionrock"
 # A trace is read within 300 ms of its end under `lionrock up`; a collector may wait longer.
@@ -135,9 +140,10 @@ def _resource(name: str) -> Resource:
     return Resource.create(attributes)
 
 
-def start_telemetry(name: str, settings: TelemetrySettings) -> Telemetry:
+def start_telemetry(name: str, settings: TelemetrySettings, metric_readers: Sequence[MetricReader] = ()) -> Telemetry:
     """Start logs, traces and metrics of a service. Raises OSError if the span file cannot be made.
 
+    metric_readers: whoever reads metrics beside the collector.
     In a process that already has telemetry (tests with several servers) the provider and its resource are those of the first call.
     """
     handler = start_logs(name, settings.log_level)
@@ -151,9 +157,14 @@ def start_telemetry(name: str, settings: TelemetrySettings) -> Telemetry:
         from lionrock.chassis import otlp
 
         processors.append(_batched(otlp.span_exporter(settings.otlp_endpoint, settings.otlp_ca_file), OTLP_DELAY_MS))
-        meter_provider = otlp.start_metrics(
-            settings.otlp_endpoint, settings.otlp_ca_file, resource, interval_s=settings.metrics_interval_s
-        )
+        collector = otlp.metric_reader(settings.otlp_endpoint, settings.otlp_ca_file, interval_s=settings.metrics_interval_s)
+        metric_readers = (*metric_readers, collector)
+    if metric_readers:
+        from opentelemetry.sdk.metrics import MeterProvider
+
+        provider = MeterProvider(metric_readers=metric_readers, resource=resource, shutdown_on_exit=False)
+        metrics.set_meter_provider(provider)
+        meter_provider = provider
     fan = _provider_fan(resource, settings.sample_ratio)
     fan.processors = (*fan.processors, *processors)
     return Telemetry(fan, tuple(processors), handler, meter_provider)
