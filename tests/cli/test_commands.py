@@ -12,7 +12,7 @@ import pytest
 from lionrock.cli.doctor import Finding, examine
 from lionrock.cli.state import StateDir
 
-COMMANDS = (["up"], ["chat"], ["verify"], ["trace"], ["models"], ["models", "pull"], ["doctor"], ["demo"])
+COMMANDS = (["up"], ["chat"], ["verify"], ["trace"], ["models"], ["models", "pull"], ["doctor"], ["demo"], ["plan"])
 HEAVY = ("grpc", "torch", "ray", "opentelemetry", "cryptography", "pydantic", "google.protobuf")
 
 

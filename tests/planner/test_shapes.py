@@ -92,14 +92,43 @@ def test_a_config_without_its_counts_is_refused_by_key(key: str) -> None:
         shape_of_config({name: value for name, value in DEEPSEEK_V3.items() if name != key})
 
 
+QWEN_YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+DEEPSEEK_YARN = {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096}
+
+
+@pytest.mark.parametrize(
+    ("stated", "scaling", "window"),
+    [
+        (32768, {"rope_scaling": QWEN_YARN}, 131072),  # Qwen2.5 states the window before it is extended
+        (163840, {"rope_scaling": DEEPSEEK_YARN}, 163840),  # DeepSeek-V3 the one after
+        (40960, {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}}, 131072),
+        (8192, {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192}}, 8192),
+        (8192, {"rope_scaling": None}, 8192),
+    ],
+)
+def test_yarn_extends_the_context_window(stated: int, scaling: dict[str, Any], window: int) -> None:
+    config = R1_DISTILL_LLAMA_70B | {"max_position_embeddings": stated} | scaling
+    assert shape_of_config(config).context_window == window
+
+
+@pytest.mark.parametrize("factor", [0, -1, "4", True, float("inf"), float("nan"), 2**70])
+def test_a_factor_that_is_none_is_refused(factor: object) -> None:
+    with pytest.raises(UnsupportedArchitecture, match="YaRN"):
+        shape_of_config(R1_DISTILL_LLAMA_70B | {"rope_scaling": QWEN_YARN | {"factor": factor}})
+
+
 _VALUES = (
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=4) | st.lists(st.none(), max_size=2)
 )
 
 
-@given(changes=st.dictionaries(st.sampled_from([*DEEPSEEK_V3, "mlp_bias", "head_dim"]), _VALUES), latent=st.booleans())
-def test_any_config_gives_a_shape_or_a_named_error(changes: dict[str, object], latent: bool) -> None:
-    config = {**(DEEPSEEK_V3 if latent else R1_DISTILL_LLAMA_70B), **changes}
+@given(
+    changes=st.dictionaries(st.sampled_from([*DEEPSEEK_V3, "mlp_bias", "head_dim", "rope_scaling"]), _VALUES),
+    yarn=st.dictionaries(st.sampled_from([*QWEN_YARN]), _VALUES),
+    latent=st.booleans(),
+)
+def test_any_config_gives_a_shape_or_a_named_error(changes: dict[str, object], yarn: dict[str, object], latent: bool) -> None:
+    config = {**(DEEPSEEK_V3 if latent else R1_DISTILL_LLAMA_70B), "rope_scaling": QWEN_YARN | yarn, **changes}
     try:
         shape = shape_of_config(config)
     except UnsupportedArchitecture:

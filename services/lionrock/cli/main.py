@@ -239,6 +239,49 @@ def engine(
     sys.exit(command.run(model, prompt, options, as_json=as_json))
 
 
+@app.command(
+    epilog=_examples(
+        "lionrock plan --model ./DeepSeek-R1-Distill-Llama-70B --chip hygon-dcu",
+        "lionrock plan --model config.json --chip ascend-910b --chips 16 --weights int8-w8a8 --concurrency 32 --context 16384",
+        "lionrock plan --model model.gguf --chip cpu --memory 16Gi --json",
+        "lionrock plan --chips-known",
+    )
+)
+def plan(
+    model: Annotated[str, typer.Option(help="A config.json, a directory with one, a GGUF file, or a name in the store.")] = "",
+    chip: Annotated[str, typer.Option(help="Row of the chip table.")] = "",
+    chips: Annotated[int | None, typer.Option(min=1, max=128, help="Chips that one replica may take. Default: 128.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Memory of one chip, as 32Gi. Default: the chip table's.")] = None,
+    dtype: Annotated[str, typer.Option(help="Of activations and KV cache: bfloat16, float16 or float32.")] = "bfloat16",
+    weights: Annotated[
+        str, typer.Option(help="What they are rounded to when loaded: none, int8-w8a8, int8-weight-only or int4-weight-only.")
+    ] = "none",
+    concurrency: Annotated[int, typer.Option(min=1, max=4096, help="Answers in progress.")] = 16,
+    context: Annotated[int, typer.Option(min=1, max=10_485_760, help="Tokens of each, prompt and answer.")] = 4096,
+    tensor: Annotated[int | None, typer.Option(min=1, max=64, help="Ranks that share each layer. Default: what fits.")] = None,
+    pipeline: Annotated[int | None, typer.Option(min=1, max=64, help="Stages of layers, with --tensor. Default: 1.")] = None,
+    backend: Annotated[str, typer.Option(help="Engine: torch, which is Lionrock's own, or vllm.")] = "torch",
+    chips_known: Annotated[bool, typer.Option("--chips-known", help="Print the chip table instead.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Say how many chips a model needs, how it is cut, and what the memory is for. Reads its configuration, not its weights.
+
+    Exit status: 0 there is a plan, 1 there is none; then it says what would fit.
+    """
+    from lionrock.cli import plan as command
+
+    if chips_known:
+        sys.exit(command.show_chips(as_json=as_json))
+    if not model:
+        raise CommandError("which model?", fix="--model PATH, or a name from `lionrock models list`", exit_code=EXIT_USAGE)
+    if not chip:
+        raise CommandError("which chip?", fix="--chip NAME; `lionrock plan --chips-known` lists them", exit_code=EXIT_USAGE)
+    if backend not in ("torch", "vllm"):
+        raise CommandError(f"there is no backend {backend}", fix="--backend torch or --backend vllm", exit_code=EXIT_USAGE)
+    options = command.PlanOptions(model, chip, chips, memory, dtype, weights, concurrency, context, tensor, pipeline, backend)
+    sys.exit(command.run(options, as_json=as_json))
+
+
 @app.command(epilog=_examples("lionrock doctor", "lionrock doctor --json"))
 def doctor(as_json: JsonOption = False, state_dir: StateDirOption = None) -> None:
     """Say what this machine lacks for Lionrock, and how to get it. Exit status: 0 nothing needed, 1 something is."""
