@@ -169,8 +169,29 @@ class DevelopmentCa:
 
         `ip_addresses` may hold the addresses of a node: Ray's TLS checks those instead of names.
         """
-        identity = SpiffeId.parse(spiffe_id)
         key = ec.generate_private_key(ec.SECP256R1())
+        certificate = self.sign(
+            key.public_key(),
+            spiffe_id,
+            dns_names=dns_names,
+            ip_addresses=ip_addresses,
+            lifetime=lifetime,
+            not_before=not_before,
+        )
+        return IssuedCertificate(certificate, _private_pem(key), self.certificate_pem)
+
+    def sign(
+        self,
+        public_key: ec.EllipticCurvePublicKey,
+        spiffe_id: str,
+        *,
+        dns_names: Sequence[str],
+        ip_addresses: Sequence[str],
+        lifetime: dt.timedelta,
+        not_before: dt.datetime | None = None,
+    ) -> bytes:
+        """Sign a certificate for a key that another holds, PEM. Raises ValueError for a bad SPIFFE id or address."""
+        identity = SpiffeId.parse(spiffe_id)
         begin = not_before or dt.datetime.now(dt.UTC) - CLOCK_SKEW
         end = min((not_before or dt.datetime.now(dt.UTC)) + lifetime, self._certificate.not_valid_after_utc)
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(str(identity))]
@@ -181,7 +202,7 @@ class DevelopmentCa:
             x509.CertificateBuilder()
             .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, identity.path.rpartition("/")[2][:64])]))
             .issuer_name(self._certificate.subject)
-            .public_key(key.public_key())
+            .public_key(public_key)
             .serial_number(x509.random_serial_number())
             .not_valid_before(begin)
             .not_valid_after(end)
@@ -190,12 +211,12 @@ class DevelopmentCa:
             .add_extension(
                 x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False
             )
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(authority_id), critical=False)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .sign(self._key, hashes.SHA256())
         )
-        return IssuedCertificate(certificate.public_bytes(_PEM), _private_pem(key), self.certificate_pem)
+        return certificate.public_bytes(_PEM)
 
     def issue_service(
         self, service: str, *, ip_addresses: Sequence[str] = LOCAL_ADDRESSES, lifetime: dt.timedelta = LEAF_LIFETIME
