@@ -1,0 +1,401 @@
+"""The observed world with the indices that deciding needs, kept up to date one object at a time.
+
+Views are immutable, the World is not: one owner applies what the informers report and what was just written, and decides in
+between; nobody else changes it. Each update costs what the change touches, not what there is. What was kept for models is read from
+their status, so a World that is built anew from the same objects is the same World; `assume` covers the moment between a decision
+and the object that comes back from the API server. Does not know plans or desired children.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from lionrock.operator.capacity import NO_CHIPS, NodeChips, PoolCapacity, Room
+from lionrock.operator.indices import Grouped
+from lionrock.operator.node_chips import chips_on, kept_on
+from lionrock.operator.pool_nodes import PoolNodes
+from lionrock.operator.pools import PoolProblem, PoolRules, ResolvedPool, resolve_pool
+from lionrock.operator.reservations import Reservations
+from lionrock.operator.resources import (
+    Child,
+    ChildKey,
+    ChipPool,
+    Metadata,
+    ModelDeployment,
+    Node,
+    NodeName,
+    ObjectKey,
+    Placement,
+    Pod,
+    PoolName,
+    Revision,
+    Slot,
+    UnreadableModel,
+    UnreadablePool,
+)
+from lionrock.operator.waiting import Queue, Waiting, placed_replicas, waiting_of
+
+Model = ModelDeployment | UnreadableModel
+Pool = ChipPool | UnreadablePool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Touched:
+    """What to look at again after a change. models: in this order, for those who wait longest go first."""
+
+    models: tuple[ObjectKey, ...] = ()
+    pools: frozenset[PoolName] = frozenset()
+    discovery: bool = False
+    """Whether nodes have other chips or labels than before, or pools came or went."""
+
+
+class World:
+    """Nodes, pods, pools, models and their children as last seen. Not safe for threads: its owner holds a lock."""
+
+    def __init__(self, rules: PoolRules) -> None:
+        self.rules = rules
+        self._nodes: dict[NodeName, Node] = {}
+        self._pods: dict[ObjectKey, Pod] = {}
+        self._pools: dict[PoolName, Pool] = {}
+        self._models: dict[ObjectKey, Model] = {}
+        self._children: dict[ChildKey, Child] = {}
+        self._pods_on: Grouped[NodeName, ObjectKey, Pod] = Grouped()
+        self._pods_of: Grouped[ObjectKey, ObjectKey, Pod] = Grouped()
+        self._children_of: Grouped[ObjectKey, ChildKey, Child] = Grouped()
+        self._models_in: Grouped[str, ObjectKey, Model] = Grouped()
+        self._members: dict[PoolName, PoolNodes] = {}
+        self._problems: dict[PoolName, PoolProblem] = {}
+        self._chips: dict[NodeName, dict[str, NodeChips]] = {}
+        self._reservations = Reservations()
+        self._queue = Queue()
+        self._unsettled: set[ObjectKey] = set()
+
+    # ---- what there is -----------------------------------------------------------------------------------------------------
+
+    @property
+    def nodes(self) -> Mapping[NodeName, Node]:
+        """Every node."""
+        return MappingProxyType(self._nodes)
+
+    @property
+    def pools(self) -> Mapping[PoolName, Pool]:
+        """Every pool, readable or not."""
+        return MappingProxyType(self._pools)
+
+    @property
+    def models(self) -> Mapping[ObjectKey, Model]:
+        """Every model, readable or not."""
+        return MappingProxyType(self._models)
+
+    @property
+    def pods(self) -> Mapping[ObjectKey, Pod]:
+        """Every pod that matters."""
+        return MappingProxyType(self._pods)
+
+    def models_of(self, namespace: str) -> Sequence[Model]:
+        """Models of a namespace, by name."""
+        return self._models_in.sorted(namespace)
+
+    def pods_of(self, model: ObjectKey) -> Collection[Pod]:
+        """Pods that carry the model's labels, heads and workers of all revisions, by name."""
+        return self._pods_of.sorted(model)
+
+    def pods_on(self, node: NodeName) -> Collection[Pod]:
+        """Pods on a node that matter, by name."""
+        return self._pods_on.sorted(node)
+
+    def child(self, key: ChildKey) -> Child | None:
+        """Child of that kind and name, whosever it is."""
+        return self._children.get(key)
+
+    def children_of(self, model: ObjectKey) -> Collection[Child]:
+        """Children that carry the model's label, by kind and name."""
+        return self._children_of.sorted(model)
+
+    # ---- chips -------------------------------------------------------------------------------------------------------------
+
+    def resolved(self, pool: PoolName) -> ResolvedPool | PoolProblem | None:
+        """Return the pool with its chip, or why it has none; None: there is no such pool."""
+        members = self._members.get(pool)
+        return members.pool if members is not None else self._problems.get(pool)
+
+    def capacity(self, pool: PoolName) -> PoolCapacity:
+        """Figures of a pool; zeros for one that is not there or has no chip."""
+        members = self._members.get(pool)
+        return PoolCapacity() if members is None else members.capacity
+
+    def pool_nodes(self, pool: PoolName) -> PoolNodes | None:
+        """Nodes of a pool with their free chips; None: the pool is not there or has no chip."""
+        return self._members.get(pool)
+
+    def chips(self, node: NodeName, resource: str) -> NodeChips:
+        """Chips of one resource on one node."""
+        return self._chips.get(node, {}).get(resource, NO_CHIPS)
+
+    def room(self, pool: PoolName, *, giving_back: tuple[ObjectKey, Set[Revision]] | None = None) -> Room | None:
+        """Room in which placements on the pool are tried out; None: the pool is not there or has no chip.
+
+        giving_back: a model and revisions of it whose chips count as free.
+        """
+        members = self._members.get(pool)
+        if members is None:
+            return None
+        room = Room(members.free)
+        if giving_back is not None:
+            model, revisions = giving_back
+            for node in self._nodes_of(model):
+                if members.takes(node):
+                    kept = kept_on(node, members.pool.resource, self._pods_on.of(node), self._reservations.on(node))
+                    given = sum(chips for (owner, revision), chips in kept.items() if owner == model and revision in revisions)
+                    room.put(node, self.chips(node, members.pool.resource).without(given))
+        return room
+
+    def slots_of(self, model: ObjectKey) -> tuple[Slot, ...]:
+        """Chips kept for a model, observed or just assumed, in order."""
+        return tuple(sorted(self._reservations.of(model)))
+
+    def slots_on(self, node: NodeName) -> Mapping[ObjectKey, tuple[Slot, ...]]:
+        """Chips kept on a node, by model."""
+        return self._reservations.on(node)
+
+    def models_on(self, pool: PoolName) -> Sequence[ObjectKey]:
+        """Models that have chips in the pool, by name."""
+        return sorted(self._reservations.models_in(pool))
+
+    def waiting(self, pool: PoolName) -> Sequence[Waiting]:
+        """Models that wait for chips of the pool, the first in the queue first."""
+        return self._queue.for_pool(pool)
+
+    def waiting_of(self, model: ObjectKey) -> Waiting | None:
+        """Return what the model waits for, or None."""
+        return self._queue.of(model)
+
+    # ---- changes -----------------------------------------------------------------------------------------------------------
+
+    def apply_node(self, node: Node) -> Touched:
+        """Take a node as it is now."""
+        before = self._nodes.get(node.name)
+        if before == node:
+            return Touched()
+        self._nodes[node.name] = node
+        seen = before is None or before.chips.keys() != node.chips.keys() or before.labels != node.labels
+        return self._node_changed(node.name, discovery=seen)
+
+    def forget_node(self, name: NodeName) -> Touched:
+        """Take note that a node is gone."""
+        if self._nodes.pop(name, None) is None:
+            return Touched()
+        return self._node_changed(name, discovery=True)
+
+    def apply_pod(self, pod: Pod) -> Touched:
+        """Take a pod as it is now. One that is neither of a model nor asks for chips is left out."""
+        if not pod.is_ours and not pod.chips:
+            return self.forget_pod(pod.key)
+        before = self._pods.get(pod.key)
+        if before == pod:
+            return Touched()
+        return self._pod_changed(pod.key, before, pod)
+
+    def forget_pod(self, key: ObjectKey) -> Touched:
+        """Take note that a pod is gone."""
+        before = self._pods.get(key)
+        return Touched() if before is None else self._pod_changed(key, before, None)
+
+    def apply_pool(self, pool: Pool) -> Touched:
+        """Take a pool as it is now. One that is older than what is known is ignored."""
+        before = self._pools.get(pool.name)
+        if before is not None and (before == pool or _is_older(pool.meta, before.meta)):
+            return Touched()
+        self._pools[pool.name] = pool
+        resolved, members = resolve_pool(pool, self.rules), self._members.get(pool.name)
+        if members is not None and isinstance(resolved, ResolvedPool) and members.same_nodes(resolved):
+            alike = members.pool.problem == resolved.problem and members.pool.image == resolved.image
+            alike = (
+                alike and members.pool.chip == resolved.chip and members.pool.pool.engine_backend == resolved.pool.engine_backend
+            )
+            members.pool = resolved
+            models = () if alike else self._interested_in(pool.name, resolved.pool.territory)
+            return Touched(models=models, pools=frozenset({pool.name}))
+        if isinstance(resolved, ResolvedPool):
+            self._problems.pop(pool.name, None)
+            self._members[pool.name] = PoolNodes(resolved, self._nodes.values(), self._chips)
+        else:
+            self._members.pop(pool.name, None)
+            self._problems[pool.name] = resolved
+        territory = pool.territory if isinstance(pool, ChipPool) else None
+        return Touched(models=self._interested_in(pool.name, territory), pools=frozenset({pool.name}), discovery=True)
+
+    def forget_pool(self, name: PoolName) -> Touched:
+        """Take note that a pool is gone."""
+        pool = self._pools.pop(name, None)
+        if pool is None:
+            return Touched()
+        self._members.pop(name, None)
+        self._problems.pop(name, None)
+        territory = pool.territory if isinstance(pool, ChipPool) else None
+        return Touched(models=self._interested_in(name, territory), pools=frozenset({name}), discovery=True)
+
+    def apply_model(self, model: Model) -> Touched:
+        """Take a model as it is now, from an informer or as the API server returned it. One older than what is known is ignored."""
+        before = self._models.get(model.key)
+        if before is not None and (before == model or _is_older(model.meta, before.meta)):
+            return Touched()
+        self._models[model.key] = model
+        self._models_in.put(None, model.key.namespace, model.key, model)
+        placement = model.status.placement
+        nodes = self._reservations.observe(model.key, () if placement is None else placement.slots)
+        readable = model if isinstance(model, ModelDeployment) else None
+        self._queue.put(model.key, None if readable is None else waiting_of(readable))
+        if readable is not None and _is_unsettled(readable):
+            self._unsettled.add(model.key)
+        else:
+            self._unsettled.discard(model.key)
+        return self._recounted(nodes, models=(model.key,))
+
+    def forget_model(self, key: ObjectKey) -> Touched:
+        """Take note that a model is gone."""
+        model = self._models.pop(key, None)
+        if model is None:
+            return Touched()
+        self._models_in.put(key.namespace, None, key, model)
+        self._queue.put(key, None)
+        self._unsettled.discard(key)
+        nodes = self._reservations.observe(key, ()) | self._reservations.withdraw(key)
+        return self._recounted(nodes, models=(key,))
+
+    def assume(self, key: ObjectKey, placement: Placement) -> Touched:
+        """Keep the chips of a placement that is about to be written, beside those that the model has."""
+        return self._recounted(self._reservations.assume(key, placement.slots))
+
+    def withdraw(self, key: ObjectKey) -> Touched:
+        """Forget what was assumed: the write was refused, or what it returned has been applied."""
+        return self._recounted(self._reservations.withdraw(key))
+
+    def apply_child(self, child: Child) -> Touched:
+        """Take a child as it is now."""
+        before = self._children.get(child.key)
+        if before is not None and (before == child or _is_older(child.meta, before.meta)):
+            return Touched()
+        self._children[child.key] = child
+        return self._child_changed(child.key, before, child)
+
+    def forget_child(self, key: ChildKey) -> Touched:
+        """Take note that a child is gone."""
+        child = self._children.pop(key, None)
+        return Touched() if child is None else self._child_changed(key, child, None)
+
+    # ---- indices -----------------------------------------------------------------------------------------------------------
+
+    def _node_changed(self, name: NodeName, *, discovery: bool) -> Touched:
+        node = self._nodes.get(name)
+        pools = {pool for pool, members in self._members.items() if members.join(name, node)}
+        touched = self._recounted({name}, models=self._models_at(name))
+        return Touched(models=touched.models, pools=touched.pools | pools, discovery=discovery)
+
+    def _pod_changed(self, key: ObjectKey, before: Pod | None, after: Pod | None) -> Touched:
+        known = [pod for pod in (before, after) if pod is not None]
+        self._pods_on.put(before.node if before else None, after.node if after else None, key, known[-1])
+        self._pods_of.put(before.model if before else None, after.model if after else None, key, known[-1])
+        if after is None:
+            del self._pods[key]
+        else:
+            self._pods[key] = after
+        models = [pod.model for pod in known if pod.model is not None]
+        nodes = {pod.node for pod in known if pod.node is not None and pod.chips}
+        if any(not pod.is_ours for pod in known):
+            models.extend(model for node in nodes for model in self._reservations.on(node))
+        return self._recounted(nodes, models=tuple(dict.fromkeys(models)))
+
+    def _child_changed(self, key: ChildKey, before: Child | None, after: Child | None) -> Touched:
+        known = [child for child in (before, after) if child is not None]
+        self._children_of.put(before.model if before else None, after.model if after else None, key, known[-1])
+        return Touched(models=tuple(dict.fromkeys(child.model for child in known if child.model is not None)))
+
+    def _recounted(self, nodes: Iterable[NodeName], models: tuple[ObjectKey, ...] = ()) -> Touched:
+        """Count the chips of those nodes anew."""
+        pools, grown = set(), set()
+        for name in nodes:
+            chips = chips_on(name, self._nodes.get(name), self._pods_on.of(name), self._reservations.on(name))
+            if chips:
+                self._chips[name] = chips
+            else:
+                self._chips.pop(name, None)
+            for pool, members in self._members.items():
+                if members.has(name):
+                    free = members.free.of(name)
+                    if members.count(name, chips.get(members.pool.resource, NO_CHIPS)):
+                        pools.add(pool)
+                        if members.free.of(name) > free:
+                            grown.add(pool)
+        woken = [model for pool in sorted(grown) for model in self._wants(pool)]
+        return Touched(models=tuple(dict.fromkeys((*models, *woken))), pools=frozenset(pools))
+
+    def _wants(self, pool: PoolName) -> Iterable[ObjectKey]:
+        """Models that could use free chips of the pool, those that wait for it first."""
+        members = self._members[pool]
+        for waiting in self._queue.for_pool(pool):
+            if members.free.pods_that_fit(waiting.chips_per_pod) >= waiting.pods_per_replica:
+                yield waiting.model
+        for key in sorted(self._unsettled):
+            model = self._models[key]
+            if isinstance(model, ModelDeployment) and self._queue.of(key) is None and _prefers(model, members.pool):
+                yield key
+
+    def _interested_in(self, pool: PoolName, territory: str | None) -> tuple[ObjectKey, ...]:
+        """Models that have chips in a pool, or would take some."""
+        return tuple(
+            key
+            for key, model in sorted(self._models.items())
+            if key in self._reservations.models_in(pool)
+            or (
+                isinstance(model, ModelDeployment)
+                and (pool in model.spec.pools if model.spec.pools else model.spec.territory == territory)
+            )
+        )
+
+    def _models_at(self, node: NodeName) -> tuple[ObjectKey, ...]:
+        """Models with chips or pods on a node."""
+        pods = (pod.model for pod in self._pods_on.of(node).values() if pod.model is not None)
+        return tuple(sorted({*self._reservations.on(node), *pods}))
+
+    def _nodes_of(self, model: ObjectKey) -> frozenset[NodeName]:
+        """Nodes on which a model has chips or pods."""
+        pods = (pod.node for pod in self._pods_of.of(model).values() if pod.node is not None)
+        return frozenset({slot.node for slot in self._reservations.of(model)}.union(pods))
+
+
+def _is_older(meta: Metadata, known: Metadata) -> bool:
+    """Whether an object is an earlier state of the one that is known.
+
+    Resource versions of one kind are integers that grow: Kubernetes Enhancement Proposal 5504.
+    """
+    if meta.uid != known.uid or not meta.resource_version.isdecimal() or not known.resource_version.isdecimal():
+        return False
+    return int(meta.resource_version) < int(known.resource_version)
+
+
+def _is_unsettled(model: ModelDeployment) -> bool:
+    """Whether the model lacks replicas, or would rather be on another pool."""
+    status, placement = model.status, model.status.placement
+    if model.meta.is_deleting or status.desired_replicas == 0:
+        return False
+    if placement is None or placement.pool is None or status.plan is None or status.desired_replicas is None:
+        return True
+    if model.spec.pools and placement.pool != model.spec.pools[0]:
+        return True
+    return placed_replicas(placement, placement.pool, status.plan.pods_per_replica) < status.desired_replicas
+
+
+def _prefers(model: ModelDeployment, pool: ResolvedPool) -> bool:
+    """Whether an unsettled model would use that pool. Without a list of pools none is better than the one that it has."""
+    if model.spec.territory != pool.pool.territory:
+        return False
+    current = None if model.status.placement is None else model.status.placement.pool
+    if not model.spec.pools:
+        return True
+    if pool.name not in model.spec.pools:
+        return False
+    before = model.spec.pools.index(current) if current in model.spec.pools else len(model.spec.pools)
+    return model.spec.pools.index(pool.name) <= before
