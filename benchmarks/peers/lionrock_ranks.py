@@ -58,6 +58,7 @@ async def start(options: dict[str, Any]) -> RanksEngine:
     plan = plan_shards(shape_of(open_weights(model).config), chip("cpu"), dtype="bfloat16", tensor_parallel=ranks)
     health = HealthSettings(warm_spares=0)
     settings = RankSettings(
+        chip=chip("cpu"),
         plan=plan,
         source=model,
         collective=None,

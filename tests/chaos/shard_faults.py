@@ -121,6 +121,7 @@ class ShardFaults:
         """pool: distinct requests."""
         config = open_weights(model).config
         settings = RankSettings(
+            chip=chip("cpu"),
             plan=plan_for(config, tensor_parallel=tensor_parallel, pipeline_parallel=pipeline_parallel),
             source=model,
             collective=None,

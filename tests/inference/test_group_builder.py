@@ -34,7 +34,7 @@ CONFIG = {
 }  # fmt: skip
 PLAN = plan_shards(shape_of(from_config_json(CONFIG, None)), chip("cpu"), dtype="float32", tensor_parallel=2)
 SETTINGS = RankSettings(
-    plan=PLAN, source=Path("none"), collective=None, collective_interface="lo", collective_timeout_s=5, threads=1,
+    chip=chip("cpu"), plan=PLAN, source=Path("none"), collective=None, collective_interface="lo", collective_timeout_s=5, threads=1,
     kv_cache_bytes=1 << 20, heartbeat_interval_s=0.02, telemetry=TelemetrySettings(), tls=None,
 )  # fmt: skip
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from lionrock.common.v1 import context_pb2, sampling_pb2
+from lionrock.common.v1 import context_pb2, model_pb2, sampling_pb2
 from lionrock.inference import replica as replica_module
 from lionrock.inference.backends.torch_engine import TorchEngine
 from lionrock.inference.engine.batch import StepBatch, StepResult
@@ -20,6 +20,7 @@ from lionrock.inference.replica import MAX_START_FAILURES, RESPONSE, Replica
 from lionrock.inference.v1 import inference_pb2 as pb
 
 TOKEN = 7
+TINY = pb.ServedModel(identity=model_pb2.ModelIdentity(model="tiny"))
 
 
 class Runner:
@@ -90,7 +91,7 @@ async def until(holds: Callable[[], bool]) -> None:
 
 
 def replica_of(starts: Starts) -> Replica:
-    return Replica("tiny", "r1", TorchEngine(EngineLimits(), starts))
+    return Replica(TINY, "r1", TorchEngine(EngineLimits(), starts))
 
 
 async def test_a_replica_without_a_group_is_not_ready_and_its_streams_and_new_requests_go_on_with_the_next() -> None:
@@ -140,7 +141,7 @@ async def test_a_runner_that_fails_without_noticing_it_is_closed_and_replaced() 
     async def start(on_lost: Callable[[str], None]) -> Runner:
         return runners.pop(0)(on_lost, None)
 
-    replica = Replica("tiny", "r1", TorchEngine(EngineLimits(), start))
+    replica = Replica(TINY, "r1", TorchEngine(EngineLimits(), start))
     await until(lambda: replica.status().ready)
     assert await tokens_and_reason(replica.generate(request("r"), None, 60)) == ([TOKEN] * 10, None)
     assert len(closed) == 1

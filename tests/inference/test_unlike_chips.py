@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from lionrock.inference.placement import place
 from lionrock.inference.served_model import describe_model
 from lionrock.inference.settings import ModelSettings, StageSettings
-from lionrock.inference.shard_actors import bundles
 from lionrock.planner.chips import GIB
 from lionrock.planner.cuts import PlanError
 
@@ -42,12 +42,7 @@ def test_layers_follow_the_speed_of_each_stage_and_ranks_its_nodes(model: Path) 
     settings = ModelSettings(path=model, chip="nvidia-h20", tensor_parallel=2, pipeline_parallel=2, stages=(FAST, SLOW))
     served = describe_model("unlike", settings)
     assert [shard.layers for shard in served.plan.shards] == [20, 20, 10, 10]
-    assert bundles(served.plan, ["h20", "h100"]) == [
-        {"CPU": 1},
-        *[{"CPU": 1, "GPU": 1, "h20": 0.001}] * 2,
-        *[{"CPU": 1, "GPU": 1, "h100": 0.001}] * 2,
-    ]
-    assert bundles(served.plan) == [{"CPU": 1}, *[{"CPU": 1, "GPU": 1}] * 4]
+    assert place(settings).bundles == ({"CPU": 3, "GPU": 2, "h20": 0.001}, {"CPU": 2, "GPU": 2, "h100": 0.001})
 
 
 def test_a_kv_cache_that_leaves_no_room_for_layers_moves_them(model: Path) -> None:

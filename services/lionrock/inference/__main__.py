@@ -26,13 +26,15 @@ log = logging.getLogger("lionrock.inference")
 async def run(settings: InferenceSettings) -> None:
     """Serve until told to stop. Raises SystemExit(1), having said why, when a model or Ray is unusable."""
     try:
-        models = {name: describe_model(name, model) for name, model in settings.models.items()}
+        # Where somebody else declares the applications, their replicas say what they serve: the files need not be here.
+        described = settings.models.items() if settings.ray.deploy else ()
+        models = {name: describe_model(name, model) for name, model in described}
         for model in models.values():
-            check_backend(model, settings)
+            check_backend(model, settings.application(model.name), runs_here=settings.ray.address is None)
     except (ModelStoreError, ModelError, UnknownChip, PlanError, BackendUnavailable) as error:
         raise SystemExit(f"lionrock inference: {error}") from None
     front = Front(settings, models)
-    servicer = InferenceServicer(front.models, image_digest=settings.image_digest)
+    servicer = InferenceServicer(front.models)
     registration = Registration(
         inference_pb2_grpc.add_InferenceServiceServicer_to_server,
         servicer,

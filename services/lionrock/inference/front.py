@@ -1,6 +1,7 @@
 """The models as the front sees them: which are served, whether they are ready, and their streams. Starts Ray and the deployments.
 
-The front listens before any model is ready; a watch asks the replicas how they are and so follows loads, losses and restarts.
+The front listens before any model is ready; a watch asks the replicas how they are and so follows loads, losses and restarts. With
+`ray.deploy` off it deploys nothing and watches what somebody else declares, through redeployments and absences.
 """
 
 from __future__ import annotations
@@ -9,22 +10,25 @@ import asyncio
 import contextlib
 import importlib
 import logging
+import math
 import os
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lionrock.chassis.errors import MeshError
-from lionrock.inference.engine.runner import RunnerSpec
+from lionrock.common.v1 import model_pb2
+from lionrock.inference.backends.choice import engine_name
 from lionrock.inference.errors import RESTART_RETRY_AFTER_S, ModelNotReady, ShardGroupLost, decode_error
 from lionrock.inference.ray_cluster import RayCluster, RayUnavailable, prepare_environment
 from lionrock.inference.served_model import ServedModel
 from lionrock.inference.settings import InferenceSettings
 from lionrock.inference.v1 import inference_pb2 as pb
+from lionrock.inference.wire import served_message
 
 if TYPE_CHECKING:
     from lionrock.inference.deployment import ReplicaClient
@@ -33,6 +37,8 @@ log = logging.getLogger("lionrock.inference")
 
 _WATCH_STARTING_S = 0.1
 _WATCH_S = 0.5
+_FIND_S = 1.0
+_COUNT_S = 10.0
 _ANSWER_S = 2.0
 _UNDEPLOY_S = 15.0
 _RESPONSE = 0
@@ -40,11 +46,15 @@ _RESPONSE = 0
 
 @dataclass(slots=True)
 class ModelFront:
-    """One served model."""
+    """One served model. Between a loss and a new replica it stays what the last one said."""
 
-    model: ServedModel
+    name: str
+    served: pb.ServedModel
+    find: Callable[[], Awaitable[ReplicaClient | None]] | None = None
+    """Looks for the replicas of what somebody else deploys; None: they are our own, and stay the same."""
+    count: Callable[[], Awaitable[int]] | None = None
+    """Asks how many replicas run."""
     client: ReplicaClient | None = None
-    spec: RunnerSpec | None = None
     ready: bool = False
     replicas: int = 0
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -60,7 +70,7 @@ class ModelFront:
                     raise decode_error(frame[1:])
                 yield pb.GenerateResponse.FromString(frame[1:])
         except (ShardGroupLost, ModelNotReady):
-            if self.model.settings.replicas == 1:  # the watch would find out a little later
+            if self.replicas <= 1:  # the watch would find out a little later
                 self.ready, self.replicas = False, 0
                 self.changed.set()
             raise
@@ -69,22 +79,30 @@ class ModelFront:
 
     async def watch(self) -> None:
         """Follow the replicas' state until cancelled."""
-        assert self.client is not None, "the model is deployed first"
         problem: str | None = None
+        counted_s = looked_s = -math.inf
         while True:
-            try:
-                async with asyncio.timeout(_ANSWER_S):
-                    status = await self.client.status()
-                ready, found = status.ready, status.problem
-                self.spec = status.spec or self.spec
-            except (MeshError, TimeoutError) as error:
-                ready, found = False, f"no replica answers: {type(error).__name__}"
-            if found != problem and found is not None:
-                log.warning("model %s: %s", self.model.name, found)
+            ready, found = False, "no application of that name is deployed"
+            now_s = time.monotonic()
+            if self.find is not None and not self.ready and now_s - looked_s >= _FIND_S:
+                self.client, looked_s = await self.find(), now_s
+            if self.client is not None:
+                try:
+                    async with asyncio.timeout(_ANSWER_S):
+                        status = await self.client.status()
+                    ready, found = status.ready, status.problem or ""
+                    self.served = pb.ServedModel.FromString(status.served)
+                except (MeshError, TimeoutError) as error:
+                    found = f"no replica answers: {type(error).__name__}"
+            if ready and self.count is not None and (not self.ready or now_s - counted_s >= _COUNT_S):
+                self.replicas, counted_s = max(1, await self.count()), now_s
+            if found != problem and found:
+                log.warning("model %s: %s", self.name, found)
             if ready and not self.ready:
-                log.info("model %s is ready", self.model.name)
+                log.info("model %s is ready", self.name)
             problem = found
-            self.replicas = self.model.settings.replicas if ready else 0
+            if not ready:
+                self.replicas = 0
             self.ready = ready
             self.changed.set()
             await asyncio.sleep(_WATCH_S if self.ready else _WATCH_STARTING_S)
@@ -94,13 +112,15 @@ class Front:
     """All served models and the cluster under them."""
 
     def __init__(self, settings: InferenceSettings, models: Mapping[str, ServedModel]) -> None:
+        """models: what the service deploys, described. Where it deploys nothing, replicas say what they serve."""
         self._settings = settings
-        self.models = {name: ModelFront(model) for name, model in models.items()}
+        self._described = models
+        self.models = {name: ModelFront(name, self._unserved(name)) for name in settings.models}
         self._cluster: RayCluster | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Start Ray and deploy every model; returns when replicas exist, before they are ready. Raises RayUnavailable."""
+        """Start or join Ray, and deploy every model or look for it; returns before they are ready. Raises RayUnavailable."""
         begin_s = time.monotonic()
         prepare_environment(self._settings.ray)
         self._cluster = cluster = RayCluster(self._settings.ray, local_cpus=self._local_cpus())
@@ -112,16 +132,28 @@ class Front:
             await importing
         _take_back_signals()
         log.info("Ray is up after %.1f s", time.monotonic() - begin_s)
-        from lionrock.inference.deployment import ReplicaClient, deploy, start_serve
+        from lionrock.inference.deployment import ReplicaClient, deploy, find, running_replicas, start_serve
 
-        await cluster.call(start_serve)
-        log.info("Serve is up after %.1f s", time.monotonic() - begin_s)
-        for front in self.models.values():
-            model = front.model
-            handle = await cluster.call(lambda model=model: deploy(model, self._settings))  # type: ignore[misc]
-            front.client = ReplicaClient(handle)
-            self._tasks.append(asyncio.create_task(front.watch(), name=f"lionrock-watch-{model.name}"))
-            log.info("model %s is deployed after %.1f s", model.name, time.monotonic() - begin_s)
+        if self._settings.ray.deploy:
+            await cluster.call(start_serve)
+            log.info("Serve is up after %.1f s", time.monotonic() - begin_s)
+        for name, front in self.models.items():
+            front.count = partial(cluster.call, partial(running_replicas, name))
+            if self._settings.ray.deploy:
+                application = self._settings.application(name)
+                handle = await cluster.call(partial(deploy, self._described[name], application))
+                front.client = ReplicaClient(handle)
+                log.info("model %s is deployed after %.1f s", name, time.monotonic() - begin_s)
+            else:
+                front.find = partial(_find, cluster, partial(find, name))
+            self._tasks.append(asyncio.create_task(front.watch(), name=f"lionrock-watch-{name}"))
+
+    def _unserved(self, name: str) -> pb.ServedModel:
+        """Return what is known of a model before any replica says it."""
+        model = self._described.get(name)
+        if model is None:
+            return pb.ServedModel(identity=model_pb2.ModelIdentity(model=name))
+        return served_message(model, engine_name(model), self._settings.image_digest)
 
     async def readiness(self) -> AsyncIterator[bool]:
         """Whether every model is ready, whenever that changes."""
@@ -165,9 +197,17 @@ class Front:
                 log.warning("model %s may still run in the cluster: %s", name, type(error).__name__)
 
     def _local_cpus(self) -> int:
-        """CPU resources of a local head: one a bundle, at least the machine's."""
-        wanted = sum(front.model.settings.replicas * (1 + front.model.plan.ranks) for front in self.models.values())
+        """CPU resources of a local head: one a rank and a replica, at least the machine's."""
+        models = self._settings.models.values()
+        wanted = sum(model.replicas * (1 + model.tensor_parallel * model.pipeline_parallel) for model in models)
         return max(wanted, os.cpu_count() or 1)
+
+
+async def _find(cluster: RayCluster, find: Callable[[], Any]) -> ReplicaClient | None:
+    from lionrock.inference.deployment import ReplicaClient
+
+    handle = await cluster.call(find)
+    return None if handle is None else ReplicaClient(handle)
 
 
 def _take_back_signals() -> None:

@@ -25,7 +25,6 @@ from lionrock.inference.links import Kind, Link, LinkAddress, LinkClosed, LinkLi
 from lionrock.inference.settings import HealthSettings
 from lionrock.inference.shard_process import Placement, RankSettings, Rendezvous
 from lionrock.inference.sharding import ShardGroup
-from lionrock.planner.chips import chip
 
 log = logging.getLogger("lionrock.inference")
 
@@ -103,9 +102,8 @@ class GroupBuilder:
         self._longest_place_s = 0.0
         self._place_limit_s = health.process_start_timeout_s
         self._loaded: dict[int, int] = {}
-        row = chip(settings.plan.chip)
         # A spare must be able to become any rank: so no devices that are chosen before the chip's module is imported.
-        self._wanted_spares = health.warm_spares if row.visible_devices is None else 0
+        self._wanted_spares = health.warm_spares if settings.chip.visible_devices is None else 0
 
     @property
     def processes(self) -> Mapping[int, RankProcess]:

@@ -17,6 +17,7 @@ import stat
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -29,6 +30,8 @@ log = logging.getLogger("lionrock.inference")
 T = TypeVar("T")
 
 CLOSE_S = 15.0
+_JOIN_AGAIN_S = 1.0
+_REACH_S = 5.0
 
 # Ray's own switch for machines that are no cluster nodes: the node's address is then 127.0.0.1, and Ray's servers listen there
 # alone. Without it Ray replaces a loopback address, also that of a cluster to join, by a public one.
@@ -48,10 +51,10 @@ class RayUnavailable(Exception):
 def prepare_environment(settings: RaySettings) -> None:
     """Set what Ray reads from the environment. Raises RayUnavailable for a token file that others can read."""
     try:
-        mode = settings.token_file.stat().st_mode
+        status = settings.token_file.stat()
     except OSError as error:
         raise RayUnavailable(f"ray.token_file: {settings.token_file}: {error.strerror}") from None
-    if stat.S_IMODE(mode) & 0o077:
+    if stat.S_IMODE(status.st_mode) & (0o037 if _is_mounted_secret(status) else 0o077):
         raise RayUnavailable(f"ray.token_file: {settings.token_file} can be read by others; its mode must be 0600")
     os.environ.update(
         RAY_USE_TLS="1",
@@ -74,6 +77,11 @@ def prepare_environment(settings: RaySettings) -> None:
         os.environ.update(_ON_LOOPBACK)
 
 
+def _is_mounted_secret(status: os.stat_result) -> bool:
+    """Whether a file is of a volume that Kubernetes fills: root's, with the pod's group, which alone may read it."""
+    return status.st_uid == 0 != os.geteuid() and status.st_gid in os.getgroups()
+
+
 class RayCluster:
     """A connection to the cluster, and its thread: every blocking call of Ray goes through `call`."""
 
@@ -88,9 +96,22 @@ class RayCluster:
         self._head: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
-        """Join or start the cluster; the environment is prepared. Raises RayUnavailable."""
+        """Join or start the cluster; the environment is prepared. Raises RayUnavailable.
+
+        A cluster whose models somebody else deploys may come up later than this process: it is tried for `join_timeout_s`.
+        """
         address = self._settings.address or await self._start_head()
-        await self.call(lambda: self._connect(address))
+        until_s = time.monotonic() + (0 if self._settings.deploy else self._settings.join_timeout_s)
+        while True:
+            try:
+                if not self._settings.deploy:
+                    await _reach(address)
+                return await self.call(lambda: self._connect(address))
+            except RayUnavailable as error:
+                if time.monotonic() >= until_s:
+                    raise
+                log.info("%s; trying again", error)
+                await asyncio.sleep(_JOIN_AGAIN_S)
 
     async def call(self, function: Callable[[], T]) -> T:
         """Run a blocking call of Ray in its thread."""
@@ -163,6 +184,7 @@ class RayCluster:
         try:
             ray.init(address=address, namespace=settings.namespace, log_to_driver=False, configure_logging=False)
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+            ray.shutdown()
             raise RayUnavailable(f"Ray at {address} cannot be joined: {error}") from error
 
     def _temp_dir(self) -> str:
@@ -178,3 +200,14 @@ class RayCluster:
         import ray
 
         ray.shutdown()
+
+
+async def _reach(address: str) -> None:
+    """Raise RayUnavailable while nobody listens there; Ray itself would try for long, and then end the process."""
+    host, _, port = address.rpartition(":")
+    try:
+        async with asyncio.timeout(_REACH_S):
+            _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+    except (OSError, TimeoutError, ValueError) as error:
+        raise RayUnavailable(f"nobody listens at {address}, where Ray should be: {type(error).__name__}") from None
+    writer.close()

@@ -19,7 +19,6 @@ from lionrock.chassis.errors import Internal, MeshError
 from lionrock.chassis.ids import uuid7
 from lionrock.inference.backends.backend import EngineBackend
 from lionrock.inference.engine.errors import EngineError, ShardGroupLost
-from lionrock.inference.engine.runner import RunnerSpec
 from lionrock.inference.engine.sequence import FinishReason, StepOutput
 from lionrock.inference.errors import RESTART_RETRY_AFTER_S, ModelNotReady, encode_error, mesh_error
 from lionrock.inference.spans import start_sequence_span
@@ -40,7 +39,8 @@ class ReplicaStatus:
     """What a replica says of itself to the front."""
 
     ready: bool
-    spec: RunnerSpec | None
+    served: bytes
+    """A serialised ServedModel; whether it is ready, and how often it runs, is the front's to say."""
     problem: str | None
     """Why it is not ready, for the log."""
     running: int
@@ -51,11 +51,18 @@ class Replica:
     """Keeps a shard group alive and serves sequences on it. Made on the event loop that it lives on."""
 
     def __init__(
-        self, model: str, replica_id: str, engine: EngineBackend, loaded_percent: Callable[[], int | None] = lambda: None
+        self,
+        served: pb.ServedModel,
+        replica_id: str,
+        engine: EngineBackend,
+        loaded_percent: Callable[[], int | None] = lambda: None,
     ) -> None:
-        """Take over the engine, not started. loaded_percent: of its weights, while it loads them."""
+        """Take over the engine, not started.
+
+        served: the model without its state. loaded_percent: of its weights, while it loads them.
+        """
         self._loaded_percent = loaded_percent
-        self._model = model
+        self._served = served
         self._id = replica_id
         self._engine = engine
         self._ready = False
@@ -72,7 +79,12 @@ class Replica:
         problem = self._problem
         if not self._ready and (percent := self._loaded_percent()) is not None:
             problem = f"loading, {percent // 10 * 10} % of the weights read"
-        return ReplicaStatus(self._ready, engine.spec, problem, engine.running, engine.waiting)
+        served = pb.ServedModel()
+        served.CopyFrom(self._served)
+        if (spec := engine.spec) is not None:
+            served.kv_cache_tokens = spec.kv_blocks * spec.kv_block_size
+            served.sampling_options.extend(sorted(spec.sampling_options))
+        return ReplicaStatus(self._ready, served.SerializeToString(), problem, engine.running, engine.waiting)
 
     @property
     def hopeless(self) -> str | None:
@@ -110,11 +122,12 @@ class Replica:
         if self._engine.spec is None:
             raise ModelNotReady("the model is being loaded", retry_after_s=RESTART_RETRY_AFTER_S)
         stream = self._engine.submit(engine_request(request, deadline_s))
-        span = start_sequence_span(traceparent, self._model, self._id)
+        span = start_sequence_span(traceparent, self._served.identity.model, self._id)
         ranks_traceparent = span.traceparent  # none once the span has ended
         outcome = "cancelled"
         try:
-            yield pb.GenerateResponse(started=pb.GenerateResponse.Started(replica=self._id))
+            started = pb.GenerateResponse.Started(replica=self._id, model=self._served.identity, plan=self._served.plan)
+            yield pb.GenerateResponse(started=started)
             async for output in stream:
                 if output.token_ids:
                     yield tokens_message(output)

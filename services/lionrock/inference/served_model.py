@@ -58,7 +58,7 @@ def _plan(shape: ModelShape, settings: ModelSettings) -> ShardPlan:
     if settings.stages is None:
         return plan_shards(
             shape,
-            chip(settings.chip),
+            settings.chip_row(),
             dtype=settings.dtype,
             weight_dtype=weight_dtype,
             tensor_parallel=settings.tensor_parallel,

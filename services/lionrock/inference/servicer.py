@@ -10,24 +10,18 @@ import grpc
 
 from lionrock.chassis.calls import current_call
 from lionrock.chassis.telemetry import set_request_id, tracer
-from lionrock.inference.backends.choice import engine_name
 from lionrock.inference.errors import ModelNotFound
 from lionrock.inference.front import ModelFront
 from lionrock.inference.spans import current_traceparent
 from lionrock.inference.v1 import inference_pb2 as pb
 from lionrock.inference.v1 import inference_pb2_grpc
-from lionrock.inference.wire import identity_message, plan_message
 
 
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     """See protos/lionrock/inference/v1/inference.proto."""
 
-    def __init__(self, models: Mapping[str, ModelFront], *, image_digest: str | None) -> None:
+    def __init__(self, models: Mapping[str, ModelFront]) -> None:
         self._models = models
-        self._identities = {
-            name: identity_message(front.model, engine_name(front.model), image_digest) for name, front in models.items()
-        }
-        self._plans = {name: plan_message(front.model.plan) for name, front in models.items()}
 
     async def Generate(  # noqa: N802
         self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -46,9 +40,6 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             messages = front.generate(request.SerializeToString(), current_traceparent(), timeout_s)
             try:
                 async for message in messages:
-                    if message.HasField("started"):
-                        message.started.model.CopyFrom(self._identities[request.model])
-                        message.started.plan.CopyFrom(self._plans[request.model])
                     yield message
             finally:
                 await messages.aclose()  # type: ignore[attr-defined]
@@ -62,14 +53,6 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     def _served(self, name: str) -> pb.ServedModel:
         front = self._models[name]
-        spec = front.spec
-        return pb.ServedModel(
-            identity=self._identities[name],
-            plan=self._plans[name],
-            context_window=front.model.config.context_window,
-            kv_bytes_per_token=front.model.plan.kv_bytes_per_token,
-            kv_cache_tokens=spec.kv_blocks * spec.kv_block_size if spec is not None else 0,
-            ready=front.ready,
-            replicas=front.replicas,
-            sampling_options=sorted(spec.sampling_options) if spec is not None else [],
-        )
+        served = pb.ServedModel(ready=front.ready, replicas=front.replicas)
+        served.MergeFrom(front.served)
+        return served

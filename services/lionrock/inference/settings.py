@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from lionrock.chassis.settings import ServiceSettings, TlsSettings
+from lionrock.chassis.settings import ServiceSettings, TelemetrySettings, TlsSettings
+from lionrock.planner.chips import Chip, InvalidChip, chip, described_chip
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 
@@ -66,7 +67,10 @@ class ModelSettings(BaseModel):
     backend: Literal["torch", "vllm"] = Field(
         default="torch", description="engine: Lionrock's own, or vLLM, whose package for the chip must be installed"
     )
-    chip: str = Field(default="cpu", description="row of the chip table")
+    chip: str = Field(default="cpu", description="row of the chip table, or the name of a chip that `chip_description` describes")
+    chip_description: dict[str, Any] | None = Field(
+        default=None, description="a chip that the table does not know, in the words of a ChipPool's spec.description"
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="bfloat16", description="type of weights, activations and KV cache"
     )
@@ -75,6 +79,9 @@ class ModelSettings(BaseModel):
     )
     tensor_parallel: int = Field(default=1, ge=1, description="ranks that share each layer")
     pipeline_parallel: int = Field(default=1, ge=1, description="stages of layers")
+    stages_per_node: int = Field(
+        default=1, ge=1, description="stages whose chips are taken together on one node, which in Kubernetes is a pod"
+    )
     stages: tuple[StageSettings, ...] | None = Field(
         default=None, description="unlike chips, one entry a stage; layers follow their memory and speed; unset: all are `chip`"
     )
@@ -97,7 +104,30 @@ class ModelSettings(BaseModel):
     def _stages_are_all_there(self) -> Self:
         if self.stages is not None and len(self.stages) != self.pipeline_parallel:
             raise ValueError(f"stages has {len(self.stages)} entries, and pipeline_parallel is {self.pipeline_parallel}")
+        if self.pipeline_parallel % self.stages_per_node:
+            raise ValueError(f"stages_per_node {self.stages_per_node} does not divide pipeline_parallel {self.pipeline_parallel}")
+        if self.stages is not None and self.stages_per_node > 1:
+            raise ValueError("stages on unlike chips are on nodes of their own: leave stages_per_node unset")
         return self
+
+    @model_validator(mode="after")
+    def _chip_is_described(self) -> Self:
+        if self.chip_description is not None:
+            try:
+                described_chip(self.chip, self.chip_description)
+            except InvalidChip as error:
+                raise ValueError(f"chip_description: {error}") from None
+            if self.backend == "vllm":
+                raise ValueError("the vllm backend knows chips of the chip table only, and not a chip_description")
+            if self.stages is not None:
+                raise ValueError("stages name rows of the chip table; leave chip_description unset")
+        return self
+
+    def chip_row(self) -> Chip:
+        """Return the chip, of the table or as described; of stages, that of the first. Raises UnknownChip."""
+        if self.chip_description is not None:
+            return described_chip(self.chip, self.chip_description)
+        return chip(self.chip if self.stages is None else self.stages[0].chip)
 
 
 class HealthSettings(BaseModel):
@@ -120,15 +150,26 @@ class HealthSettings(BaseModel):
     )
 
 
-class RaySettings(BaseModel):
-    """The Ray cluster: an existing one, or a local head that lives and dies with this process."""
+class RayNodeSettings(BaseModel):
+    """What is the same on every node of the Ray cluster."""
 
     model_config = _FROZEN
 
-    address: str | None = Field(default=None, description="host:port of an existing cluster's GCS; unset: a local head is started")
     tls: TlsSettings = Field(description="identity for Ray's own channels; its certificate names this node's IP address")
-    token_file: Path = Field(description="file with the cluster's authentication token, readable by its owner only")
     collective_interface: str | None = Field(default="lo", description="network interface of gloo; unset: gloo chooses")
+
+
+class RaySettings(RayNodeSettings):
+    """The Ray cluster: an existing one, or a local head that lives and dies with this process."""
+
+    address: str | None = Field(default=None, description="host:port of an existing cluster's GCS; unset: a local head is started")
+    token_file: Path = Field(description="file with the cluster's authentication token, readable by its owner only")
+    deploy: bool = Field(
+        default=True, description="deploy the models; off where somebody else declares their applications, as KubeRay does"
+    )
+    join_timeout_s: float = Field(
+        default=300, gt=0, description="how long a cluster whose models somebody else deploys may take to be there"
+    )
     temp_dir: Path | None = Field(
         default=None, description="a local head's files, a short path; unset: a new one in /tmp, removed after"
     )
@@ -144,6 +185,28 @@ class RaySettings(BaseModel):
             raise ValueError(f"temp_dir is longer than {MAX_TEMP_DIR_BYTES} bytes, and Unix socket names are limited")
         return self
 
+    @model_validator(mode="after")
+    def _somebody_deploys(self) -> Self:
+        if not self.deploy and self.address is None:
+            raise ValueError("deploy is off, and in a local head nobody else deploys: set address")
+        if not self.deploy and self.undeploy:
+            raise ValueError("undeploy would end what somebody else deploys: leave it off")
+        return self
+
+
+class ApplicationSettings(BaseModel):
+    """What the replicas of one model are told, wherever they run: `args` of a Serve application that is declared."""
+
+    model_config = _FROZEN
+
+    name: str = Field(min_length=1, max_length=128, description="name by which callers ask for the model")
+    model: ModelSettings
+    ray: RayNodeSettings
+    health: HealthSettings = HealthSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
+    native_directory: Path | None = Field(default=None, description="compiled CPU kernels; see the service's setting")
+    image_digest: Digest | None = Field(default=None, description="digest of the container image, reported with answers")
+
 
 class InferenceSettings(ServiceSettings):
     """Inference: serves models that are sharded over the chips of a Ray cluster."""
@@ -157,3 +220,15 @@ class InferenceSettings(ServiceSettings):
         default=None, description="compiled CPU kernels, which are made there when missing; unset: in the user's cache directory"
     )
     image_digest: Digest | None = Field(default=None, description="digest of the container image, reported with answers")
+
+    def application(self, name: str) -> ApplicationSettings:
+        """Return what the replicas of one of the models are told."""
+        return ApplicationSettings(
+            name=name,
+            model=self.models[name],
+            ray=RayNodeSettings(tls=self.ray.tls, collective_interface=self.ray.collective_interface),
+            health=self.health,
+            telemetry=self.telemetry,
+            native_directory=self.native_directory,
+            image_digest=self.image_digest,
+        )

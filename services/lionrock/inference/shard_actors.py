@@ -1,8 +1,7 @@
 """Ranks as Ray actors in the replica's placement group.
 
-Bundle 0 of the placement group is the replica's own, bundle 1 + r is rank r's, one chip each. A rank that is lost is started anew
-in its bundle; a spare has none, as it takes a core from nobody until it has taken over the bundle of a lost rank. Ray carries the
-set-up; steps go over links (see sharding).
+`placement` says which bundle a rank is in. A rank that is lost is started anew in its bundle; a spare takes no chip and no core
+from anybody until it has taken over the place of a lost rank. Ray carries the set-up; steps go over links (see sharding).
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -19,10 +17,10 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from lionrock.inference.engine.errors import ShardGroupLost
 from lionrock.inference.group_builder import GroupBuilder
+from lionrock.inference.placement import ReplicaPlacement, chip_resource
 from lionrock.inference.settings import HealthSettings
 from lionrock.inference.shard_process import Placement, RankSettings, ShardProcess
-from lionrock.planner.chips import Chip, chip
-from lionrock.planner.plan import ShardPlan
+from lionrock.planner.chips import Chip
 
 
 def _node_address() -> str:
@@ -38,51 +36,32 @@ class ShardActor(ShardProcess):
         return Placement(context.get_node_id(), _node_address(), os.getpid())
 
 
-_NODE_SHARE = 0.001
-"""Of a node's own resource: a mark of where a bundle may be, not something that runs out."""
-
-
-def bundles(plan: ShardPlan, node_resources: Sequence[str | None] | None = None) -> list[dict[str, float]]:
-    """Bundles of one replica's placement group: the replica, then a chip a rank.
-
-    node_resources: Ray resource of the nodes that each pipeline stage must be on, where stages are on unlike chips.
-    """
-    marks = node_resources or [None] * plan.pipeline_parallel
-    resources = _chip_resource(chip(plan.chip))
-    ranks = ({} if (mark := marks[shard.stage]) is None else {mark: _NODE_SHARE} for shard in plan.shards)
-    return [{"CPU": 1}, *({"CPU": 1} | resources | mark for mark in ranks)]
-
-
-def _chip_resource(row: Chip) -> dict[str, float]:
-    return {} if row.ray_resource == "CPU" else {row.ray_resource: 1}
-
-
-def _actor_options(row: Chip, rank: int | None) -> dict[str, Any]:
-    resources = {} if rank is None else _chip_resource(row)
+def _actor_options(row: Chip, placement: ReplicaPlacement, rank: int | None) -> dict[str, Any]:
+    resources = {} if rank is None else chip_resource(row)
     gpus = resources.pop("GPU", 0)
     group = ray.util.get_current_placement_group()
     assert group is not None, "Serve runs the replica in a placement group"
-    bundle = 0 if rank is None else 1 + rank
+    bundle = 0 if rank is None else placement.bundle_of(rank)
     strategy = PlacementGroupSchedulingStrategy(placement_group=group, placement_group_bundle_index=bundle)
     cpus = 0 if rank is None else 1
     return {"num_cpus": cpus, "num_gpus": gpus, "resources": resources, "scheduling_strategy": strategy, "max_restarts": 0}
 
 
-def _visible_devices(row: Chip, rank: int | None) -> str | None:
-    """Devices of a rank where Ray does not know the chip: one group a node, device r for rank r modulo chips a node."""
+def _visible_devices(row: Chip, placement: ReplicaPlacement, rank: int | None) -> str | None:
+    """Devices of a rank where Ray does not know the chip. A pod sees the chips of its bundle, numbered from 0."""
     if rank is None or row.ray_sets_visible_devices or row.visible_devices is None:
         return None
-    return str(rank % row.chips_per_node if row.chips_per_node else rank)
+    return str(placement.device_of(rank))
 
 
 class ActorRank:
     """See RankProcess."""
 
-    def __init__(self, settings: RankSettings, rank: int | None) -> None:
+    def __init__(self, settings: RankSettings, placement: ReplicaPlacement, rank: int | None) -> None:
         """Begin to start the actor. rank: None for a spare."""
-        row = chip(settings.plan.chip)
-        actor_class = ray.remote(ShardActor)
-        self._actor: Any = actor_class.options(**_actor_options(row, rank)).remote(settings, _visible_devices(row, rank))
+        row = settings.chip
+        actor_class = ray.remote(ShardActor).options(**_actor_options(row, placement, rank))
+        self._actor: Any = actor_class.remote(settings, _visible_devices(row, placement, rank))
         self._killing = threading.Lock()
         self._process: int | None = None  # pidfd of a rank on this node: a frozen process obeys the kernel only
 
@@ -115,11 +94,11 @@ class ActorRank:
         ray.kill(self._actor)
 
 
-def actor_group_builder(settings: RankSettings, health: HealthSettings) -> GroupBuilder:
+def actor_group_builder(settings: RankSettings, health: HealthSettings, placement: ReplicaPlacement) -> GroupBuilder:
     """Return what builds the groups of the replica that this process is."""
 
     def spawn(rank: int | None) -> ActorRank:
-        return ActorRank(settings, rank)
+        return ActorRank(settings, placement, rank)
 
     node_id = ray.get_runtime_context().get_node_id()
     return GroupBuilder(settings, health, spawn, node_id=node_id, node_address=_node_address())

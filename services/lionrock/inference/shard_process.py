@@ -26,7 +26,7 @@ from lionrock.inference.links import Kind, Link, LinkAddress, LinkClosed, LinkTl
 from lionrock.inference.loading import LoadProgress
 from lionrock.inference.model.native.build import NativeKernels
 from lionrock.inference.spans import ENDED, emit_shard_span
-from lionrock.planner.chips import chip
+from lionrock.planner.chips import Chip
 from lionrock.planner.plan import ShardPlan
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class RankSettings:
     collective_interface: gloo's network interface, None: its choice. native_directory: of compiled kernels, None: the user's cache.
     """
 
+    chip: Chip
     plan: ShardPlan
     source: Path
     collective: str | None
@@ -88,7 +89,7 @@ class ShardProcess:
         """Import what the chip needs. visible_devices: value for the chip's variable where Ray does not set it."""
         self._settings = settings
         self._rank: int | None = None
-        self._chip = chip(settings.plan.chip)
+        self._chip = settings.chip
         if self._chip.visible_devices is not None and visible_devices is not None:
             os.environ[self._chip.visible_devices] = visible_devices
         if settings.collective_interface is not None:

@@ -117,12 +117,20 @@ def plan_message(plan: ShardPlan) -> model_pb2.ShardPlan:
     )
 
 
-def identity_message(model: ServedModel, engine: str, image_digest: str | None) -> model_pb2.ModelIdentity:
-    """Return what decides an answer besides prompt and sampling. engine: name and version."""
-    return model_pb2.ModelIdentity(
-        model=model.name,
-        weights_digest=model.source.weights_digest,
-        tokenizer_digest=model.settings.tokenizer_digest or "",
-        engine=engine,
-        image_digest=image_digest or "",
+def served_message(model: ServedModel, engine: str, image_digest: str | None) -> pb.ServedModel:
+    """Return what is served, but for its state. engine: name and version.
+
+    The identity is what decides an answer besides prompt and sampling.
+    """
+    return pb.ServedModel(
+        identity=model_pb2.ModelIdentity(
+            model=model.name,
+            weights_digest=model.source.weights_digest,
+            tokenizer_digest=model.settings.tokenizer_digest or "",
+            engine=engine,
+            image_digest=image_digest or "",
+        ),
+        plan=plan_message(model.plan),
+        context_window=model.config.context_window,
+        kv_bytes_per_token=model.plan.kv_bytes_per_token,
     )

@@ -10,24 +10,24 @@ from lionrock.inference.backends.vllm_engine import VllmEngine
 from lionrock.inference.backends.vllm_options import BackendUnavailable, VllmOptions, require_vllm
 from lionrock.inference.engine.engine import EngineLimits
 from lionrock.inference.served_model import ServedModel, vocabulary_of
-from lionrock.inference.settings import InferenceSettings
+from lionrock.inference.settings import ApplicationSettings
 from lionrock.modelstore.source import ModelFiles
 from lionrock.planner.chips import chip
 
 
-def check_backend(model: ServedModel, settings: InferenceSettings) -> None:
+def check_backend(model: ServedModel, settings: ApplicationSettings, *, runs_here: bool) -> None:
     """Raise BackendUnavailable where a model's backend cannot serve it as configured.
 
-    With a local Ray head the replicas run in this process's environment, so a missing vLLM is found here; elsewhere a replica finds
-    out itself.
+    runs_here: whether the replicas run in this process's environment, so that a missing vLLM is found here; elsewhere a replica
+    finds out itself.
     """
     if model.settings.backend == "vllm":
         vllm_options(model, settings)
-        if settings.ray.address is None:
+        if runs_here:
             require_vllm(model.settings.chip)
 
 
-def engine_backend(model: ServedModel, settings: InferenceSettings, start_runner: StartRunner) -> EngineBackend:
+def engine_backend(model: ServedModel, settings: ApplicationSettings, start_runner: StartRunner) -> EngineBackend:
     """Return a model's engine, not started. start_runner: how the torch backend's ranks are started."""
     if model.settings.backend == "vllm":
         return VllmEngine(vllm_options(model, settings))
@@ -36,7 +36,7 @@ def engine_backend(model: ServedModel, settings: InferenceSettings, start_runner
     return TorchEngine(_limits(model), start_runner, resume_timeout_s=settings.health.resume_timeout_s, vocabulary=vocabulary)
 
 
-def vllm_options(model: ServedModel, settings: InferenceSettings) -> VllmOptions:
+def vllm_options(model: ServedModel, settings: ApplicationSettings) -> VllmOptions:
     """Return what vLLM is told of a model. Raises BackendUnavailable for what it cannot do."""
     told = model.settings
     if told.collective is not None:
