@@ -19,8 +19,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 sys.path.insert(0, str(Path(__file__).parent))
 
 import cluster_tools
@@ -33,6 +32,7 @@ from testcluster.objects import Manifest, Objects, documents
 from testcluster.processes import Program
 from testcluster.waiting import wait_for
 
+ROOT = Path(__file__).resolve().parents[2]
 NOT_RUN = pytest.StashKey[set[str]]()
 CRDS = ROOT / "charts" / "lionrock-crds" / "templates"
 

@@ -123,7 +123,7 @@ class Objects:
             method, path, query_params=list(query), header_params=headers, body=sent, auth_settings=["BearerToken"]
         )
         response = self.client.call_api(*request, _request_timeout=30)
-        data: str = response.read().decode()  # type: ignore[no-untyped-call]
+        data: str = response.read().decode()
         if not 200 <= response.status < 300:
             raise Refused(response.status, data)
         return json.loads(data) if data else None
