@@ -27,6 +27,8 @@ app = typer.Typer(
 )
 models = typer.Typer(help="The model store: what is there, and how to bring more in.", no_args_is_help=True)
 app.add_typer(models, name="models")
+bundle = typer.Typer(help="Images, charts and models in one directory, for sites without a network.", no_args_is_help=True)
+app.add_typer(bundle, name="bundle")
 
 StateDirOption = Annotated[
     Path | None, typer.Option("--state-dir", help="State directory. Default: $XDG_STATE_HOME/lionrock.", show_default=False)
@@ -201,6 +203,64 @@ def models_show(
     from lionrock.cli import models as command
 
     sys.exit(command.show(name, state_dir, as_json=as_json))
+
+
+@bundle.command(
+    "create",
+    epilog=_examples(
+        "lionrock bundle create ./lionrock-0.1.0 --image buildah:lionrock/gateway:0.1.0 --chart lionrock-0.1.0.tgz",
+        "lionrock bundle create ./site --image gateway.tar --model smollm2-135m-instruct --sign-with release.key",
+        "lionrock bundle create ./site --model qwen3=./Qwen3-0.6B",
+    ),
+)
+def bundle_create(
+    directory: Annotated[Path, typer.Argument(help="Where the bundle goes; it must not exist yet.")],
+    image: Annotated[
+        list[str] | None,
+        typer.Option(help="docker-archive, OCI archive or layout, or STORE:NAME with STORE buildah, podman, docker or containerd."),
+    ] = None,
+    chart: Annotated[list[Path] | None, typer.Option(help="Chart as `helm package` writes it.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Name in the store, PATH, or NAME=PATH.")] = None,
+    sign_with: Annotated[Path | None, typer.Option(help="File with an Ed25519 signer key, PRIVATE+KEY+…")] = None,
+    as_json: JsonOption = False,
+    state_dir: StateDirOption = None,
+) -> None:
+    """Pack images, charts and models with their digests. Options may be repeated; the bundle appears whole or not at all."""
+    from lionrock.cli import bundle as command
+
+    contents = command.Contents(image or [], chart or [], model or [])
+    sys.exit(command.create(directory, contents, sign_with, state_dir, as_json=as_json))
+
+
+@bundle.command("list", epilog=_examples("lionrock bundle list ./site", "lionrock bundle list ./site --json"))
+def bundle_list(
+    directory: Annotated[Path, typer.Argument(help="The bundle.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a bundle says that it holds. Nothing is checked: see `lionrock bundle verify`."""
+    from lionrock.cli import bundle as command
+
+    sys.exit(command.show(directory, as_json=as_json))
+
+
+@bundle.command(
+    "verify",
+    epilog=_examples(
+        "lionrock bundle verify ./site",
+        "lionrock bundle verify ./site --key 'releases.example+1f2e3d4c+AZ…'",
+        "cd ./site && sha256sum --check SHA256SUMS   # without Lionrock",
+    ),
+)
+def bundle_verify(
+    directory: Annotated[Path, typer.Argument(help="The bundle.")],
+    key: Annotated[list[str] | None, typer.Option(help="Verifier key that must have signed it; of several, one.")] = None,
+    keys_file: Annotated[Path | None, typer.Option(help="File with verifier keys, one a line.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a bundle: every missing, changed and extra file is named. Exit status: 0 good, 1 not."""
+    from lionrock.cli import bundle as command
+
+    sys.exit(command.verify(directory, key or [], keys_file, as_json=as_json))
 
 
 @app.command(
