@@ -12,7 +12,19 @@ import pytest
 from lionrock.cli.doctor import Finding, examine
 from lionrock.cli.state import StateDir
 
-COMMANDS = (["up"], ["chat"], ["verify"], ["trace"], ["models"], ["models", "pull"], ["doctor"], ["demo"], ["plan"])
+COMMANDS = (
+    ["up"],
+    ["chat"],
+    ["verify"],
+    ["trace"],
+    ["models"],
+    ["models", "pull"],
+    ["bundle", "create"],
+    ["bundle", "verify"],
+    ["doctor"],
+    ["demo"],
+    ["plan"],
+)
 HEAVY = ("grpc", "torch", "ray", "opentelemetry", "cryptography", "pydantic", "google.protobuf")
 
 
