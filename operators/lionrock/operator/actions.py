@@ -1,8 +1,8 @@
 """What a decision consists of: keys, and the writes that bring the cluster nearer to what is wanted.
 
-Plain values. Does not know how a write is made (`cluster`) nor why (`decision`). Applying is server-side apply with the field manager
-`lionrock-operator`, forced; it is idempotent, as is deleting. Patches are JSON Patch (RFC 6902) whose `test` operations make them
-fail, and the key come again, when the object is no longer the one that was looked at.
+Plain values. Does not know how a write is made (`cluster`) nor why (`decision`). Applying is server-side apply with the field
+manager `lionrock-operator`, forced; it is idempotent, as is deleting. Patches are JSON Patch (RFC 6902) whose `test` operations
+make them fail, and the key come again, when the object is no longer the one that was looked at.
 """
 
 from __future__ import annotations

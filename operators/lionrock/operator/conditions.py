@@ -118,7 +118,10 @@ class Finding:
 def carried_on(
     before: Iterable[Mapping[str, Any]], findings: Sequence[Finding], *, generation: int, now: datetime
 ) -> list[dict[str, Any]]:
-    """`status.conditions` with those findings. before: the conditions as they stand; those that nothing is found about are dropped."""
+    """Return `status.conditions` with those findings.
+
+    before: the conditions as they stand; those that nothing is found about are dropped.
+    """
     known = {condition.get("type"): condition for condition in before}
     carried = []
     for finding in sorted(findings, key=lambda finding: list(ConditionType).index(finding.type)):

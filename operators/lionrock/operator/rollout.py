@@ -4,9 +4,9 @@ A revision is everything that makes new pods. `step` looks at the revisions that
 time, and says which revisions run from now on, with which part of the requests. It remembers nothing itself: what must outlive a
 restart is in `RevisionStatus` and `RolloutRecord`, which stand in the model's status. Does not know pods, chips or manifests.
 
-Moves: Surge starts the new revision beside the old one and waits for chips if it must; InPlace ends the old one first, and keeps its
-record to return to it; Canary is Surge with a part of the requests for a while; Auto is Surge where there is room, else InPlace. One
-that is not ready before its deadline, or that does badly as a canary, is given up until the object changes.
+Moves: Surge starts the new revision beside the old one and waits for chips if it must; InPlace ends the old one first, and keeps
+its record to return to it; Canary is Surge with a part of the requests for a while; Auto is Surge where there is room, else
+InPlace. One that is not ready before its deadline, or that does badly as a canary, is given up until the object changes.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def _serving(revisions: Sequence[RevisionStatus]) -> RevisionStatus:
 
 
 def _begin(moment: Moment, target: Revision, running: Mapping[Revision, RevisionStatus]) -> Step:
-    """The target does not run yet."""
+    """Start the target, which does not run yet, if it may be started."""
     if not running:
         # The record of what served before stays until the target is ready: it may have to be returned to.
         kept = moment.kept if moment.kept != target else None
@@ -184,7 +184,7 @@ def _alone(moment: Moment, target: RevisionStatus) -> Step:
 
 
 def _replace(moment: Moment, target: RevisionStatus, serving: RevisionStatus) -> Step:
-    """The target runs beside the revision that serves; whatever else runs is ended."""
+    """Put the target, which runs, in the place of the revision that serves; whatever else runs is ended."""
     if target.ready_at is None:
         if serving.ready_at is None:
             return Step(target=target.name, weights={target.name: 100}, phase=Phase.STARTING, kept=moment.kept)
@@ -199,7 +199,7 @@ def _replace(moment: Moment, target: RevisionStatus, serving: RevisionStatus) ->
 
 
 def _observe(moment: Moment, canary: Canary, target: RevisionStatus, serving: RevisionStatus) -> Step:
-    """The target is ready and gets a part of the requests."""
+    """Watch the target, which is ready, with a part of the requests."""
     assert target.ready_at is not None
     figures, usual = moment.figures.get(target.name), moment.figures.get(serving.name)
     if target.ready_replicas == 0:
@@ -238,7 +238,7 @@ def _observe(moment: Moment, canary: Canary, target: RevisionStatus, serving: Re
 
 
 def _promote(moment: Moment, target: RevisionStatus, serving: RevisionStatus) -> Step:
-    """The target has all requests; the old one is ended when it had the time to finish its answers."""
+    """Give the target all requests, and end the old one when it had the time to finish its answers."""
     if target.weight_percent != 100 or moment.promoted_at is None:
         weights = {target.name: 100, serving.name: 0}
         return Step(target=target.name, weights=weights, phase=Phase.DRAINING, promoted=True, recheck_after_s=moment.drain_s)
