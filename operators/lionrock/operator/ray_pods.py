@@ -2,8 +2,8 @@
 
 Made for the restricted Pod Security Standard, an image without wget, and a root that cannot be written. A worker waits behind a
 scheduling gate for its gang; all pods are bound to the territory by required node affinity. Knows how KubeRay completes a pod: it
-puts `ray start` into the first container, adds an init container that waits for the head, and sets the token. Source: KubeRay v1.6.2,
-`controllers/ray/common/pod.go`; Ray 2.60's environment. Does not know replicas or placement.
+puts `ray start` into the first container, adds an init container that waits for the head, and sets the token. Does not know
+replicas or placement. Sources: KubeRay v1.6.2, `controllers/ray/common/pod.go`; Ray 2.60's environment.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def facts_pod(template: RevisionTemplate, settings: PodSettings, path: str) -> M
     spec["restartPolicy"] = "Never"
     spec["activeDeadlineSeconds"] = 3600 if isinstance(template.source, ObjectSource) else 600
     spec["terminationGracePeriodSeconds"] = 1
-    read = _container(settings, "facts", template.image, sizes.init_cpu_m, sizes.front_memory_bytes, {})
+    read = _container("facts", template.image, sizes.init_cpu_m, sizes.front_memory_bytes, {})
     read["command"] = ["python", "-m", "lionrock.modelstore.facts", path]
     read["terminationMessagePolicy"] = "FallbackToLogsOnError"
     read["volumeMounts"] = [
@@ -129,7 +129,7 @@ def worker_start(template: RevisionTemplate, settings: PodSettings) -> dict[str,
 
 
 def node_affinity(template: RevisionTemplate, *, with_selector: bool) -> Manifest:
-    """Required affinity for the territory and, for pods with chips, for the pool's own labels. One term: terms are alternatives."""
+    """Require the territory and, for pods with chips, the pool's own labels. One term: terms are alternatives."""
     expressions: list[Manifest] = [
         {"key": template.territory_key, "operator": "In", "values": list(template.territory_values)},
     ]
@@ -177,7 +177,7 @@ def _pod(template: RevisionTemplate, settings: PodSettings, config_map: str | No
     return spec
 
 
-def _container(settings: PodSettings, name: str, image: str, cpu_m: int, memory_bytes: int, chips: Mapping[str, str]) -> Manifest:
+def _container(name: str, image: str, cpu_m: int, memory_bytes: int, chips: Mapping[str, str]) -> Manifest:
     """Make a container. CPU has no limit: a throttled process misses its heartbeat. Memory and chips have what they ask for."""
     memory = format_bytes(memory_bytes)
     return {
@@ -201,7 +201,7 @@ def _container(settings: PodSettings, name: str, image: str, cpu_m: int, memory_
 def _ray_container(
     settings: PodSettings, name: str, cpu_m: int, memory_bytes: int, chips: Mapping[str, str], *, image: str
 ) -> Manifest:
-    container = _container(settings, name, image, cpu_m, memory_bytes, chips)
+    container = _container(name, image, cpu_m, memory_bytes, chips)
     container["env"] = _ray_environment()
     container["volumeMounts"] = _mounts()
     # Ray's agent answers this path without a token, for the raylet and, on the head, for the global store.
@@ -214,12 +214,13 @@ def _ray_container(
 
 
 def _front(template: RevisionTemplate, settings: PodSettings) -> Manifest:
-    """Make the front. Its pod is ready when the front listens, not when the model answers: KubeRay declares the model to ready heads only.
+    """Make the front.
 
-    Whether the model answers is asked at the same port under the empty name, and gateways are sent there when it does.
+    Its pod is ready when the front listens, not when the model answers: KubeRay declares the model to ready heads only. Whether the
+    model answers is asked at the same port under the empty name, and gateways are sent there when it does.
     """
     sizes = settings.sizes
-    container = _container(settings, "front", template.image, sizes.front_cpu_m, sizes.front_memory_bytes, {})
+    container = _container("front", template.image, sizes.front_cpu_m, sizes.front_memory_bytes, {})
     container["command"] = ["python", "-m", "lionrock.inference", "--config", CONFIG_FILE]
     container["env"] = [
         *_pod_address(),
@@ -243,7 +244,7 @@ def _front(template: RevisionTemplate, settings: PodSettings) -> Manifest:
 def _enrolment(template: RevisionTemplate, settings: PodSettings) -> Manifest:
     """Make the init container that asks for the pod's certificate. It alone sees a token of the service account."""
     sizes = settings.sizes
-    container = _container(settings, "enrolment", template.image, sizes.init_cpu_m, sizes.init_memory_bytes, {})
+    container = _container("enrolment", template.image, sizes.init_cpu_m, sizes.init_memory_bytes, {})
     container["command"] = [
         "python",
         "-m",
@@ -271,7 +272,7 @@ def _enrolment(template: RevisionTemplate, settings: PodSettings) -> Manifest:
 def _fetch(template: RevisionTemplate, source: ObjectSource, settings: PodSettings, *, only_config: bool = False) -> Manifest:
     """Make the init container that fetches the model's files into the pod."""
     sizes = settings.sizes
-    container = _container(settings, "fetch", template.image, 1000, sizes.front_memory_bytes, {})
+    container = _container("fetch", template.image, 1000, sizes.front_memory_bytes, {})
     container["command"] = [
         "python",
         "-m",

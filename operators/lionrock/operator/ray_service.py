@@ -1,8 +1,8 @@
 """KubeRay's RayService of one revision.
 
-KubeRay starts the pods and declares the Serve application; moving from one revision to another is ours, so its own upgrades are off.
-Source: KubeRay v1.6.2, `apis/ray/v1`. It does not pass a changed number of workers on to a Ray cluster that runs (the number is left
-out of the comparison, `GenerateHashWithoutReplicasAndWorkersToDelete`), so `worker_count_patch` does that, in both objects alike.
+KubeRay starts the pods and declares the Serve application; moving from one revision to another is ours, so its own upgrades are
+off. It does not pass a changed number of workers on to a Ray cluster that runs, since the number is left out of its comparison
+(`GenerateHashWithoutReplicasAndWorkersToDelete`): `worker_count_patch` does. Source: KubeRay v1.6.2, `apis/ray/v1`.
 """
 
 from __future__ import annotations

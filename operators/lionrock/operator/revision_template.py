@@ -199,7 +199,7 @@ def _tolerations(pool: ResolvedPool) -> tuple[Mapping[str, Any], ...]:
 
 
 def _description(pool: ResolvedPool) -> Mapping[str, Any] | None:
-    """The pool's description in the words of the resource definition, which the engine reads too."""
+    """Describe the pool's chip in the words of the resource definition, which the engine reads too."""
     described = pool.pool.description
     if described is None:
         return None
