@@ -189,6 +189,13 @@ def test_kubectl_scale_sets_the_replicas_of_a_model(
     assert scaled["spec"]["replicas"] == 0
 
 
+def test_definitions_are_stored_as_they_are_written(objects: Objects, lionrock_crds: list[str]) -> None:
+    """An unknown key in a schema is dropped by some clients without a word, such as the rest of an unquoted sentence."""
+    for document in documents(CRDS):
+        applied = objects.apply(document, dry_run=True)  # strict: refuses what it does not know
+        assert applied["spec"]["versions"][0]["schema"] == document["spec"]["versions"][0]["schema"]
+
+
 def test_removing_the_chart_keeps_the_definitions() -> None:
     for document in documents(CRDS):
         assert document["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
