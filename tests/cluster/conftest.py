@@ -173,7 +173,7 @@ def apply_crds(objects: Objects, path: Path) -> list[str]:
 
     def all_served() -> bool:
         found = objects.list("apiextensions.k8s.io/v1", "CustomResourceDefinition")
-        conditions = [(crd["metadata"]["name"], condition) for crd in found for condition in crd["status"]["conditions"]]
+        conditions = [(crd["metadata"]["name"], condition) for crd in found for condition in crd["status"]["conditions"] or ()]
         return set(names) <= {name for name, condition in conditions if established <= condition.items()}
 
     wait_for(all_served, f"{', '.join(names)} are served")

@@ -37,7 +37,7 @@ def manifest(kind: str, namespace: str, changes: Mapping[str, Any], *, name: str
 def rules_of(schema: Mapping[str, Any]) -> Iterator[str]:
     """Messages of all CEL rules of a schema."""
     yield from (rule["message"] for rule in schema.get("x-kubernetes-validations", ()))
-    for part in [*schema.get("properties", {}).values(), schema.get("items", {})]:
+    for part in [*schema.get("properties", {}).values(), *([schema["items"]] if "items" in schema else [])]:
         yield from rules_of(part)
 
 
