@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 from lionrock.operator.capacity import NO_CHIPS, NodeChips, PoolCapacity, Room
 from lionrock.operator.indices import Grouped
-from lionrock.operator.node_chips import chips_on, kept_on
+from lionrock.operator.node_chips import Owner, chips_on, kept_on
 from lionrock.operator.pool_nodes import PoolNodes
 from lionrock.operator.pools import PoolProblem, PoolRules, ResolvedPool, resolve_pool
 from lionrock.operator.reservations import Reservations
@@ -130,27 +130,43 @@ class World:
         """Nodes of a pool with their free chips; None: the pool is not there or has no chip."""
         return self._members.get(pool)
 
+    def is_covered(self, node: NodeName, resource: str) -> bool:
+        """Whether a pool of that resource has the node."""
+        return any(members.pool.resource == resource and members.has(node) for members in self._members.values())
+
     def chips(self, node: NodeName, resource: str) -> NodeChips:
         """Chips of one resource on one node."""
         return self._chips.get(node, {}).get(resource, NO_CHIPS)
 
-    def room(self, pool: PoolName, *, giving_back: tuple[ObjectKey, Set[Revision]] | None = None) -> Room | None:
+    def room(
+        self, pool: PoolName, model: ObjectKey, *, revisions: Set[Revision] = frozenset(), slots: Collection[Slot] = ()
+    ) -> Room | None:
         """Room in which placements on the pool are tried out; None: the pool is not there or has no chip.
 
-        giving_back: a model and revisions of it whose chips count as free.
+        revisions, slots: of the model, whose chips count as free, because it will give them back.
         """
         members = self._members.get(pool)
         if members is None:
             return None
         room = Room(members.free)
-        if giving_back is not None:
-            model, revisions = giving_back
-            for node in self._nodes_of(model):
-                if members.takes(node):
-                    kept = kept_on(node, members.pool.resource, self._pods_on.of(node), self._reservations.on(node))
-                    given = sum(chips for (owner, revision), chips in kept.items() if owner == model and revision in revisions)
-                    room.put(node, self.chips(node, members.pool.resource).without(given))
+        if not revisions and not slots:
+            return room
+        resource = members.pool.resource
+        for node in self._nodes_of(model):
+            if members.takes(node):
+                kept = dict(self.kept_by(model, node, resource))
+                given = sum(chips for revision, chips in kept.items() if revision in revisions)
+                for slot in slots:
+                    if slot.node == node and slot.resource == resource and slot.revision not in revisions:
+                        back = min(slot.chips, kept.get(slot.revision, 0))
+                        kept[slot.revision] = kept.get(slot.revision, 0) - back
+                        given += back
+                room.put(node, self.chips(node, resource).without(given))
         return room
+
+    def kept_by(self, model: ObjectKey, node: NodeName, resource: str) -> Mapping[Revision, int]:
+        """Chips that revisions of a model keep or hold on a node."""
+        return {revision: chips for (owner, revision), chips in self._kept_on(node, resource).items() if owner == model}
 
     def slots_of(self, model: ObjectKey) -> tuple[Slot, ...]:
         """Chips kept for a model, observed or just assumed, in order."""
@@ -359,6 +375,9 @@ class World:
         """Models with chips or pods on a node."""
         pods = (pod.model for pod in self._pods_on.of(node).values() if pod.model is not None)
         return tuple(sorted({*self._reservations.on(node), *pods}))
+
+    def _kept_on(self, node: NodeName, resource: str) -> Mapping[Owner, int]:
+        return kept_on(node, resource, self._pods_on.of(node), self._reservations.on(node))
 
     def _nodes_of(self, model: ObjectKey) -> frozenset[NodeName]:
         """Nodes on which a model has chips or pods."""
