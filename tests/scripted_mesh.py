@@ -365,8 +365,8 @@ class ScriptedMesh:
                 if service not in self.targets:
                     await self.start_peer(service)
             settings = self.gateway_settings()
-            registration = await stack.enter_async_context(gateway(settings))
-            front = await start_server(settings, "gateway", [registration])
+            registrations = await stack.enter_async_context(gateway(settings))
+            front = await start_server(settings, "gateway", registrations)
             stack.push_async_callback(front.stop)
             self.servers["gateway"], self.targets["gateway"] = front, f"127.0.0.1:{front.port}"
             yield self

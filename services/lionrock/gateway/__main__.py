@@ -6,34 +6,46 @@ import asyncio
 import logging
 import secrets
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import grpc
 
-from lionrock.chassis.channel import open_channel
+from lionrock.chassis.channel import MeshChannel, open_channel
 from lionrock.chassis.server import AnyTenant, Registration, serve
 from lionrock.chassis.settings import PeerSettings, load_settings
 from lionrock.chassis.telemetry import meter
 from lionrock.chassis.tls import TlsFilesUnusable
 from lionrock.gateway.admission import Admission
 from lionrock.gateway.context import CacheSalts
-from lionrock.gateway.peers import AuditLog, Guardrails, Inference, Peers, Tokenization
+from lionrock.gateway.engines import Engines
+from lionrock.gateway.model_stats import ModelStats
+from lionrock.gateway.peers import AuditLog, Guardrails, Peers, Tokenization
 from lionrock.gateway.pipeline import ChatPipeline
+from lionrock.gateway.routes import Endpoint, RoutesInvalid, RouteTable
+from lionrock.gateway.routes_file import RoutesFile
 from lionrock.gateway.served_models import ServedModels
 from lionrock.gateway.servicer import GatewayServicer
 from lionrock.gateway.settings import GatewaySettings
+from lionrock.gateway.stats_servicer import CALLERS as STATS_CALLERS
+from lionrock.gateway.stats_servicer import SERVICE_NAME as STATS_SERVICE_NAME
+from lionrock.gateway.stats_servicer import StatsServicer
 from lionrock.gateway.telemetry import GatewayMetrics
 from lionrock.gateway.v1.gateway_pb2_grpc import add_GatewayServiceServicer_to_server
+from lionrock.gateway.v1.stats_pb2_grpc import add_GatewayStatsServiceServicer_to_server
 
 log = logging.getLogger("lionrock.gateway")
 
 SERVICE_NAME = "lionrock.gateway.v1.GatewayService"
+NO_TARGET = "routed"  # stands in the settings of engines for the target, which each has of its own
 
 
 @asynccontextmanager
-async def gateway(settings: GatewaySettings) -> AsyncIterator[Registration]:
-    """Open the channels and return the service. Leaving writes the outcomes that are still being written, then closes them."""
+async def gateway(settings: GatewaySettings) -> AsyncIterator[Sequence[Registration]]:
+    """Open the channels and return the services. Leaving writes the outcomes that are still being written, then closes them.
+
+    Raises OSError, ValueError, TlsFilesUnusable and RoutesInvalid.
+    """
     async with AsyncExitStack() as stack:
 
         async def channel(peer: PeerSettings) -> grpc.aio.Channel:
@@ -44,20 +56,48 @@ async def gateway(settings: GatewaySettings) -> AsyncIterator[Registration]:
         peers = Peers(
             Guardrails(await channel(settings.guardrails), settings.guardrails.timeout_s),
             Tokenization(await channel(settings.tokenization), settings.tokenization.timeout_s),
-            Inference(await channel(settings.inference), settings.inference.timeout_s),
             AuditLog(await channel(settings.audit), settings.audit.timeout_s),
         )
-        models = ServedModels(peers.inference, settings.limits.models_fresh_s)
-        pipeline = ChatPipeline(
-            peers, models, Admission(settings.limits.max_streams), _cache_salts(settings), settings.limits, GatewayMetrics(meter())
-        )
+        metrics, stats = GatewayMetrics(meter()), ModelStats()
+        engines = await stack.enter_async_context(_engines(settings, metrics, stats))
+        models = ServedModels(engines, settings.limits.models_fresh_s)
+        admission = Admission(settings.limits.max_streams)
+        pipeline = ChatPipeline(peers, engines, models, admission, _cache_salts(settings), settings.limits, metrics, stats)
         servicer = GatewayServicer(settings.directory(), pipeline, peers, models)
-        yield Registration(add_GatewayServiceServicer_to_server, servicer, SERVICE_NAME, AnyTenant())
+        yield (
+            Registration(add_GatewayServiceServicer_to_server, servicer, SERVICE_NAME, AnyTenant()),
+            Registration(add_GatewayStatsServiceServicer_to_server, StatsServicer(stats), STATS_SERVICE_NAME, STATS_CALLERS),
+        )
         try:
             async with asyncio.timeout(2 * settings.limits.outcome_timeout_s):
                 await pipeline.settle()
         except TimeoutError:
             log.error("stopped with outcomes unwritten")
+
+
+@asynccontextmanager
+async def _engines(settings: GatewaySettings, metrics: GatewayMetrics, stats: ModelStats) -> AsyncIterator[Engines]:
+    """Open the channels to the engines that are named, and, where a file names them, follow it."""
+    peer = settings.inference or PeerSettings(target=NO_TARGET, service="inference")
+
+    def open_engine(target: str) -> MeshChannel:
+        return MeshChannel(peer.model_copy(update={"target": target}), settings.server.tls)
+
+    def follow(table: RouteTable) -> None:
+        engines.follow(table)
+        stats.keep(table.revisions)
+
+    engines = Engines(open_engine, peer.timeout_s)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(engines.close)
+        if settings.routes_file is None:
+            engines.follow(RouteTable(only=Endpoint(peer.target)))
+        else:
+            file = RoutesFile(settings.routes_file, follow, metrics.routes_refused)
+            file.start()
+            looking = asyncio.create_task(file.keep_looking(settings.limits.routes_poll_s), name="lionrock-routes")
+            stack.callback(looking.cancel)
+        yield engines
 
 
 def _cache_salts(settings: GatewaySettings) -> CacheSalts:
@@ -72,10 +112,10 @@ async def main() -> None:
     settings = load_settings(GatewaySettings, sys.argv[1:])
     async with AsyncExitStack() as stack:
         try:
-            registration = await stack.enter_async_context(gateway(settings))
-        except (OSError, ValueError, TlsFilesUnusable) as error:
+            registrations = await stack.enter_async_context(gateway(settings))
+        except (OSError, ValueError, TlsFilesUnusable, RoutesInvalid) as error:
             sys.exit(f"lionrock gateway: {error}")
-        await serve(settings, "gateway", [registration])
+        await serve(settings, "gateway", registrations)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """One answer's token ids, over as many Generate calls as it takes.
 
 Knows the engine's stream and how to resume it: when a shard group is lost, the tokens received stay valid, and prompt + tokens go
-to whichever group comes up (sampling is keyed by seed and position, so the answer is the one that would have come). Does not know
-text.
+to another engine of the model, or to whichever group comes up (sampling is keyed by seed and position, so the answer is the one
+that would have come). Does not know text, nor which engines there are: whoever starts its calls does.
 
 Bounded: at most `max_pending` ids wait for the consumer, then the engine's stream is not read; losses are counted, and the time
 to find another group is limited.
@@ -19,7 +19,7 @@ from typing import Self
 import grpc
 from grpc import StatusCode
 
-from lionrock.chassis.errors import MeshError, RemoteError, remote_error
+from lionrock.chassis.errors import MeshError, Overloaded, RemoteError, remote_error
 from lionrock.common.v1 import sampling_pb2 as sampling
 from lionrock.gateway import errors
 from lionrock.gateway.peer_errors import from_inference, protocol_violation
@@ -27,6 +27,9 @@ from lionrock.inference.v1 import inference_pb2 as inf
 
 GenerateCall = grpc.aio.UnaryStreamCall[inf.GenerateRequest, inf.GenerateResponse]
 StartGenerate = Callable[[inf.GenerateRequest], GenerateCall]
+
+# What an engine says that is gone or full: another one may be neither.
+_ELSEWHERE = (StatusCode.UNAVAILABLE, StatusCode.RESOURCE_EXHAUSTED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +42,35 @@ class ResumePolicy:
     max_wait_s: float = 2.0
 
 
+class _AnotherModelError(Exception):
+    """The engine that was asked to go on serves other weights, and there are engines left."""
+
+
+def _no() -> bool:
+    return False
+
+
 class Generation:
     """Use as an async context manager: generation starts on entry, and leaving cancels whatever still runs."""
 
-    def __init__(self, start: StartGenerate, request: inf.GenerateRequest, policy: ResumePolicy, max_pending: int) -> None:
-        """`start` makes one Generate call. `request` is that of the undisturbed answer."""
+    def __init__(
+        self,
+        start: StartGenerate,
+        request: inf.GenerateRequest,
+        policy: ResumePolicy,
+        max_pending: int,
+        *,
+        elsewhere: Callable[[], bool] = _no,
+        reject: Callable[[], bool] = _no,
+    ) -> None:
+        """`start` makes one Generate call. `request` is that of the undisturbed answer.
+
+        `elsewhere` says whether `start` has an engine left that was not tried; `reject` keeps it off the last one, and says
+        whether there are others.
+        """
         self._start = start
+        self._elsewhere = elsewhere
+        self._reject = reject
         self._request = request
         self._prompt_tokens = len(request.token_ids)
         self._policy = policy
@@ -73,6 +99,11 @@ class Generation:
     def identity(self) -> inf.GenerateResponse.Started | None:
         """What answers; None before the engine admitted the sequence."""
         return self._started
+
+    @property
+    def failed(self) -> bool:
+        """Whether the engines could not do what they should; a request that they refused for its own faults is not failed."""
+        return isinstance(self._error, errors.InferenceUnavailable | Overloaded)
 
     async def __aenter__(self) -> Self:
         self._reader = asyncio.create_task(self._read())
@@ -144,14 +175,20 @@ class Generation:
             before = len(self._received)
             try:
                 await self._read_one_call(resuming=losses > 0)
+            except _AnotherModelError:
+                continue
             except grpc.aio.AioRpcError as failure:
                 error = remote_error(failure)
                 if give_up_at is None or len(self._received) > before:
                     losses += 1
                     give_up_at = loop.time() + self._policy.window_s
                     wait_s = self._policy.first_wait_s
-                if not self._resumable(error, resuming=losses > 1 or self._started is not None) or losses > self._policy.max_losses:
+                at_once = error.status in _ELSEWHERE and self._elsewhere()
+                resumable = at_once or self._resumable(error, resuming=losses > 1 or self._started is not None)
+                if not resumable or losses > self._policy.max_losses:
                     raise from_inference(error) from failure
+                if at_once:
+                    continue
                 wait_s = max(wait_s, error.retry_after_s or 0.0)
                 if loop.time() + wait_s > give_up_at:
                     raise from_inference(error) from failure
@@ -165,7 +202,7 @@ class Generation:
         """
         if error.reason == "SHARD_GROUP_LOST":
             return True
-        return resuming and error.status in (StatusCode.UNAVAILABLE, StatusCode.RESOURCE_EXHAUSTED)
+        return resuming and error.status in _ELSEWHERE
 
     async def _read_one_call(self, *, resuming: bool) -> None:
         if self._request.sampling.HasField("max_tokens") and len(self._received) >= self._request.sampling.max_tokens:
@@ -202,6 +239,8 @@ class Generation:
             self._started = started
             return
         if started.model.weights_digest != self._started.model.weights_digest:
+            if self._reject():
+                raise _AnotherModelError
             # Half an answer each of two models would be nobody's answer.
             raise errors.InferenceUnavailable(
                 "the model changed before the answer was resumed", metadata={"peer_reason": "MODEL_CHANGED"}

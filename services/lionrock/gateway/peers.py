@@ -118,7 +118,7 @@ class Tokenization:
 
 
 class Inference:
-    """The engine. Raises InferenceUnavailable, Overloaded and what the caller can mend (peer_errors.from_inference)."""
+    """One engine. Raises InferenceUnavailable, Overloaded and what the caller can mend (peer_errors.from_inference)."""
 
     def __init__(self, channel: grpc.aio.Channel, timeout_s: float) -> None:
         self._stub = InferenceServiceStub(channel)
@@ -162,9 +162,8 @@ class AuditLog:
 
 @dataclass(frozen=True, slots=True)
 class Peers:
-    """The inner services of one gateway."""
+    """The inner services of one gateway, but for the engines, of which there may be many (engines.py)."""
 
     guardrails: Guardrails
     tokenization: Tokenization
-    inference: Inference
     audit: AuditLog

@@ -41,7 +41,9 @@ from lionrock.gateway.context import (
     engine_sampling,
     request_context,
 )
+from lionrock.gateway.engines import Engines
 from lionrock.gateway.generation import Generation, ResumePolicy
+from lionrock.gateway.model_stats import AnswerStats, ModelStats
 from lionrock.gateway.peers import Deadline, Peers
 from lionrock.gateway.record import RequestRecord, intent_leaf
 from lionrock.gateway.refusals import (
@@ -92,6 +94,8 @@ class Turn:
     send: Send
     record: RequestRecord
     ticket: Ticket
+    engine_stats: AnswerStats | None = None
+    engine_failed: bool = False
     closing: asyncio.Task[audit.AppendResponse] | None = None
 
 
@@ -101,13 +105,17 @@ class ChatPipeline:
     def __init__(
         self,
         peers: Peers,
+        engines: Engines,
         models: ServedModels,
         admission: Admission,
         salts: CacheSalts,
         limits: LimitSettings,
         metrics: GatewayMetrics,
+        stats: ModelStats,
     ) -> None:
         self._peers = peers
+        self._engines = engines
+        self._stats = stats
         self._models = models
         self._admission = admission
         self._salts = salts
@@ -162,6 +170,7 @@ class ChatPipeline:
                     reason = await self._stream(turn, generation, text)
             finally:
                 record.usage, record.resumptions = generation.usage, generation.resumptions
+                turn.engine_failed = generation.failed
         record.answered(reason)
         outcome = await asyncio.shield(self._close(turn))
         await turn.send(finished(record, intent, outcome, text.blocked))
@@ -231,8 +240,15 @@ class ChatPipeline:
         if turn.request.HasField("constraint"):
             request.constraint.CopyFrom(turn.request.constraint)
         policy = ResumePolicy(self._limits.max_resumptions, self._limits.resume_window_s)
+        turn.engine_stats = self._stats.answer(model)
+        choice = self._engines.answering(model, turn.principal.tenant.name, turn.deadline, turn.engine_stats)
         return Generation(
-            lambda part: self._peers.inference.generate(part, turn.deadline), request, policy, self._limits.max_pending_tokens
+            choice.start,
+            request,
+            policy,
+            self._limits.max_pending_tokens,
+            elsewhere=choice.elsewhere,
+            reject=choice.reject,
         )
 
     def _text(self, turn: Turn, model: str, prompt: Prompt) -> AnswerText:
@@ -261,6 +277,8 @@ class ChatPipeline:
         not_before, tokens = 0.0, 0
         while True:
             ids = await generation.take(self._limits.max_delta_tokens, not_before)
+            if turn.engine_stats is not None:
+                turn.engine_stats.progressed()
             released = await text.push(ids) if ids else await text.end()
             if ids and text.stopped and text.blocked is None:
                 released += await text.end()
@@ -312,8 +330,15 @@ class ChatPipeline:
             self._metrics.outcome_unrecorded(tenant)
             how = error.reason if isinstance(error, MeshError) else type(error).__name__
             log.error("outcome not recorded", extra={"tenant": tenant, "reason": how, "request_id": record.context.request_id})
+        stats = turn.engine_stats
+        if stats is not None:
+            # A guardrail, the audit log or the caller may have ended it: that says nothing of engines.
+            ended = record.status in (audit.OUTCOME_STATUS_ANSWERED, audit.OUTCOME_STATUS_BLOCKED)
+            stats.ended(failed=True if turn.engine_failed else False if ended else None, ttft_s=record.first_text_s)
         self._metrics.closed(
             tenant,
+            revision=(stats.revision if stats is not None else None) or "",
+            lost_by=stats.lost_by if stats is not None else frozenset(),
             model=record.model,
             outcome=audit.OutcomeStatus.Name(record.status).removeprefix("OUTCOME_STATUS_").lower(),
             reason=record.reason,

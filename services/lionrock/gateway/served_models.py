@@ -1,7 +1,8 @@
-"""Which models the engine serves, as lately seen: what an empty model name means, and what ListModels shows.
+"""Which models the engines serve, as lately seen: what an empty model name means, and what ListModels shows.
 
-Knows names and placements; does not decide who may use them. The list is asked for at most once a `fresh_s`, by one request at a
-time, so that a crowd of callers costs the engine one call.
+Knows names and placements; does not decide who may use them, but that a model of one tenant is nothing to another. The list is
+asked for at most once a `fresh_s`, or when routes have changed, by one request at a time, so that a crowd of callers costs the
+engines one call.
 """
 
 from __future__ import annotations
@@ -11,25 +12,32 @@ from collections.abc import Sequence
 
 from lionrock.chassis.errors import InvalidField
 from lionrock.gateway import errors
-from lionrock.gateway.peers import Deadline, Inference
+from lionrock.gateway.engines import Engines, no_such_model
+from lionrock.gateway.peers import Deadline
 from lionrock.gateway.tenants import Principal
 from lionrock.inference.v1 import inference_pb2 as inf
 
 
 class ServedModels:
-    """A short memory of the engine's ListModels."""
+    """A short memory of the engines' ListModels."""
 
-    def __init__(self, inference: Inference, fresh_s: float) -> None:
+    def __init__(self, engines: Engines, fresh_s: float) -> None:
         """`fresh_s`: seconds for which an answer is believed."""
-        self._inference = inference
+        self._engines = engines
+        self._version = engines.version
         self._fresh_s = fresh_s
         self._models: Sequence[inf.ServedModel] = ()
         self._fresh_until = float("-inf")
         self._asking = asyncio.Lock()
 
     async def usable_by(self, principal: Principal, deadline: Deadline) -> Sequence[inf.ServedModel]:
-        """Return the served models that the grant names, by name. Raises InferenceUnavailable."""
-        return [model for model in await self._listed(deadline) if principal.may_use(model.identity.model)]
+        """Return the served models that the grant names and that are served to the tenant, by name. Raises InferenceUnavailable."""
+        tenant, table = principal.tenant.name, self._engines.table
+        return [
+            model
+            for model in await self._listed(deadline)
+            if principal.may_use(model.identity.model) and table.route(model.identity.model, tenant) is not None
+        ]
 
     async def offers(self, name: str, option: str, deadline: Deadline) -> bool:
         """Whether a model's engine lately said that it offers a sampling option. Raises InferenceUnavailable."""
@@ -37,21 +45,26 @@ class ServedModels:
         return any(model.identity.model == name and option in model.sampling_options for model in models)
 
     async def _listed(self, deadline: Deadline) -> Sequence[inf.ServedModel]:
-        loop = asyncio.get_running_loop()
-        if loop.time() >= self._fresh_until:
+        if self._stale():
             async with self._asking:
-                if loop.time() >= self._fresh_until:
-                    self._models = await self._inference.list_models(deadline)
-                    self._fresh_until = loop.time() + self._fresh_s
+                if self._stale():
+                    version = self._engines.version
+                    self._models = await self._engines.list_models(deadline)
+                    self._version, self._fresh_until = version, asyncio.get_running_loop().time() + self._fresh_s
         return self._models
+
+    def _stale(self) -> bool:
+        return asyncio.get_running_loop().time() >= self._fresh_until or self._version != self._engines.version
 
     async def resolve(self, principal: Principal, name: str, deadline: Deadline) -> str:
         """Return the model that a request means: the name, or the only usable one.
 
-        Raises InvalidField when there are several, ModelNotFound when there is none, InferenceUnavailable. A name is not looked
-        up here: the tokenizer and the engine know best what they serve.
+        Raises InvalidField when there are several, ModelNotFound when there is none, InferenceUnavailable. A name is looked up in
+        the routes only: the tokenizer and the engines know best what they serve.
         """
         if name:
+            if self._engines.table.route(name, principal.tenant.name) is None:
+                raise no_such_model()
             return name
         names = [model.identity.model for model in await self.usable_by(principal, deadline)]
         if not names:

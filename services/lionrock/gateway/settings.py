@@ -129,6 +129,7 @@ class LimitSettings(BaseModel):
     )
     max_resumptions: int = Field(default=3, ge=0, description="shard groups that one answer may lose before it fails")
     resume_window_s: float = Field(default=30.0, ge=0, description="time to find another shard group after a loss, in seconds")
+    routes_poll_s: float = Field(default=1.0, gt=0, description="time between two looks at the routes file, in seconds")
     models_fresh_s: float = Field(default=5.0, ge=0, description="time for which the list of served models is believed, in seconds")
 
 
@@ -138,7 +139,13 @@ class GatewaySettings(ServiceSettings):
     model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix="LIONROCK_GATEWAY_", env_nested_delimiter="__")
 
     tokenization: PeerSettings
-    inference: PeerSettings
+    inference: PeerSettings | None = Field(
+        default=None, description="the one engine that answers for every model; unset: engines are learnt from routes_file"
+    )
+    routes_file: Path | None = Field(
+        default=None,
+        description="JSON file that names the engines of each model, followed when it changes; missing: no models yet",
+    )
     guardrails: PeerSettings
     audit: PeerSettings
     tenants: tuple[TenantSettings, ...] = Field(
@@ -149,6 +156,12 @@ class GatewaySettings(ServiceSettings):
         default=None,
         description="secret of the prefix-cache salts, 32 bytes or more, the same in all gateways; unset: drawn at start",
     )
+
+    @model_validator(mode="after")
+    def _engines_are_named_once(self) -> Self:
+        if (self.inference is None) == (self.routes_file is None):
+            raise ValueError("state either inference, the one engine, or routes_file, which names the engines of each model")
+        return self
 
     @model_validator(mode="after")
     def _directory_is_consistent(self) -> Self:

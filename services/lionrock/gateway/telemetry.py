@@ -1,7 +1,8 @@
 """The gateway's metrics and the spans of its stages.
 
 Metrics have the names of OpenTelemetry's GenAI semantic conventions, which still change: they are here and nowhere else.
-Attributes are bounded: models that were really served, tenants of the settings, reasons of errors.py; never an id, never text.
+Attributes are bounded: models that were really served, revisions of the routes, tenants of the settings, reasons of errors.py;
+never an id, never text.
 Source: open-telemetry/semantic-conventions-genai (Development), 2026-11.
 """
 
@@ -48,6 +49,12 @@ class GatewayMetrics:
         self._resumptions = meter.create_counter(
             "lionrock.gateway.resumptions", description="Answers continued on another shard group."
         )
+        self._failed_answers = meter.create_counter(
+            "lionrock.gateway.failed_answers", description="Answers that a revision's engines failed."
+        )
+        self._routes_refused = meter.create_counter(
+            "lionrock.gateway.routes_refused", description="Changes of the routes file that were not followed."
+        )
         self._unrecorded = meter.create_counter("lionrock.gateway.outcomes_unrecorded", description="Outcome leaves that failed.")
 
     def opened(self, tenant: str) -> None:
@@ -59,6 +66,8 @@ class GatewayMetrics:
         tenant: str,
         *,
         model: str,
+        revision: str,
+        lost_by: frozenset[str],
         outcome: str,
         reason: str,
         total_s: float,
@@ -66,11 +75,18 @@ class GatewayMetrics:
         tokens: int,
         resumptions: int,
     ) -> None:
-        """Count an answer that ended. `model` is empty when none took the request; `reason` is empty when it was answered."""
+        """Count an answer that ended. `model` is empty when none took the request; `reason` is empty when it was answered.
+
+        `revision`: what answered, empty where routes name none. `lost_by`: revisions whose engines failed it.
+        """
         self._open.add(-1, {"lionrock.tenant": tenant})
         attributes = {"gen_ai.operation.name": "chat", "gen_ai.provider.name": "lionrock", "lionrock.tenant": tenant}
         if model:
             attributes["gen_ai.request.model"] = model
+        if revision:
+            attributes["lionrock.revision"] = revision
+        for lost in lost_by:
+            self._failed_answers.add(1, {**attributes, "lionrock.revision": lost})
         if resumptions:
             self._resumptions.add(resumptions, attributes)
         if first_token_s is not None:
@@ -81,6 +97,10 @@ class GatewayMetrics:
         if reason:
             attributes["error.type"] = reason
         self._duration.record(total_s, attributes)
+
+    def routes_refused(self) -> None:
+        """Count a change of the routes file that was not followed."""
+        self._routes_refused.add(1)
 
     def outcome_unrecorded(self, tenant: str) -> None:
         """Count an outcome leaf that could not be written."""
