@@ -55,6 +55,12 @@ def test_a_file_is_read_and_the_rest_has_defaults(config: str) -> None:
     assert settings.models == {"smollm2": Path("/models/smollm2")}
 
 
+def test_a_part_that_may_be_left_out_is_named_like_any_other(config: str) -> None:
+    assert load_settings(SampleSettings, ["--config", config]).audit is None
+    settings = load_settings(SampleSettings, ["--config", config, "--audit.target", "127.0.0.1:7454", "--audit.service", "audit"])
+    assert settings.audit == PeerSettings(target="127.0.0.1:7454", service="audit")
+
+
 def test_the_command_line_wins_over_the_environment_and_that_over_the_file(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIONROCK_SAMPLE_SERVER__LISTEN", "127.0.0.1:7002")
     monkeypatch.setenv("LIONROCK_SAMPLE_SERVER__MAX_CONCURRENT_RPCS", "5")

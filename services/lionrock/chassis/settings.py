@@ -12,7 +12,8 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -166,11 +167,17 @@ class _Setting:
 
 def _leaves(model: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[_Setting]:
     for name, field in model.model_fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            yield from _leaves(annotation, (*path, name))
+        nested = _nested(field.annotation)
+        if nested is not None:
+            yield from _leaves(nested, (*path, name))
         else:
             yield _Setting((*path, name), field)
+
+
+def _nested(annotation: Any) -> type[BaseModel] | None:
+    """Return the model of a setting that is one, or one or nothing."""
+    kinds = [kind for kind in get_args(annotation) if kind is not NoneType] if isinstance(annotation, UnionType) else [annotation]
+    return kinds[0] if len(kinds) == 1 and isinstance(kinds[0], type) and issubclass(kinds[0], BaseModel) else None
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
