@@ -27,6 +27,8 @@ FIELD_MANAGER: Final = "lionrock-operator"
 CONNECTIONS: Final = 64
 CONNECT_TIMEOUT_S: Final = 5.0
 CALL_TIMEOUT_S: Final = 15.0
+WRITE_ENDS_S: Final = 10.0
+"""Time after which the server no longer carries out a write, two thirds of the deadline of a call."""
 LIST_TIMEOUT_S: Final = 60.0
 MAX_BODY_BYTES: Final = 256 << 20
 _CHUNK_BYTES: Final = 64 << 10
@@ -136,9 +138,9 @@ class Cluster:
 
     # Reading
 
-    def read(self, resource: Resource, namespace: str | None, name: str) -> Object:
+    def read(self, resource: Resource, namespace: str | None, name: str, *, timeout_s: float = CALL_TIMEOUT_S) -> Object:
         """Return one object. Raises ApiError."""
-        return self._call("get", resource, "GET", resource.path(namespace, name))
+        return self._call("get", resource, "GET", resource.path(namespace, name), timeout_s=timeout_s)
 
     def list_page(self, resource: Resource, selection: Selection, *, limit: int, token: str | None = None) -> Object:
         """Return one page of a list. Raises ApiError; Expired when the token is too old."""
@@ -185,19 +187,19 @@ class Cluster:
 
     def patch(self, resource: Resource, namespace: str | None, name: str, kind: PatchType, patch: object) -> Object:
         """Change an object; preconditions (uid, resourceVersion) stand in the patch's metadata. Raises ApiError."""
-        return self._patch("patch", resource, resource.path(namespace, name), kind, patch, [("fieldManager", FIELD_MANAGER)])
+        return self._patch("patch", resource, resource.path(namespace, name), kind, patch, _OURS)
 
-    def create(self, manifest: Mapping[str, Any]) -> Object:
+    def create(self, manifest: Mapping[str, Any], *, timeout_s: float = CALL_TIMEOUT_S) -> Object:
         """Make an object that must not exist. Raises ApiError; Conflict when it exists."""
         resource = resource_of_manifest(manifest)
         path = resource.path(manifest["metadata"].get("namespace"))
-        return self._call("create", resource, "POST", path, query=[("fieldManager", FIELD_MANAGER)], body=manifest)
+        return self._call("create", resource, "POST", path, query=_OURS, body=manifest, timeout_s=timeout_s)
 
-    def replace(self, manifest: Mapping[str, Any], subresource: str | None = None) -> Object:
+    def replace(self, manifest: Mapping[str, Any], subresource: str | None = None, *, timeout_s: float = CALL_TIMEOUT_S) -> Object:
         """Replace the version that the manifest states. Raises ApiError; Conflict when it is not the latest."""
         resource, namespace, name = _identified(manifest)
-        path, query = resource.path(namespace, name, subresource), [("fieldManager", FIELD_MANAGER)]
-        return self._call("update", resource, "PUT", path, query=query, body=manifest, subresource=subresource)
+        path = resource.path(namespace, name, subresource)
+        return self._call("update", resource, "PUT", path, query=_OURS, body=manifest, subresource=subresource, timeout_s=timeout_s)
 
     def delete(
         self, resource: Resource, namespace: str | None, name: str, *, uid: str | None = None, grace_s: int | None = None
@@ -240,6 +242,8 @@ class Cluster:
     ) -> Object:
         name = f"{resource.plural}/{subresource}" if subresource else resource.plural
         stated = {"Content-Type": "application/json", **(headers or {})}
+        if method != "GET":  # the server gives up before we do, so that nothing is written after we went on
+            query = [*query, ("timeout", f"{max(1, int(timeout_s * 2 / 3))}s")]
         return self._exchange(verb, name, method, path, query, stated, body, timeout_s)
 
     def _exchange(
@@ -311,6 +315,7 @@ class Cluster:
         return bytes(content)
 
 
+_OURS: Final = [("fieldManager", FIELD_MANAGER)]
 _APPLY: Final = [("fieldManager", FIELD_MANAGER), ("force", "true")]
 
 
@@ -329,4 +334,7 @@ def shared_informer(list_function: ListFunction) -> SharedInformer:
 
 def informer_failure(error: ApiError) -> Exception:
     """Return what the client's informer understands: 410 makes it list again, anything else watch again."""
-    return ApiException(status=410 if isinstance(error, Expired) else error.status or 0, reason=error.reason or "Unreachable")
+    failure: Exception = ApiException(
+        status=410 if isinstance(error, Expired) else error.status or 0, reason=error.reason or "Unreachable"
+    )
+    return failure

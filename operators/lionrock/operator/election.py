@@ -215,12 +215,17 @@ class ElectionLoop:
         """Step at once: the lease was seen to change."""
         self._wake.set()
 
-    def stop(self, timeout_s: float) -> None:
-        """End the steps, then release the lease. Call it when all work has ended; what cannot end in time runs out by itself."""
+    @property
+    def is_alive(self) -> bool:
+        """Whether the steps go on."""
+        return self._thread.is_alive()
+
+    def stop(self, timeout_s: float, *, release: bool) -> None:
+        """End the steps. release: all work has ended, and the next candidate may come at once; else the lease runs out."""
         self._stopping.set()
         self._wake.set()
         self._thread.join(timeout_s)
-        if not self._thread.is_alive():
+        if release and not self._thread.is_alive():
             self._election.release()
 
     def _run(self) -> None:

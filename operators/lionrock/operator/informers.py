@@ -124,6 +124,13 @@ class Informer:
         with self._lock:
             return list(self._objects.values())
 
+    def refresh(self) -> None:
+        """Fetch everything at once, beside the watch: from now on no version is older than this moment. Raises ApiError."""
+        items, version = self._source.fetch()
+        for item in items:
+            self.observe(item)
+        self._listed({_name(item) for item in items}, version)
+
     def observe(self, body: Object) -> None:
         """Take an object from a watch or from the answer of a write, unless a later version is known."""
         kept = trim(self.resource, body) if "managedFields" in body.get("metadata", {}) else body
@@ -235,7 +242,8 @@ class _Source:
         level = logging.WARNING if self.failures in (1, 10) or not isinstance(error, NotFound) else logging.DEBUG
         log.log(level, "%s: %s (attempt %d)", self._resource.plural, error, self.failures)
 
-    def _list(self) -> object:
+    def fetch(self) -> tuple[list[Object], int]:
+        """Return all objects, trimmed, and the version of the list. Raises ApiError."""
         items: list[Object] = []
         token: str | None = None
         while True:
@@ -245,11 +253,18 @@ class _Source:
             if not token:
                 break
             if self._stopping.is_set():
-                raise informer_failure(Unreachable("stopped"))
-        version = str((page.get("metadata") or {}).get("resourceVersion"))
+                raise Unreachable("stopped")
+        return items, int(page["metadata"]["resourceVersion"])
+
+    def _list(self) -> object:
+        try:
+            items, version = self.fetch()
+        except NotFound:  # no such kind here, so there is none of it; the system that brings the kind may come later
+            self.synced.set()
+            raise
         self._relist_due = self._clock() + self._pace.relist_s * (1 + 0.2 * self._random.random())
-        self._fresh_list = ({_name(item) for item in items}, int(version))
-        return _List(items, _ListMetadata(version))
+        self._fresh_list = ({_name(item) for item in items}, version)
+        return _List(items, _ListMetadata(str(version)))
 
     def _watch(self, resource_version: str) -> object:
         if self._expired or self._clock() >= self._relist_due:

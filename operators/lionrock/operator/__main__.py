@@ -1,0 +1,59 @@
+"""`python -m lionrock.operator --config FILE`: settings, telemetry, the cluster, and the operator until it is told to end."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from datetime import datetime
+from functools import partial
+
+import prometheus_client
+from lionrock.operator.decision import decide
+from opentelemetry.exporter.prometheus import PrometheusMetricReader
+
+from lionrock.chassis.settings import load_settings
+from lionrock.chassis.telemetry import meter, start_telemetry
+from lionrock.operator.actions import Decision, Key
+from lionrock.operator.api_errors import ApiError
+from lionrock.operator.cluster import Cluster, ClusterUnknown
+from lionrock.operator.decision_settings import DecisionSettings
+from lionrock.operator.probe_server import ProbeServer
+from lionrock.operator.running_operator import GangSchedulerMissing, RunningOperator, check_gang_scheduler
+from lionrock.operator.settings import OperatorSettings
+from lionrock.operator.telemetry import OperatorMetrics
+from lionrock.operator.world import World
+
+
+def main() -> int:
+    """Operate until told to stop."""
+    settings = load_settings(OperatorSettings, sys.argv[1:])
+    told_to_end = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: told_to_end.set())
+    telemetry = start_telemetry("operator", settings.telemetry, [PrometheusMetricReader()])
+    measured = OperatorMetrics(meter())
+    try:
+        cluster = Cluster.connect(settings.kubeconfig, measured.call)
+        check_gang_scheduler(cluster, settings)
+        operator = RunningOperator(cluster, settings, partial(_decide, settings.decisions()), measured)
+        probes = ProbeServer(settings.listen, operator.unhealthy, operator.unready, prometheus_client.generate_latest)
+    except (ApiError, ClusterUnknown, GangSchedulerMissing, OSError) as error:
+        print(f"lionrock operator: {error}", file=sys.stderr)
+        return 1
+    probes.start()
+    operator.start()
+    told_to_end.wait()
+    clean = operator.stop()
+    probes.close()
+    cluster.close()
+    telemetry.close()
+    return 0 if clean else 1
+
+
+def _decide(settings: DecisionSettings, world: World, key: Key, now: datetime) -> Decision:
+    return decide(world, key, now, settings)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

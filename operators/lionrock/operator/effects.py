@@ -1,0 +1,207 @@
+"""Carries decisions out: the writes of one key, in the order that `actions.Decision` states, each fenced by leadership.
+
+Whatever the API server answers is observed at once, so that the next decision sees it before the watch does. Knows how a write is
+made and which failures are successes (what is to be deleted is gone; what is to be made once is there); does not decide anything.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import logging
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from lionrock.operator.actions import Decision, Delete, Key, Kind, Manifest, ObjectRef, Patch, RandomSecret
+from lionrock.operator.api_errors import ApiError, Conflict, NotFound, Refused
+from lionrock.operator.api_resources import Resource, resource_of, resource_of_manifest
+from lionrock.operator.cluster import WRITE_ENDS_S, Cluster, Object
+from lionrock.operator.event_recorder import EventRecorder
+from lionrock.operator.metadata import API_VERSION
+
+log = logging.getLogger("lionrock.operator")
+
+REMEMBERED: Final = 65536
+SECRET_FRESH_S: Final = 600.0
+
+
+class NotLeading(Exception):
+    """Another operator leads, or may soon; nothing more is written."""
+
+
+class Observers:
+    """Where the answers of writes go: to the informer of the kind and namespace, if there is one."""
+
+    def __init__(self) -> None:
+        self._observe: dict[tuple[Resource, str | None], Callable[[Object], None]] = {}
+        self._get: dict[tuple[Resource, str | None], Callable[[str, str], Object | None]] = {}
+
+    def add(
+        self,
+        resource: Resource,
+        namespace: str | None,
+        observe: Callable[[Object], None],
+        get: Callable[[str, str], Object | None],
+    ) -> None:
+        """Have an informer told. namespace None: of all namespaces."""
+        self._observe[resource, namespace] = observe
+        self._get[resource, namespace] = get
+
+    def observe(self, resource: Resource, body: Object) -> None:
+        """Tell whoever keeps objects of this kind."""
+        namespace = body["metadata"].get("namespace")
+        observe = self._observe.get((resource, namespace)) or self._observe.get((resource, None))
+        if observe is not None:
+            observe(body)
+
+    def version(self, resource: Resource, namespace: str | None, name: str) -> str | None:
+        """Return the version that is known of an object."""
+        get = self._get.get((resource, namespace)) or self._get.get((resource, None))
+        body = None if get is None else get(namespace or "", name)
+        return None if body is None else str(body["metadata"]["resourceVersion"])
+
+
+class Effects:
+    """Writes for one operator. Thread-safe; one key is carried out by one thread at a time."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        observers: Observers,
+        events: EventRecorder,
+        may_act: Callable[[float], bool],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._cluster = cluster
+        self._observers = observers
+        self._events = events
+        self._may_act = may_act
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._applied: OrderedDict[ObjectRef, tuple[bytes, str]] = OrderedDict()
+        self._secrets: dict[ObjectRef, float] = {}
+
+    def write_status(self, key: Key, uid: str, status: Mapping[str, Any]) -> None:
+        """Apply the status of a key's object. Raises ApiError, NotLeading."""
+        self._fence()
+        metadata: Object = {"name": key.name, "uid": uid}
+        if key.kind is Kind.MODEL:
+            metadata["namespace"] = key.namespace
+        manifest = {"apiVersion": API_VERSION, "kind": str(key.kind), "metadata": metadata, "status": dict(status)}
+        self._observed(resource_of_manifest(manifest), self._cluster.apply_status(manifest))
+
+    def carry_out(self, decision: Decision) -> None:
+        """Write everything of a decision but the status. Raises ApiError, NotLeading; what was not reached comes again."""
+        for secret in decision.secrets:
+            self._make(secret)
+        for manifest in decision.apply:
+            self._apply(manifest)
+        for deletion in decision.delete:
+            self._delete(deletion)
+        for patch in decision.pod_patches:
+            self._patch(patch)
+        for event in decision.events:
+            self._fence()
+            self._events.record(event)
+
+    def refresh(self, key: Key) -> None:
+        """Read a key's object, after a write whose answer was lost. Raises ApiError."""
+        resource = resource_of(API_VERSION, str(key.kind))
+        try:
+            self._observed(resource, self._cluster.read(resource, key.namespace or None, key.name))
+        except NotFound:
+            return  # the informer will say so, with everything that follows from it
+
+    def _fence(self) -> None:
+        if not self._may_act(WRITE_ENDS_S):
+            raise NotLeading
+
+    def _observed(self, resource: Resource, body: Object) -> None:
+        if body.get("kind") == resource.kind and "resourceVersion" in (body.get("metadata") or {}):
+            self._observers.observe(resource, body)
+
+    def _make(self, wanted: RandomSecret) -> None:
+        ref = _ref(wanted.manifest)
+        now = self._clock()
+        with self._lock:
+            if self._secrets.get(ref, 0.0) > now:
+                return
+        text = secrets.token_hex(wanted.random_bytes)
+        manifest = {**wanted.manifest, "data": {wanted.key: base64.b64encode(text.encode()).decode()}}
+        self._fence()
+        try:
+            self._cluster.create(manifest)
+        except Conflict as error:
+            if error.reason != "AlreadyExists":
+                raise
+        with self._lock:
+            self._secrets = {known: due for known, due in self._secrets.items() if due > now} | {ref: now + SECRET_FRESH_S}
+
+    def _apply(self, manifest: Manifest) -> None:
+        ref, resource = _ref(manifest), resource_of_manifest(manifest)
+        digest = hashlib.blake2b(json.dumps(manifest, sort_keys=True).encode(), digest_size=16).digest()
+        with self._lock:
+            known = self._applied.get(ref)
+        version = self._observers.version(resource, ref.namespace or None, ref.name)
+        if version is not None and known == (digest, version):
+            # Just this was applied, and the object is still as the server made it of that: it states values in its own form.
+            return
+        self._fence()
+        body = self._cluster.apply(manifest)
+        with self._lock:
+            self._applied[ref] = (digest, str(body["metadata"]["resourceVersion"]))
+            self._applied.move_to_end(ref)
+            if len(self._applied) > REMEMBERED:
+                self._applied.popitem(last=False)
+        self._observed(resource, body)
+
+    def _delete(self, deletion: Delete) -> None:
+        ref = deletion.ref
+        resource = resource_of(ref.api_version, ref.kind)
+        self._fence()
+        log.info("deletes %s: %s", ref, deletion.why)
+        try:
+            body = self._cluster.delete(resource, ref.namespace or None, ref.name, uid=ref.uid or None)
+        except NotFound:
+            return
+        except Conflict as error:
+            if ref.uid:  # another object has the name by now
+                log.info("%s is another one by now: %s", ref, error)
+                return
+            raise
+        if (body.get("metadata") or {}).get("deletionTimestamp"):
+            self._observed(resource, body)
+
+    def _patch(self, patch: Patch) -> None:
+        ref = patch.ref
+        resource = resource_of(ref.api_version, ref.kind)
+        self._fence()
+        log.info("patches %s: %s", ref, patch.why)
+        operations = [dict(operation) for operation in patch.operations]
+        try:
+            body = self._cluster.patch(resource, ref.namespace or None, ref.name, "json", operations)
+        except Refused as error:
+            if error.status == 422 and any(operation.get("op") == "test" for operation in operations):
+                raise Conflict(str(error), status=error.status, reason=error.reason) from None  # a test did not hold
+            raise
+        self._observed(resource, body)
+
+
+def _ref(manifest: Manifest) -> ObjectRef:
+    metadata = manifest["metadata"]
+    return ObjectRef(
+        api_version=str(manifest["apiVersion"]),
+        kind=str(manifest["kind"]),
+        namespace=str(metadata.get("namespace") or ""),
+        name=str(metadata["name"]),
+    )
+
+
+def is_uncertain(error: ApiError) -> bool:
+    """Whether a write may have been carried out although it failed."""
+    return error.status is None or error.status >= 500
