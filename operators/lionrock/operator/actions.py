@@ -12,6 +12,28 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
+from lionrock.operator.metadata import API_VERSION, FIELD_MANAGER
+
+__all__ = [
+    "API_VERSION",
+    "DISCOVERY",
+    "FIELD_MANAGER",
+    "FINALIZER",
+    "Decision",
+    "Delete",
+    "Event",
+    "Key",
+    "Kind",
+    "Manifest",
+    "ObjectRef",
+    "Patch",
+    "RandomSecret",
+    "Severity",
+    "model_key",
+    "namespace_key",
+    "pool_key",
+]
+
 Manifest = Mapping[str, Any]
 """An object of the API as JSON has it."""
 
@@ -79,6 +101,8 @@ class Delete:
 
     ref: ObjectRef
     why: str
+    grace_s: int | None = None
+    """Of a pod: 0 where its node does not answer and nobody would confirm its end; None: what the pod states."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
