@@ -71,6 +71,8 @@ def down() -> None:
 
 def images(services: list[str]) -> None:
     """Build images, export them, and bring them to a running lab."""
+    if unknown := sorted(set(services) - set(SERVICES)):
+        raise LabError(f"there is no service {', '.join(unknown)}")
     store = ImageStore(IMAGES)
     for service in services or SERVICES:
         built = build_service(store, service, VERSION)
@@ -97,7 +99,7 @@ def main() -> int:
     commands.add_parser("status", help="say what runs")
     commands.add_parser("keep", help="keep a lab up in the foreground; what up starts")
     build = commands.add_parser("images", help="build the project's images, and bring them to the lab")
-    build.add_argument("service", nargs="*", choices=[[], *SERVICES], help="only these")
+    build.add_argument("service", nargs="*", metavar="SERVICE", help=f"of {', '.join(SERVICES)}; default: all")
     arguments = parser.parse_args()
     try:
         match arguments.command:

@@ -34,6 +34,8 @@ from .node import ChipNode, LabControlPlane, start_dns, start_kube_proxy, start_
 from .runtime import Containerd, end_everything, namespaces_before, unmount_below
 
 PAUSE = f"{PREFIX}/pause:1"
+_OWNERS = {"Deployment": "apps/v1", "StatefulSet": "apps/v1", "ReplicaSet": "apps/v1", "CronJob": "batch/v1", "Job": "batch/v1"}
+"""What would make a deleted pod again."""
 _PAUSE_SOURCE = """
 #include <signal.h>
 #include <sys/wait.h>
@@ -148,12 +150,7 @@ class Lab:
 
     def _end_pods(self) -> None:
         """Delete all pods, so that their volumes and networks are taken down by who made them."""
-        for kind, version in (
-            ("Deployment", "apps/v1"),
-            ("StatefulSet", "apps/v1"),
-            ("ReplicaSet", "apps/v1"),
-            ("Job", "batch/v1"),
-        ):
+        for kind, version in _OWNERS.items():
             for found in self.objects.list(version, kind):
                 self.objects.delete(_named(found))
         wait_for(self._no_pods, "all pods have ended", timeout_s=30, interval_s=0.5)

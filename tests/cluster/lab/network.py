@@ -33,9 +33,7 @@ class Network:
         """Make the bridge and CNI's configuration. Raises LabError where CNI's programs are missing."""
         missing = [name for name in ("ptp", "host-local", "portmap", "loopback") if not (CNI_PROGRAMS / name).exists()]
         if missing:
-            raise LabError(
-                f"CNI programs are missing in {CNI_PROGRAMS}: {', '.join(missing)}; apt-get install containernetworking-plugins"
-            )
+            raise LabError(f"{', '.join(missing)} not in {CNI_PROGRAMS}: apt-get install containernetworking-plugins")
         directory.mkdir(parents=True, exist_ok=True)
         remembered = directory / "ip_forward"
         if not remembered.exists():
