@@ -36,13 +36,18 @@ class Nodes:
 
         Every node is labelled with its name, as by its kubelet. wait: until all are ready. Returns the names.
         """
-        manifests = [node_manifest(name, resources=resources or {}, labels=labels or {}, taints=taints) for name in names]
+        made = [node_manifest(name, resources=resources or {}, labels=labels or {}, taints=taints) for name in names]
+        return self.add_manifests(made, wait=wait)
+
+    def add_manifests(self, manifests: Sequence[Manifest], *, wait: bool = True) -> list[str]:
+        """Make nodes that node_manifest() wrote. Returns the names."""
+        names = [manifest["metadata"]["name"] for manifest in manifests]
         self._names += names
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             list(pool.map(self._objects.create, manifests))
         if wait:
             self.wait_until_ready(names)
-        return list(names)
+        return names
 
     def wait_until_ready(self, names: Sequence[str], *, timeout_s: float = 60) -> None:
         """Wait until the nodes are ready and carry no taint of a node that is not."""
