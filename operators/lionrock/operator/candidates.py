@@ -50,7 +50,7 @@ class Refused:
 
 
 def candidate_of(template: RevisionTemplate) -> Candidate:
-    """What placing must know of a revision."""
+    """Say what placing must know of a revision."""
     return Candidate(
         pool=template.pool,
         revision=template.digest,

@@ -2,7 +2,7 @@
 
 Workers are made behind a scheduling gate. A replica's pods are let go in one step, each bound to the node of its slot, when there
 is one for every slot that lacks one and every such node has the chips free at this moment. A pod that comes anew takes the slot
-that is vacant. Pods that belong to no slot, or stand elsewhere than their slot, are deleted. Pure: slots are decided by `placement`.
+that is vacant. Pods that belong to no slot, or stand elsewhere than their slot, are deleted. Slots are decided by `placement`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from lionrock.operator.actions import Delete, ObjectRef, Patch
-from lionrock.operator.resources import GANG_GATE, GROUP, NodeName, ObjectKey, Pod, Revision, Slot
+from lionrock.operator.resources import GANG_GATE, GROUP, NodeName, Pod, Revision, Slot
 from lionrock.operator.world import World
 
 REPLICA_LABEL: Final = f"{GROUP}/replica"
@@ -51,13 +51,13 @@ class LettingGo:
     recheck_after_s: float | None = None
 
 
-def muster(pods: Collection[Pod], revision: Revision, slots: Sequence[Slot]) -> Crew:
+def muster(world: World, pods: Collection[Pod], revision: Revision, slots: Sequence[Slot]) -> Crew:
     """Match the workers of a revision with its slots."""
     workers = sorted(
         (pod for pod in pods if pod.revision == revision and pod.role == "worker"),
         key=lambda pod: (pod.created_at.timestamp() if pod.created_at else 0.0, pod.key),
     )
-    vacant = {(str(slot.replica), str(slot.part), slot.node): slot for slot in slots}
+    vacant: dict[tuple[str, str, NodeName | None], Slot] = {(str(slot.replica), str(slot.part), slot.node): slot for slot in slots}
     at: dict[Slot, Pod] = {}
     gated, strays, leaving = [], [], []
     for pod in workers:
@@ -66,13 +66,23 @@ def muster(pods: Collection[Pod], revision: Revision, slots: Sequence[Slot]) -> 
         elif pod.is_gated:
             gated.append(pod)
         else:
-            place = (pod.labels.get(REPLICA_LABEL, ""), pod.labels.get(PART_LABEL, ""), pod.node or pod.pinned_node or NodeName(""))
+            place = (pod.labels.get(REPLICA_LABEL, ""), pod.labels.get(PART_LABEL, ""), bound_for(world, pod))
             slot = vacant.pop(place, None)
             if slot is None:
                 strays.append(pod)
             else:
                 at[slot] = pod
     return Crew(at=at, gated=tuple(gated), strays=tuple(strays), leaving=tuple(leaving))
+
+
+def bound_for(world: World, pod: Pod) -> NodeName | None:
+    """Return the node that a pod is on, or may go to. Its affinity names a host, which need not be the node's name."""
+    if pod.node is not None or pod.pinned_node is None:
+        return pod.node
+    alike = world.nodes.get(pod.pinned_node)
+    if alike is not None and alike.labels.get(HOSTNAME, alike.name) == pod.pinned_node:
+        return alike.name
+    return next((node.name for node in world.nodes.values() if node.labels.get(HOSTNAME) == pod.pinned_node), None)
 
 
 def refused_nodes(crew: Crew, now: datetime, after_s: float) -> tuple[dict[int, NodeName], float | None]:
@@ -90,7 +100,7 @@ def refused_nodes(crew: Crew, now: datetime, after_s: float) -> tuple[dict[int, 
     return refused, min(left, default=None)
 
 
-def let_go(world: World, model: ObjectKey, crew: Crew, slots: Sequence[Slot]) -> LettingGo:
+def let_go(world: World, crew: Crew, slots: Sequence[Slot]) -> LettingGo:
     """Let whole replicas go, and delete what stands where nothing of theirs should."""
     delete = [_delete(pod, "no chips are kept for it there") for pod in crew.strays]
     # A pod that waits for nothing any longer: a replica was taken away.
@@ -120,7 +130,7 @@ def surplus(crew: Crew, slots: Sequence[Slot]) -> list[Pod]:
 
 
 class _Free:
-    """Chips that are free on nodes at this moment: bound pods count until they are gone, whosever they are, and pods on their way."""
+    """Chips that are free on nodes at this moment. Bound pods count until they are gone, whosever they are, and pods on their way."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -149,7 +159,7 @@ class _Free:
             pod.chips.get(resource, 0)
             for owner in self._world.slots_on(node)
             for pod in self._world.pods_of(owner)
-            if pod.node is None and pod.pinned_node == node and not pod.is_gated and not pod.has_ended
+            if pod.node is None and not pod.is_gated and not pod.has_ended and bound_for(world, pod) == node
         )
         return found.chips.get(resource, 0) - bound - coming - self._taken.get((node, resource), 0)
 
@@ -171,7 +181,7 @@ def _let_go(world: World, pod: Pod, slot: Slot) -> Patch:
 
 
 def pod_ref(pod: Pod) -> ObjectRef:
-    """Reference to exactly that pod."""
+    """Refer to exactly that pod."""
     return ObjectRef(api_version="v1", kind="Pod", namespace=pod.key.namespace, name=pod.key.name, uid=pod.uid)
 
 

@@ -21,7 +21,7 @@ from datetime import datetime
 from lionrock.operator.fairness import Claims, set_aside
 from lionrock.operator.pools import ResolvedPool
 from lionrock.operator.refusals import Refusal, no_room, unusable
-from lionrock.operator.resources import ObjectKey, PoolName, Revision, Slot
+from lionrock.operator.resources import NodeName, ObjectKey, PoolName, Revision, Slot
 from lionrock.operator.survival import Survival, survivors
 from lionrock.operator.world import World
 
@@ -67,6 +67,8 @@ class Request:
     """Revision of the model's present placement; None: it has none."""
     placed_since: datetime | None = None
     """When that revision was started; None: it is not known, and counts as just now."""
+    avoid: frozenset[NodeName] = frozenset()
+    """Nodes on which the scheduler refuses the model's pods, whatever chips they have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,6 +218,7 @@ def _survival(world: World, request: Request, candidate: Candidate, patience: Pa
         node_grace_s=patience.node_grace_s,
         now=now,
         pods_per_replica=candidate.pods_per_replica,
+        avoid=request.avoid,
     )
 
 
@@ -238,6 +241,8 @@ def _try(
     room = world.room(candidate.pool, request.model, revisions=request.gives_back - {candidate.revision}, slots=given_up)
     assert room is not None, "a usable pool has room, be it none"
     assert isinstance(pool, ResolvedPool), "a usable pool has a chip"
+    for node in request.avoid:
+        room.put(node, 0)
     new: list[Slot] = []
     used = {slot.node for slot in kept}
     recovered = 0 if survival is None else len(survival.why)

@@ -7,7 +7,7 @@ the pool that takes pods, with room for it. A replica is lost whole, for its sha
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -46,8 +46,12 @@ def survivors(
     node_grace_s: float,
     now: datetime,
     pods_per_replica: int | None = None,
+    avoid: Container[NodeName] = (),
 ) -> Survival:
-    """Look at every slot of a revision. pods_per_replica: None: as many as its largest replica has."""
+    """Look at every slot of a revision.
+
+    pods_per_replica: None: as many as its largest replica has. avoid: nodes on which the scheduler refuses its pods.
+    """
     slots = [slot for slot in world.slots_of(model) if slot.revision == revision]
     parts = pods_per_replica or max((slot.part + 1 for slot in slots), default=0)
     occupied = _occupied(world, model, revision, slots)
@@ -60,6 +64,8 @@ def survivors(
         problem = _node_problem(world, node, slot, territory, node_grace_s, now)
         if problem is None and slot not in occupied:
             problem = _vacancy_problem(world, node, slot) or short.get(slot)
+            if slot.node in avoid:
+                problem = problem or f"the scheduler refuses its pod on node {slot.node}"
         if problem is not None:
             why.setdefault(slot.replica, problem)
         elif node is not None and node.is_cordoned:
