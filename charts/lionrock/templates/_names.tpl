@@ -1,0 +1,69 @@
+{{/* Names, labels and images. */}}
+
+{{- define "lionrock.name" -}}
+{{- default "lionrock" .Values.nameOverride | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+
+{{/* Beginning of all names: the release's, which the chart's is put behind unless it is in it. */}}
+{{- define "lionrock.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 36 | trimSuffix "-" -}}
+{{- else if contains (include "lionrock.name" .) .Release.Name -}}
+{{- .Release.Name | trunc 36 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name (include "lionrock.name" .) | trunc 36 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Name of an object of a component. Takes (list $ component). */}}
+{{- define "lionrock.component" -}}
+{{- printf "%s-%s" (include "lionrock.fullname" (index . 0)) (index . 1) -}}
+{{- end -}}
+
+{{/* Beginning of names of objects that have no namespace. */}}
+{{- define "lionrock.clustername" -}}
+{{- printf "%s-%s" .Release.Namespace (include "lionrock.fullname" .) -}}
+{{- end -}}
+
+{{/* What selects the pods of a component. Takes (list $ component). */}}
+{{- define "lionrock.selector" -}}
+app.kubernetes.io/name: {{ include "lionrock.name" (index . 0) }}
+app.kubernetes.io/instance: {{ (index . 0).Release.Name }}
+app.kubernetes.io/component: {{ index . 1 }}
+{{- end -}}
+
+{{/* Labels of every object. Takes (list $ component). */}}
+{{- define "lionrock.labels" -}}
+{{ include "lionrock.selector" . }}
+app.kubernetes.io/part-of: lionrock
+app.kubernetes.io/version: {{ (index . 0).Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ (index . 0).Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" (index . 0).Chart.Name (index . 0).Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{/* Labels of a pod: they do not change with the chart's version, or each upgrade would replace every pod. Takes (list $ component). */}}
+{{- define "lionrock.podlabels" -}}
+{{ include "lionrock.selector" . }}
+app.kubernetes.io/part-of: lionrock
+lionrock.io/territory: {{ (index . 0).Values.territory }}
+{{- end -}}
+
+{{/* Image of a service. Takes (list $ service). */}}
+{{- define "lionrock.image" -}}
+{{- $image := (index . 0).Values.image -}}
+{{- $service := index . 1 -}}
+{{- $repository := printf "%s%s" $image.prefix $service -}}
+{{- if $image.registry }}{{ $repository = printf "%s/%s" $image.registry $repository }}{{ end -}}
+{{- with index $image.digests $service -}}
+{{ $repository }}@{{ . }}
+{{- else -}}
+{{ $repository }}:{{ $image.tag | default (index $ 0).Chart.AppVersion }}
+{{- end -}}
+{{- end -}}
+
+{{/* Port of a component's service. */}}
+{{- define "lionrock.port" -}}
+{{- get (dict "gateway" "50051" "tokenization" "50052" "inference" "50053" "guardrails" "50054" "audit" "50055") . -}}
+{{- end -}}
+
+{{- define "lionrock.probeport" -}}8081{{- end -}}

@@ -1,0 +1,57 @@
+{{- define "lionrock.netpol.dns" -}}
+- to: {{ toJson .Values.networkPolicy.dns }}
+  ports: [{protocol: UDP, port: 53}, {protocol: TCP, port: 53}]
+{{- end -}}
+
+{{- define "lionrock.netpol.otlp" -}}
+{{- if .Values.telemetry.otlpEndpoint }}
+{{- if not .Values.telemetry.otlpPeers }}{{ fail "telemetry.otlpPeers: whom may the pods reach as the collector? (network policy peers)" }}{{ end }}
+- to: {{ toJson .Values.telemetry.otlpPeers }}
+  ports: [{protocol: TCP, port: {{ include "lionrock.otlpport" . }}}]
+{{- end }}
+{{- end -}}
+
+{{- define "lionrock.otlpport" -}}
+{{- $host := (urlParse .Values.telemetry.otlpEndpoint).host -}}
+{{- if regexMatch ":[0-9]+$" $host }}{{ regexFind "[0-9]+$" $host }}{{ else }}4317{{ end -}}
+{{- end -}}
+
+{{/* The API server's addresses and ports, as peers of a network policy. It is no pod, so it is named by address. */}}
+{{- define "lionrock.apiserver" -}}
+{{- $cidrs := .Values.networkPolicy.apiServer.cidrs -}}
+{{- $ports := .Values.networkPolicy.apiServer.ports -}}
+{{- if not $cidrs -}}
+{{- range (lookup "discovery.k8s.io/v1" "EndpointSlice" "default" "").items -}}
+{{- if eq (dig "metadata" "labels" "kubernetes.io/service-name" "" .) "kubernetes" -}}
+{{- $bits := ternary 128 32 (eq .addressType "IPv6") -}}
+{{- range .endpoints }}{{ range .addresses }}{{ $cidrs = append $cidrs (printf "%s/%d" . $bits) }}{{ end }}{{ end -}}
+{{- range .ports }}{{ $ports = append $ports .port }}{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- with lookup "v1" "Service" "default" "kubernetes" -}}
+{{- range .spec.clusterIPs }}{{ $cidrs = append $cidrs (printf "%s/%d" . (ternary 128 32 (contains ":" .))) }}{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- if not $cidrs -}}
+{{- fail "networkPolicy.apiServer.cidrs: the API server's addresses cannot be looked up here; kubectl get endpointslices -n default -l kubernetes.io/service-name=kubernetes" -}}
+{{- end -}}
+peers:
+  {{- range $cidrs | uniq | sortAlpha }}
+  - ipBlock: {cidr: "{{ . }}"}
+  {{- end }}
+ports:
+  {{- range $port := $ports | uniq }}
+  - {{ $port }}
+  {{- end }}
+{{- end -}}
+
+{{- define "lionrock.netpol.apiserver" -}}
+{{- with include "lionrock.apiserver" . | fromYaml -}}
+- to: {{ toJson .peers }}
+  ports:
+    {{- range .ports }}
+    - {protocol: TCP, port: {{ . }}}
+    {{- end }}
+{{- end -}}
+{{- end -}}
+

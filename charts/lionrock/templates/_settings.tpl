@@ -1,0 +1,88 @@
+{{/* What each service is told, as JSON, which is YAML and keeps large numbers whole. Each service checks it when it starts, and
+tests/charts loads every file with the service's own settings class. */}}
+
+{{/* Takes (list $ component). */}}
+{{- define "lionrock.settings" -}}
+{{- $root := index . 0 -}}
+{{- $component := index . 1 -}}
+{{- $settings := include "lionrock.settings.common" . | fromYaml -}}
+{{- $settings = mergeOverwrite $settings (include (printf "lionrock.settings.%s" $component) $root | fromYaml) -}}
+{{- $settings = mergeOverwrite $settings (deepCopy (get $root.Values $component).settings) -}}
+{{- toPrettyJson $settings -}}
+{{- end -}}
+
+{{- define "lionrock.settings.common" -}}
+{{- $root := index . 0 -}}
+server:
+  listen: "[::]:{{ include "lionrock.port" (index . 1) }}"
+  probe_listen: "[::]:{{ include "lionrock.probeport" . }}"
+  trust_domain: {{ $root.Values.trustDomain }}
+  tls: {cert_file: /etc/lionrock/tls/tls.crt, key_file: /etc/lionrock/tls/tls.key, ca_file: /etc/lionrock/tls/ca.crt}
+  drain_grace_s: {{ $root.Values.drainGraceSeconds }}
+  max_connection_age_s: {{ $root.Values.connectionAgeSeconds }}
+telemetry:
+  log_level: {{ $root.Values.telemetry.logLevel }}
+  sample_ratio: {{ $root.Values.telemetry.sampleRatio }}
+  {{- with $root.Values.telemetry.otlpEndpoint }}
+  otlp_endpoint: {{ . }}
+  {{- end }}
+  {{- if $root.Values.telemetry.otlpCaSecret }}
+  otlp_ca_file: /etc/lionrock/otlp/ca.crt
+  {{- end }}
+{{- end -}}
+
+{{- define "lionrock.settings.gateway" -}}
+{{- $root := . -}}
+{{- range $peer := list "tokenization" "guardrails" "audit" }}
+{{ $peer }}:
+  target: dns:///{{ include "lionrock.component" (list $root $peer) }}.{{ $root.Release.Namespace }}.svc:{{ include "lionrock.port" $peer }}
+  service: {{ $peer }}
+{{- end }}
+routes_file: /etc/lionrock/routes/routes.json
+cache_salt_file: /etc/lionrock/salt/salt
+tenants: {{ toJson (include "lionrock.tenants" . | fromJsonArray) }}
+{{- end -}}
+
+{{/* The tenants, and that of the chart's own test. */}}
+{{- define "lionrock.tenants" -}}
+{{- $tenants := .Values.tenants -}}
+{{- if .Values.test.enabled -}}
+{{- range .Values.tenants -}}
+{{- if eq .name $.Values.test.tenant -}}
+{{- fail (printf "test.tenant: %s is one of your tenants; name another one, or set test.enabled=false" .name) -}}
+{{- end -}}
+{{- end -}}
+{{- $principal := dict "spiffe_id" (include "lionrock.testid" .) "purposes" (list "demonstration") -}}
+{{- $tenants = append $tenants (dict "name" .Values.test.tenant "territory" .Values.territory "max_streams" 1 "principals" (list $principal)) -}}
+{{- end -}}
+{{- toJson $tenants -}}
+{{- end -}}
+
+{{- define "lionrock.testid" -}}
+spiffe://{{ .Values.trustDomain }}/tenant/{{ .Values.test.tenant }}/workload/chat
+{{- end -}}
+
+{{- define "lionrock.settings.tokenization" -}}
+models:
+  {{- range $name, $path := .Values.models }}
+  {{ $name | quote }}: {{ printf "/models/%s" $path | clean | quote }}
+  {{- end }}
+{{- end -}}
+
+{{- define "lionrock.settings.guardrails" -}}
+{{- if .Values.guardrails.profiles }}
+policies: {directory: /etc/lionrock/profiles}
+{{- else }}
+policies: {}
+{{- end }}
+{{- end -}}
+
+{{- define "lionrock.settings.audit" -}}
+{{- $tenants := .Values.audit.formerTenants -}}
+{{- range include "lionrock.tenants" . | fromJsonArray }}{{ $tenants = append $tenants .name }}{{ end -}}
+platform: {{ .Values.audit.platform | default .Values.trustDomain }}
+region: {{ .Values.audit.region | quote }}
+tenants: {{ toJson ($tenants | uniq | sortAlpha) }}
+store_file: /var/lib/lionrock/store/logs.sqlite
+key_dir: /var/lib/lionrock/keys/keys
+{{- end -}}
