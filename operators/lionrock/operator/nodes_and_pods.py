@@ -78,6 +78,8 @@ class Pod:
     is_ready: bool
     pod_ip: str | None
     service_account: str | None
+    last_words: str | None = None
+    """What a container left when it ended, of a pod of one container."""
 
     @property
     def is_ours(self) -> bool:
@@ -118,7 +120,7 @@ class Pod:
 def parse_node(body: Mapping[str, Any]) -> Node:
     """Read a Node. Raises Malformed."""
     meta = metadata_of(body)
-    spec, status = Fields("spec", body.get("spec") or {}), Fields("status", body.get("status") or {})
+    spec, status = Fields("", body).under("spec"), Fields("", body).under("status")
     ready = condition(conditions_of(status), "Ready")
     return Node(
         name=NodeName(meta.name),
@@ -138,7 +140,7 @@ def parse_node(body: Mapping[str, Any]) -> Node:
 def parse_pod(body: Mapping[str, Any]) -> Pod:
     """Read a Pod. Raises Malformed."""
     meta = metadata_of(body)
-    spec, status = Fields("spec", body.get("spec") or {}), Fields("status", body.get("status") or {})
+    spec, status = Fields("", body).under("spec"), Fields("", body).under("status")
     conditions = conditions_of(status)
     placed, ready = condition(conditions, "PodScheduled"), condition(conditions, "Ready")
     refused = placed if placed is not None and placed.status == "False" and placed.reason == "Unschedulable" else None
@@ -160,6 +162,7 @@ def parse_pod(body: Mapping[str, Any]) -> Pod:
         is_ready=ready is not None and ready.is_true,
         pod_ip=status.optional_text("podIP"),
         service_account=spec.optional_text("serviceAccountName"),
+        last_words=_last_words(status),
     )
 
 
@@ -168,10 +171,9 @@ def pod_matters(body: Mapping[str, Any]) -> bool:
 
     The informer keeps nothing of those that do not. Raises Malformed.
     """
-    labels = (body.get("metadata") or {}).get("labels") or {}
-    if labels.get(PART_OF_LABEL) == PART_OF:
-        return True
-    return bool(_requested(Fields("spec", body.get("spec") or {})))
+    fields = Fields("", body)
+    ours = fields.under("metadata").under("labels").values.get(PART_OF_LABEL) == PART_OF
+    return ours or bool(_requested(fields.under("spec")))
 
 
 def _is_extended(resource: str) -> bool:
@@ -219,6 +221,11 @@ def _container_chips(container: Fields) -> dict[str, int]:
     """Read the extended resources of a container: requests equal limits, and either may be left out."""
     resources = container.under("resources")
     return {**_extended(resources.under("limits")), **_extended(resources.under("requests"))}
+
+
+def _last_words(status: Fields) -> str | None:
+    ended = [each.under("state").under("terminated") for each in status.each("containerStatuses")]
+    return ended[0].optional_text("message") if len(ended) == 1 else None
 
 
 def _pinned_node(spec: Fields) -> NodeName | None:
