@@ -167,7 +167,7 @@ def nodes(objects: Objects, kwok: Program) -> Iterator[Nodes]:
 
 def apply_crds(objects: Objects, path: Path) -> list[str]:
     """Apply every resource definition of a directory, and wait until all are served. Returns their names."""
-    names = [objects.apply(document)["metadata"]["name"] for document in documents(path)]
+    names = [objects.apply(document)["metadata"]["name"] for document in documents(path, "CustomResourceDefinition")]
 
     established = {"type": "Established", "status": "True"}.items()
 

@@ -66,4 +66,4 @@ def test_rendered_charts_are_valid(values: Path | None, helm: Command, kubeconfo
 
 
 def test_definitions_chart_renders_what_the_files_say(helm: Command, kubeconform: Callable[[str], str]) -> None:
-    assert "Valid: 2, Invalid: 0, Errors: 0, Skipped: 0" in kubeconform(helm("template", "crds", CHARTS / "lionrock-crds"))
+    assert "Invalid: 0, Errors: 0, Skipped: 0" in kubeconform(helm("template", "crds", CHARTS / "lionrock-crds"))

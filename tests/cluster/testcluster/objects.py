@@ -135,10 +135,12 @@ def path_of(manifest: Manifest) -> str:
     return _path(manifest["apiVersion"], manifest["kind"], metadata.get("name"), metadata.get("namespace"))
 
 
-def documents(path: Path) -> Iterator[Manifest]:
-    """Read the documents of one YAML file, or of every YAML file of a directory in order of their names."""
+def documents(path: Path, kind: str | None = None) -> Iterator[Manifest]:
+    """Read the documents of one YAML file, or of every YAML file of a directory in order of their names. kind: of this one only."""
     for file in sorted(path.glob("*.y*ml")) if path.is_dir() else [path]:
-        yield from (document for document in yaml.safe_load_all(file.read_text()) if document)
+        for document in yaml.safe_load_all(file.read_text()):
+            if document and kind in (None, document["kind"]):
+                yield document
 
 
 def _path(api_version: str, kind: str, name: str | None, namespace: str | None) -> str:
