@@ -1,92 +1,79 @@
-"""The Kubernetes API as a pod reaches it with its service account: single objects, read and written as JSON.
+"""The Kubernetes API as a pod with a service account meets it: one call at a time, each with its deadline.
 
-For jobs and init containers of the mesh, in images that carry no Kubernetes client; the operator uses the official one. Knows HTTP
-and the files that a kubelet mounts, not what the objects mean. Source: Kubernetes documentation, "Accessing the Kubernetes API from
-a Pod"; API conventions (status objects, resourceVersion).
+With the standard library alone: engine images carry no Kubernetes client. Knows tokens and transport, no kinds of objects.
+Source: Kubernetes documentation, accessing the API from a pod; bound service-account tokens.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import http.client
 import json
 import ssl
-import urllib.request
-from collections.abc import Mapping
+import urllib.parse
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-TIMEOUT_S = 20.0
-MAX_ANSWER_BYTES = 4 * 2**20
-
-
-class ClusterApiError(Exception):
-    """The API server refused, or could not be asked. `status`: the HTTP status, None when there was no answer."""
-
-    def __init__(self, message: str, status: int | None = None) -> None:
-        super().__init__(message)
-        self.status = status
+ACCOUNT_DIRECTORY: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+IN_CLUSTER: Final = "https://kubernetes.default.svc"
+_CALL_S: Final = 10.0
+_MAX_ANSWER_BYTES: Final = 1 << 20
 
 
-class ClusterApi:
-    """Requests to one API server. Every one has a deadline; none is repeated."""
+class ApiUnusable(Exception):
+    """The API server cannot be asked as this pod is set up; the message says what is wrong."""
 
-    def __init__(self, url: str, *, service_account: Path = SERVICE_ACCOUNT, timeout_s: float = TIMEOUT_S) -> None:
-        """Trust the mounted authority. Raises ValueError unless `url` is https://host:port, OSError for missing files."""
-        if not url.startswith("https://"):
-            raise ValueError("the API server's address must begin with https://")
-        self._url = url.rstrip("/")
-        self._token_file = service_account / "token"
-        self._timeout_s = timeout_s
-        context = ssl.create_default_context(cafile=str(service_account / "ca.crt"))
-        # No proxy of the environment stands between a pod and its API server, and no redirection leads elsewhere with our token.
-        self._opener = urllib.request.OpenerDirector()
-        for handler in (urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)):
-            self._opener.add_handler(handler)
 
-    def get(self, path: str) -> dict[str, Any] | None:
-        """Read an object; None where there is none. Raises ClusterApiError."""
+class ApiServer:
+    """The few calls to the Kubernetes API, each with its deadline."""
+
+    def __init__(self, url: str, account_directory: Path = ACCOUNT_DIRECTORY) -> None:
+        """account_directory: token, and ca.crt of the API server.
+
+        Raises ApiUnusable when the authority or the address cannot be used.
+        """
+        parts = urllib.parse.urlsplit(url)
+        if parts.scheme != "https" or parts.hostname is None:
+            raise ApiUnusable(f"the API server's address is not an https URL: {url}")
+        self._host, self._port = parts.hostname, parts.port or 443
+        self._account = account_directory
         try:
-            return self._request("GET", path)
-        except ClusterApiError as error:
-            if error.status == http.client.NOT_FOUND:
-                return None
-            raise
+            self._context = ssl.create_default_context(cafile=str(self._account / "ca.crt"))
+        except (OSError, ssl.SSLError):
+            raise ApiUnusable(f"{self._account}/ca.crt holds no authority of the API server") from None
 
-    def create(self, path: str, content: Mapping[str, Any]) -> dict[str, Any]:
-        """Create an object in a collection. Raises ClusterApiError, with status 409 where it exists."""
-        return self._request("POST", path, content)
-
-    def replace(self, path: str, content: Mapping[str, Any]) -> dict[str, Any]:
-        """Replace an object as it was read. Raises ClusterApiError, with status 409 where another has changed it since."""
-        return self._request("PUT", path, content)
-
-    def _request(self, method: str, path: str, content: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        # Read each time: the kubelet replaces the token during its life.
-        headers = {"Authorization": f"Bearer {self._token_file.read_text().strip()}", "Accept": "application/json"}
-        body = None
-        if content is not None:
-            headers["Content-Type"] = "application/json"
-            body = json.dumps(content).encode()
-        request = urllib.request.Request(self._url + path, data=body, headers=headers, method=method)  # noqa: S310 - https
+    def token(self) -> str:
+        """Return the service account's token. Raises ApiUnusable."""
         try:
-            with self._opener.open(request, timeout=self._timeout_s) as response:
-                status, answer = response.status, response.read(MAX_ANSWER_BYTES + 1)
-        except (OSError, http.client.HTTPException) as error:
-            raise ClusterApiError(f"{method} {path}: {error.__class__.__name__}: {error}") from error
-        return _parsed(f"{method} {path}", status, answer)
+            return (self._account / "token").read_text("ascii").strip()
+        except (OSError, UnicodeDecodeError):
+            raise ApiUnusable(f"{self._account}/token cannot be read; the pod needs a projected service-account token") from None
+
+    def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
+        """Return status and object. Raises OSError or http.client.HTTPException when nobody answers, ApiUnusable."""
+        headers = {"Authorization": f"Bearer {self.token()}", "Accept": "application/json", "Content-Type": "application/json"}
+        connection = http.client.HTTPSConnection(self._host, self._port, timeout=_CALL_S, context=self._context)
+        try:
+            connection.request(method, path, None if body is None else json.dumps(body).encode(), headers)
+            answer = connection.getresponse()
+            content = answer.read(_MAX_ANSWER_BYTES)
+        finally:
+            connection.close()
+        try:
+            document = json.loads(content)
+        except (ValueError, RecursionError):
+            document = None
+        return answer.status, document if isinstance(document, dict) else {}
 
 
-def _parsed(what: str, status: int, answer: bytes) -> dict[str, Any]:
-    if len(answer) > MAX_ANSWER_BYTES:
-        raise ClusterApiError(f"{what}: an answer of more than {MAX_ANSWER_BYTES} bytes", status)
+def pod_uid(token: str) -> str:
+    """Return the uid of the pod that a token is bound to; the API server, not we, verifies the token. Raises ApiUnusable."""
     try:
-        content = json.loads(answer)
-    except ValueError:
-        content = None
-    if not 200 <= status < 300:
-        said = content.get("message") if isinstance(content, dict) else None
-        raise ClusterApiError(f"{what}: {status} {said or http.client.responses.get(status, '')}".rstrip(), status)
-    if not isinstance(content, dict):
-        raise ClusterApiError(f"{what}: the answer is no object", status)
-    return content
+        claims = token.split(".")[1]
+        uid = json.loads(base64.urlsafe_b64decode(claims + "=" * (-len(claims) % 4)))["kubernetes.io"]["pod"]["uid"]
+    except (IndexError, KeyError, TypeError, ValueError, binascii.Error, RecursionError):
+        raise ApiUnusable("the service-account token is not bound to a pod; mount a projected one") from None
+    if not isinstance(uid, str) or not uid:
+        raise ApiUnusable("the service-account token is not bound to a pod; mount a projected one")
+    return uid
