@@ -12,6 +12,7 @@ import pytest
 from definition_rules import RULES, SPECS, Rule
 from testcluster.commands import Command
 from testcluster.objects import Manifest, Objects, Refused, documents
+from testcluster.waiting import wait_for
 
 CRDS = Path(__file__).resolve().parents[2] / "charts" / "lionrock-crds" / "templates"
 GROUP_VERSION = "lionrock.io/v1alpha1"
@@ -126,8 +127,17 @@ def test_an_author_cannot_write_the_status_with_the_object(objects: Objects, nam
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_kubectl_explain_describes_every_field(kind: str, objects: Objects, kubectl: Command, lionrock_crds: list[str]) -> None:
-    schemas = objects.call("GET", f"/openapi/v3/apis/{GROUP_VERSION}")["components"]["schemas"]
-    fields = dict(fields_of(schemas[f"io.lionrock.v1alpha1.{kind}"], schemas, kind))
+    own = f"io.lionrock.v1alpha1.{kind}"
+
+    def published() -> dict[str, Any]:
+        paths = objects.call("GET", "/openapi/v3")["paths"]
+        if f"apis/{GROUP_VERSION}" not in paths:
+            return {}
+        schemas: dict[str, Any] = objects.call("GET", f"/openapi/v3/apis/{GROUP_VERSION}")["components"]["schemas"]
+        return schemas if own in schemas else {}
+
+    schemas = wait_for(published, f"the API server publishes {kind}")
+    fields = dict(fields_of(schemas[own], schemas, kind))
     assert len(fields) > 30
     assert sorted(field for field, description in fields.items() if not description) == []
     explained = kubectl("explain", kind.lower(), "--api-version", GROUP_VERSION, "--recursive")

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from .objects import Objects
+from .waiting import wait_for
 
 _REFERENCE = "#/definitions/"
 FILE_NAMES = "{{ .Group }}_{{ .ResourceAPIVersion }}_{{ .ResourceKind }}.json"
@@ -21,10 +22,18 @@ FILE_NAMES = "{{ .Group }}_{{ .ResourceAPIVersion }}_{{ .ResourceKind }}.json"
 Schema = dict[str, Any]
 
 
-def write_schemas(objects: Objects, directory: Path) -> int:
-    """Write one file for each kind that the API server publishes. Returns how many."""
+def write_schemas(objects: Objects, directory: Path, *, kinds: Iterable[str] = ()) -> int:
+    """Write one file for each kind that the API server publishes. Returns how many.
+
+    kinds: definitions to wait for, such as io.ray.v1.RayService, since those of new resources are published after a while.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    definitions: dict[str, Schema] = objects.call("GET", "/openapi/v2")["definitions"]
+
+    def published() -> dict[str, Schema]:
+        definitions: dict[str, Schema] = objects.call("GET", "/openapi/v2")["definitions"]
+        return definitions if definitions.keys() >= set(kinds) else {}
+
+    definitions = wait_for(published, f"the API server publishes {', '.join(kinds)}", interval_s=0.5)
     strict = {name: _strict(definition) for name, definition in definitions.items()}
     written = 0
     for name, definition in definitions.items():
