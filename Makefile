@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --constraint constraints.txt --editable
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-vllm lint docs protos pytest bench-mesh bench-engine bench-quantisation clean
+.PHONY: help demo test test-vllm lint docs protos pytest cluster-tools cluster-programs bench-mesh bench-engine bench-quantisation clean
 
 help:
 	@echo "make demo         install and run the demonstration"
@@ -22,6 +22,7 @@ help:
 	@echo "make test-vllm    install vLLM for CPUs beside, and run the tests of its backend"
 	@echo "make lint         ruff, mypy, import-linter, buf"
 	@echo "make pytest       the tests alone; ARGS='-k words' selects"
+	@echo "make cluster-tools   build the programs of the test cluster; TOOLS='kwok helm' or TOOLS=all selects"
 	@echo "make docs         write the table of errors from the code"
 	@echo "make protos       generate the stubs again after a change of a proto"
 	@echo "make bench-mesh   measure the mesh; QUICK=1 for a run of at most five minutes"
@@ -32,10 +33,20 @@ help:
 demo: $(VENV)/.installed
 	@$(BIN)/lionrock demo
 
-test: lint pytest $(if $(filter 1,$(VLLM)),test-vllm)
+# The programs of the test cluster take a quarter of an hour on two cores the first time, so installing and linting go on beside it.
+test:
+	@$(MAKE) --no-print-directory --jobs=2 lint cluster-programs
+	@$(MAKE) --no-print-directory pytest $(if $(filter 1,$(VLLM)),test-vllm)
 
-pytest: $(VENV)/.installed-dev
+pytest: $(VENV)/.installed-dev cluster-programs
 	$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python tools/cluster_tools.py --missing
+
+cluster-tools: $(BIN)/python
+	$(BIN)/python tools/cluster_tools.py $(TOOLS)
+
+cluster-programs: $(BIN)/python
+	@$(BIN)/python tools/cluster_tools.py --if-possible
 
 test-vllm: $(VLLM_VENV)/.installed
 	$(VLLM_VENV)/bin/python -W ignore -m pytest -m needs_vllm tests/backends $(ARGS)
