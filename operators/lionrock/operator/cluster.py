@@ -334,7 +334,6 @@ def shared_informer(list_function: ListFunction) -> SharedInformer:
 
 def informer_failure(error: ApiError) -> Exception:
     """Return what the client's informer understands: 410 makes it list again, anything else watch again."""
-    failure: Exception = ApiException(
-        status=410 if isinstance(error, Expired) else error.status or 0, reason=error.reason or "Unreachable"
-    )
+    status = 410 if isinstance(error, Expired) else error.status or 0
+    failure: Exception = ApiException(status=status, reason=error.reason or "Unreachable")
     return failure

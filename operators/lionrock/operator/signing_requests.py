@@ -1,8 +1,8 @@
 """Who may have which certificate: the judgement on a CertificateSigningRequest of a Ray pod. Pure.
 
 The API server vouches for `spec.username` and `spec.extra`: a token that is bound to a pod carries that pod's name and uid. All
-else is a claim. A request is granted when the pod that the token is bound to runs, is one of a model's, belongs to the service account
-that asked, and when the names are exactly this pod's. Whatever does not hold is refused by name; what may come to hold within
+else is a claim. A request is granted when the pod that the token is bound to runs, is one of a model's, belongs to the service
+account that asked, and when the names are exactly this pod's. Whatever does not hold is refused by name; what may come to hold within
 moments, because a kubelet reports a pod's address after its first container began, is waited for.
 Does not know how verdicts are written (`approver`) nor how certificates are made (`certificate_signer`).
 """
