@@ -319,6 +319,9 @@ class ScriptedMesh:
         self.limits: dict[str, Any] = {}
         self.targets: dict[str, str] = {}
         self.peer_timeout_s = 5.0
+        self.routes_directory = directory / "routes"
+        self.routed = False
+        self.engines: dict[str, Parrot] = {}
         self._services: dict[str, tuple[Any, Any, str]] = {
             "tokenization": (
                 tok_rpc.add_TokenizationServiceServicer_to_server,
@@ -348,10 +351,35 @@ class ScriptedMesh:
         """End one inner service with all its calls."""
         await self.servers.pop(service).stop()
 
+    async def start_engine(self, name: str, port: int = 0) -> Parrot:
+        """Start one of several engines, or again on a port; its target is known by its name."""
+        engine = self.engines.setdefault(name, Parrot())
+        add, _, service = self._services["inference"]
+        settings = PeerServiceSettings(**self.server_settings("inference", listen=f"127.0.0.1:{port}"))
+        registration = Registration(add, engine, service, frozenset({"gateway"}))
+        self.servers[name] = await start_server(settings, "inference", [registration])
+        self.targets[name] = f"127.0.0.1:{self.servers[name].port}"
+        return engine
+
+    def write_routes(self, text: str) -> None:
+        """Change the routes file as a mounted ConfigMap changes: a new directory, and a link that is swapped."""
+        generation = self.routes_directory / f"..{secrets.token_hex(8)}"
+        generation.mkdir(parents=True)
+        (generation / "routes.json").write_text(text)
+        for link, target in (("..data", generation.name), ("routes.json", "..data/routes.json")):
+            if link == "..data" or not (self.routes_directory / link).is_symlink():
+                fresh = self.routes_directory / f"{link}_tmp"
+                fresh.symlink_to(target)
+                fresh.replace(self.routes_directory / link)
+
     def gateway_settings(self) -> GatewaySettings:
-        peers = {
-            name: PeerSettings(target=self.targets[name], service=name, timeout_s=self.peer_timeout_s) for name in self._services
+        peers: dict[str, Any] = {
+            name: PeerSettings(target=self.targets[name], service=name, timeout_s=self.peer_timeout_s)
+            for name in self._services
+            if not (self.routed and name == "inference")
         }
+        if self.routed:
+            peers["routes_file"] = self.routes_directory / "routes.json"
         return GatewaySettings(
             **self.server_settings("gateway"), **peers, tenants=self.tenants, limits=LimitSettings(**self.limits)
         )
