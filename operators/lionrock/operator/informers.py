@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from lionrock.operator.api_errors import ApiError, Expired, NotFound, Unreachable
+from lionrock.operator.api_errors import ApiError, Expired, NotFound
 from lionrock.operator.api_resources import Resource
 from lionrock.operator.cluster import Cluster, Object, Selection, WatchStream, informer_failure, shared_informer
 from lionrock.operator.trimming import identity, matters, trim
@@ -60,6 +60,10 @@ class Change:
     after: Object | None
 
 
+class _Stopped(ApiError):
+    """The informer ends; nothing is asked of the server any more."""
+
+
 class Informer:
     """The objects of one kind, and who wants to hear of their changes. Handlers run on the informer's thread or the writer's."""
 
@@ -78,7 +82,7 @@ class Informer:
         self._on_change = on_change
         self._lock = threading.RLock()
         self._objects: dict[ObjectName, Object] = {}
-        self._source = _Source(cluster, resource, selection, pace, clock, self._listed)
+        self._source = _Source(cluster, resource, selection, pace, clock, self._listed, self.objects)
         self._shared = shared_informer(self._source.list_function)
         for kind, handler in (("ADDED", self.observe), ("MODIFIED", self.observe), ("DELETED", self._deleted)):
             self._shared.add_event_handler(kind, handler)
@@ -176,6 +180,7 @@ class _Source:
         pace: Pace,
         clock: Callable[[], float],
         on_listed: Callable[[set[ObjectName], int], None],
+        kept: Callable[[], list[Object]],
     ) -> None:
         self._cluster = cluster
         self._resource = resource
@@ -183,6 +188,7 @@ class _Source:
         self._pace = pace
         self._clock = clock
         self._on_listed = on_listed
+        self._kept = kept
         self._stopping = threading.Event()
         self._random = random.Random()  # noqa: S311 - jitter, no secret
         self._relist_due = float("inf")
@@ -207,12 +213,18 @@ class _Source:
         """
         # The line above is read by the client: objects stay plain dicts, and their versions are followed.
         if not watch:
-            return self._until_it_works(self._list)
+            try:
+                return self._until_it_works(self._list)
+            except _Stopped:  # nothing has changed, as far as anybody will ever ask
+                return _List(self._kept(), _ListMetadata("0"))
         if self._fresh_list is not None:  # the client has reported all of the list by now
             self._on_listed(*self._fresh_list)
             self._fresh_list = None
             self.synced.set()
-        return self._until_it_works(lambda: self._watch(resource_version))
+        try:
+            return self._until_it_works(lambda: self._watch(resource_version))
+        except (Expired, _Stopped) as error:
+            raise informer_failure(error) from None
 
     def _until_it_works(self, attempt: Callable[[], object]) -> object:
         while True:
@@ -220,13 +232,16 @@ class _Source:
             if attempts:
                 self._stopping.wait(self._pace.backoff.delay_s(attempts, self._random.random()))
             if self._stopping.is_set():
-                raise informer_failure(Unreachable("stopped"))
+                raise _Stopped("stopped")
             try:
                 answer = attempt()
+            except _Stopped:
+                raise
             except Expired as error:
-                self._expired = False
                 self._barren += error.status is not None
-                raise informer_failure(error) from None
+                if attempt != self._list:  # a continue token that is too old; begin the list anew
+                    self._expired = False
+                    raise
             except ApiError as error:
                 self._failed(error)
                 if error.retry_after_s is not None:
@@ -253,7 +268,7 @@ class _Source:
             if not token:
                 break
             if self._stopping.is_set():
-                raise Unreachable("stopped")
+                raise _Stopped("stopped")
         return items, int(page["metadata"]["resourceVersion"])
 
     def _list(self) -> object:
