@@ -15,9 +15,11 @@ from cluster_tools import ToolMissing
 from testcluster.processes import ProgramFailed
 from testcluster.waiting import NeverHappened, wait_for
 
-from .commands import LabError
+from .commands import LabError, run
 from .images import REPOSITORY, SERVICES, ImageStore, build_service, reference
 from .lab import Lab, LabInfo, status, sweep, wait_until_gone
+from .node import ASCEND, CAMBRICON
+from .runtime import NAMESPACE
 
 DIRECTORY = REPOSITORY / ".cache" / "cluster" / "lab"
 IMAGES = REPOSITORY / ".cache" / "cluster" / "images"
@@ -53,7 +55,7 @@ def up() -> None:
 def keep() -> None:
     """Keep the lab up until told to end."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with Lab(DIRECTORY, ImageStore(IMAGES)):
+    with Lab(DIRECTORY, ImageStore(IMAGES), (ASCEND, CAMBRICON)):
         try:
             signal.pause()
         except KeyboardInterrupt:
@@ -80,8 +82,8 @@ def images(services: list[str]) -> None:
         print(f"{built.name}  {built.size_bytes / 1e6:.0f} MB  {built.seconds:.1f} s", flush=True)
         if status(DIRECTORY)["running"]:
             started = time.monotonic()
-            socket = DIRECTORY / "node" / "containerd" / "containerd.sock"
-            subprocess.run(["ctr", "--address", socket, "--namespace", "k8s.io", "images", "import", archive], check=True)
+            for socket in sorted(DIRECTORY.glob("nodes/*/containerd/containerd.sock")):
+                run(["ctr", "--address", socket, "--namespace", NAMESPACE, "images", "import", archive], timeout_s=900)
             print(f"  imported in {time.monotonic() - started:.1f} s", flush=True)
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from tests.cluster.lab.commands import LabError, require, run
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-SERVICES = ("gateway", "tokenization", "guardrails", "audit", "operator", "inference")
+SERVICES = ("gateway", "tokenization", "guardrails", "audit", "operator", "cli", "inference")
 RELEASE = "bookworm"
 PREFIX = "lionrock.internal"
 """What the images' names begin with: no registry has them, so none is ever asked."""

@@ -2,7 +2,7 @@
 
     <directory>/lab.json     who keeps it running, where its kubeconfig is; written when all is ready, removed last
     <directory>/control/     the control plane's certificates and logs
-    <directory>/node/        containerd, kubelet, their mounts
+    <directory>/nodes/       containerd and kubelet of each node, their mounts
     <directory>/network/     CNI's configuration and addresses
 
 The programs end with the process that started them; what they leave (mounts, namespaces, rules, control groups) `sweep` removes,
@@ -29,9 +29,9 @@ from testcluster.waiting import NeverHappened, wait_for
 
 from .commands import LabError, require
 from .images import PREFIX, ImageStore, build_bases
-from .network import Network
-from .node import ChipNode, LabControlPlane, start_dns, start_kube_proxy, start_kubelet, wait_for_node
-from .runtime import Containerd, end_everything, namespaces_before, unmount_below
+from .network import Network, configuration_of
+from .node import ASCEND, ChipNode, LabControlPlane, start_dns, start_kube_proxy, start_kubelet, wait_for_node
+from .runtime import Containerd, end_everything, present, unmount_below
 
 PAUSE = f"{PREFIX}/pause:1"
 _OWNERS = {"Deployment": "apps/v1", "StatefulSet": "apps/v1", "ReplicaSet": "apps/v1", "CronJob": "batch/v1", "Job": "batch/v1"}
@@ -74,7 +74,7 @@ class LabInfo:
 class Lab:
     """A running lab. Use it as a context manager: leaving it takes everything down."""
 
-    def __init__(self, directory: Path, images: ImageStore, *, chip_node: ChipNode | None = None) -> None:
+    def __init__(self, directory: Path, images: ImageStore, nodes: Sequence[ChipNode] = (ASCEND,)) -> None:
         """Remember where. Nothing runs yet."""
         if os.geteuid() != 0:
             raise LabError("a node needs root")
@@ -82,7 +82,8 @@ class Lab:
         self.directory = directory
         self.network = Network()
         self._images = images
-        self._chip_node = chip_node or ChipNode()
+        self._nodes = nodes
+        self.containerds: list[Containerd] = []
         self._programs: list[Program] = []
 
     def __enter__(self) -> Lab:
@@ -90,7 +91,7 @@ class Lab:
         started = time.monotonic()
         sweep(self.directory)
         self.directory.mkdir(parents=True, exist_ok=True)
-        (self.directory / "namespaces.json").write_text(json.dumps(sorted(namespaces_before())))
+        (self.directory / "present.json").write_text(json.dumps(present()))
         try:
             self._start()
         except BaseException:
@@ -106,9 +107,10 @@ class Lab:
         self.close()
 
     def load(self, name: str, archive: Path) -> None:
-        """Bring one of our images to the node, unless the node has it."""
-        if name not in self.containerd.images():
-            self.containerd.import_image(archive)
+        """Bring one of our images to all nodes, but for those that have it."""
+        for containerd in self.containerds:
+            if name not in containerd.images():
+                containerd.import_image(archive)
 
     @property
     def programs(self) -> Sequence[Program]:
@@ -133,20 +135,28 @@ class Lab:
         sweep(self.directory)
 
     def _start(self) -> None:
-        self.network.create(self.directory / "network")
+        self.network.create(self.directory / "network", len(self._nodes))
         self.control_plane = LabControlPlane(self.directory / "control", self.network)
         self.objects = Objects(self.control_plane.client())
         self.start(components.start_controller_manager(self.control_plane))
         self.start(components.start_scheduler(self.control_plane))
-        node = self.directory / "node"
-        self.containerd = Containerd(node / "containerd", self.directory / "network" / "net.d", PAUSE)
-        self.start(self.containerd.program)
-        self.load(PAUSE, pause_image(self._images))
-        self.start(start_kubelet(self.control_plane, self.network, node / "kubelet", self.containerd.socket))
-        self.start(start_kube_proxy(self.control_plane, self.network, node))
-        self.start(start_dns(self.control_plane, self.network, node))
-        wait_for_node(self.objects)
-        self._chip_node.advertise(self.objects)
+        for number, node in enumerate(self._nodes, start=1):
+            self._start_node(number, node)
+        (self.directory / "services").mkdir()
+        self.start(start_kube_proxy(self.control_plane, self.network, self._nodes[0].name, self.directory / "services"))
+        self.start(start_dns(self.control_plane, self.network, self.directory / "services"))
+        for node in self._nodes:
+            wait_for_node(self.objects, node.name)
+            node.advertise(self.objects)
+
+    def _start_node(self, number: int, node: ChipNode) -> None:
+        directory = self.directory / "nodes" / str(number)
+        containerd = Containerd(directory / "containerd", configuration_of(self.directory / "network", number), PAUSE)
+        self.start(containerd.program)
+        self.containerds.append(containerd)
+        containerd.import_image(pause_image(self._images))
+        addresses = self.network.of_node(number)
+        self.start(start_kubelet(self.control_plane, self.network, addresses, node.name, directory / "kubelet", containerd.socket))
 
     def _end_pods(self) -> None:
         """Delete all pods, so that their volumes and networks are taken down by who made them."""
@@ -183,9 +193,9 @@ def sweep(directory: Path) -> None:
     """Remove all that a lab leaves on the machine, and its directory but for logs. Nothing of it may run any more."""
     if not directory.exists():
         return
-    remembered = directory / "namespaces.json"
-    foreign = set(json.loads(remembered.read_text())) if remembered.exists() else namespaces_before()
-    end_everything(directory / "node" / "containerd", foreign)
+    remembered = directory / "present.json"
+    foreign = json.loads(remembered.read_text()) if remembered.exists() else present()
+    end_everything([node / "containerd" for node in (directory / "nodes").glob("*")], foreign)
     unmount_below(directory)
     Network.remove(directory / "network")
     logs = directory.with_name(f"{directory.name}-logs")

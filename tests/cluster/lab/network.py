@@ -22,15 +22,28 @@ _JUMPS = re.compile(r"^-A (\S+) (.*-j (?:KUBE|CNI|NFQUEUE)(?:-\S+)?.*)$", re.MUL
 
 
 @dataclass(frozen=True, slots=True)
+class NodeAddresses:
+    """Addresses of one node and of its pods."""
+
+    node: str
+    pods: str
+
+
+@dataclass(frozen=True, slots=True)
 class Network:
     """Addresses of the lab. They are private ones, and nothing outside of this machine knows them."""
 
-    node_address: str = "10.77.0.1"
-    pods: str = "10.77.1.0/24"
-    services: str = "10.96.0.0/16"
+    control_plane: str = "10.77.0.1"
+    """Of the API server and of DNS, as pods see them."""
+    pods: str = "10.77.64.0/18"
 
-    def create(self, directory: Path) -> None:
-        """Make the bridge and CNI's configuration. Raises LabError where CNI's programs are missing."""
+    @staticmethod
+    def of_node(number: int) -> NodeAddresses:
+        """Addresses of a node, counted from 1."""
+        return NodeAddresses(f"10.77.0.{10 + number}", f"10.77.{64 + number}.0/24")
+
+    def create(self, directory: Path, nodes: int) -> None:
+        """Make the bridge and CNI's configuration of each node. Raises LabError where CNI's programs are missing."""
         missing = [name for name in ("ptp", "host-local", "portmap", "loopback") if not (CNI_PROGRAMS / name).exists()]
         if missing:
             raise LabError(f"{', '.join(missing)} not in {CNI_PROGRAMS}: apt-get install containernetworking-plugins")
@@ -41,18 +54,21 @@ class Network:
         _FORWARDING.write_text("1\n")
         if not succeeds(["ip", "link", "show", BRIDGE]):
             run(["ip", "link", "add", BRIDGE, "type", "bridge"], timeout_s=10)
-            run(["ip", "address", "add", f"{self.node_address}/32", "dev", BRIDGE], timeout_s=10)
+            for address in (self.control_plane, *(self.of_node(number + 1).node for number in range(nodes))):
+                run(["ip", "address", "add", f"{address}/32", "dev", BRIDGE], timeout_s=10)
         run(["ip", "link", "set", BRIDGE, "up"], timeout_s=10)
-        addresses = {"type": "host-local", "dataDir": str(directory / "addresses"), "ranges": [[{"subnet": self.pods}]]}
-        plugins = [
-            {"type": "ptp", "ipMasq": False, "ipam": {**addresses, "routes": [{"dst": "0.0.0.0/0"}]}},
-            {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True},
-        ]
-        configuration = directory / "net.d"
-        configuration.mkdir(exist_ok=True)
-        (configuration / "10-lionrock.conflist").write_text(
-            json.dumps({"cniVersion": "0.4.0", "name": "lionrock", "plugins": plugins}, indent=1)
-        )
+        for number in range(1, nodes + 1):
+            configuration = configuration_of(directory, number)
+            configuration.mkdir(parents=True, exist_ok=True)
+            ranges = [[{"subnet": self.of_node(number).pods}]]
+            addresses = {"type": "host-local", "dataDir": str(directory / f"addresses-{number}"), "ranges": ranges}
+            plugins = [
+                {"type": "ptp", "ipMasq": False, "ipam": {**addresses, "routes": [{"dst": "0.0.0.0/0"}]}},
+                {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True},
+            ]
+            (configuration / "10-lionrock.conflist").write_text(
+                json.dumps({"cniVersion": "0.4.0", "name": f"lionrock-{number}", "plugins": plugins}, indent=1)
+            )
 
     @staticmethod
     def remove(directory: Path) -> None:
@@ -67,6 +83,11 @@ class Network:
         if remembered.exists():
             _FORWARDING.write_text(remembered.read_text())
             remembered.unlink()
+
+
+def configuration_of(directory: Path, number: int) -> Path:
+    """CNI's configuration directory of a node."""
+    return directory / f"net.d-{number}"
 
 
 def _remove_rules(program: str, table: str) -> None:

@@ -1,4 +1,4 @@
-"""kubelet and kube-proxy of one node, and DNS for its pods: the settings that a small machine without systemd needs.
+"""kubelets, kube-proxy, and DNS for their pods: the settings that a small machine without systemd needs.
 
 Source: the flags of kubelet and kube-proxy, and what such a machine was seen to need (control groups v1, no CAP_SYS_RESOURCE).
 """
@@ -6,6 +6,7 @@ Source: the flags of kubelet and kube-proxy, and what such a machine was seen to
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,9 @@ from testcluster.objects import Objects
 from testcluster.processes import Program, answers, free_port
 from testcluster.waiting import wait_for
 
-from .network import Network
+from .network import Network, NodeAddresses
 from .runtime import CGROUP_ROOT
 
-NAME = "lionrock-lab"
 DOMAIN = "cluster.local"
 
 
@@ -30,7 +30,7 @@ class LabControlPlane(ControlPlane):
         self._network = network
         flags = (
             "--bind-address=0.0.0.0",  # the loopback address for the programs of this machine, the bridge's for pods
-            f"--advertise-address={network.node_address}",
+            f"--advertise-address={network.control_plane}",
             "--endpoint-reconciler-type=lease",
             "--kubelet-preferred-address-types=InternalIP",
         )
@@ -45,35 +45,47 @@ class LabControlPlane(ControlPlane):
 
 @dataclass(frozen=True, slots=True)
 class ChipNode:
-    """What the node pretends to be: a chip's extended resource, how many, and the labels of its plugin and its territory."""
+    """A node, and what it pretends to be: a chip's extended resource, how many, the labels of its plugin and of its territory."""
 
-    resource: str = "huawei.com/Ascend910"
-    chips: int = 8
-    labels: tuple[tuple[str, str], ...] = (
-        ("accelerator", "huawei-Ascend910"),
-        ("accelerator-type", "module-910b-8"),
-        ("node.kubernetes.io/npu.chip.name", "910B3"),
-        ("topology.kubernetes.io/region", "hk-1"),
-        ("topology.kubernetes.io/zone", "hk-1a"),
-    )
+    name: str
+    resource: str
+    chips: int
+    labels: Mapping[str, str]
 
-    def advertise(self, objects: Objects, name: str = NAME) -> None:
+    def advertise(self, objects: Objects) -> None:
         """Say so in the node's labels and status; the kubelet keeps both."""
-        node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}}
+        node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": self.name}}
         objects.merge(node, {"metadata": {"labels": dict(self.labels)}})
         amount = {self.resource: str(self.chips)}
         objects.merge(node, {"status": {"capacity": amount, "allocatable": amount}}, subresource="status")
 
 
-def start_kubelet(control_plane: ControlPlane, network: Network, directory: Path, socket: Path) -> Program:
+_HONG_KONG = {"topology.kubernetes.io/region": "hk-1", "topology.kubernetes.io/zone": "hk-1a"}
+ASCEND = ChipNode(
+    "lab-ascend",
+    "huawei.com/Ascend910",
+    8,
+    {
+        **_HONG_KONG,
+        "accelerator": "huawei-Ascend910",
+        "accelerator-type": "module-910b-8",
+        "node.kubernetes.io/npu.chip.name": "910B3",
+    },
+)
+CAMBRICON = ChipNode("lab-cambricon", "cambricon.com/mlu", 8, {**_HONG_KONG, "Model": "MLU590-M9"})
+
+
+def start_kubelet(
+    control_plane: ControlPlane, network: Network, addresses: NodeAddresses, name: str, directory: Path, socket: Path
+) -> Program:
     """Start the kubelet and wait until it answers."""
     directory.mkdir(parents=True, exist_ok=True)
-    certificate, key = control_plane.ca.server("kubelet", dns_names=[NAME], addresses=[network.node_address])
+    certificate, key = control_plane.ca.server(f"kubelet-{name}", dns_names=[name], addresses=[addresses.node])
     port = free_port()
     configuration: dict[str, Any] = {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
-        "address": network.node_address,
+        "address": addresses.node,
         "authentication": {
             "anonymous": {"enabled": False},
             "webhook": {"enabled": True},
@@ -81,8 +93,8 @@ def start_kubelet(control_plane: ControlPlane, network: Network, directory: Path
         },
         "authorization": {"mode": "Webhook"},
         "cgroupDriver": "cgroupfs",
-        "cgroupRoot": f"/{CGROUP_ROOT}",
-        "clusterDNS": [network.node_address],
+        "cgroupRoot": f"/{CGROUP_ROOT}/{name}",
+        "clusterDNS": [network.control_plane],
         "clusterDomain": DOMAIN,
         "containerLogMaxSize": "10Mi",
         "containerRuntimeEndpoint": f"unix://{socket}",
@@ -108,25 +120,25 @@ def start_kubelet(control_plane: ControlPlane, network: Network, directory: Path
     }
     file = directory / "kubelet.json"
     file.write_text(json.dumps(configuration, indent=1))
-    kubeconfig = control_plane.user_kubeconfig(f"system:node:{NAME}", ["system:nodes"])
+    kubeconfig = control_plane.user_kubeconfig(f"system:node:{name}", ["system:nodes"])
     program = Program(
-        "kubelet",
+        f"kubelet-{name}",
         [
             control_plane.binary("kubelet"),
             f"--config={file}",
             f"--kubeconfig={kubeconfig}",
             f"--root-dir={directory / 'root'}",
-            f"--hostname-override={NAME}",
-            f"--node-ip={network.node_address}",
+            f"--hostname-override={name}",
+            f"--node-ip={addresses.node}",
             f"--cert-dir={directory / 'pki'}",
         ],
-        directory / "kubelet.log",
+        directory / f"kubelet-{name}.log",
     )
     return program.wait_until(lambda: answers(f"http://127.0.0.1:{port}/healthz"), timeout_s=60)
 
 
-def start_kube_proxy(control_plane: ControlPlane, network: Network, directory: Path) -> Program:
-    """Start kube-proxy: addresses of Services lead to pods."""
+def start_kube_proxy(control_plane: ControlPlane, network: Network, node: str, directory: Path) -> Program:
+    """Start kube-proxy: addresses of Services lead to pods. One is enough, since the nodes share this machine's rules."""
     health, metrics = free_port(), free_port()
     program = Program(
         "kube-proxy",
@@ -136,7 +148,7 @@ def start_kube_proxy(control_plane: ControlPlane, network: Network, directory: P
             "--proxy-mode=iptables",
             "--conntrack-max-per-core=0",
             f"--cluster-cidr={network.pods}",
-            f"--hostname-override={NAME}",
+            f"--hostname-override={node}",
             f"--healthz-bind-address=127.0.0.1:{health}",
             f"--metrics-bind-address=127.0.0.1:{metrics}",
         ],
@@ -152,26 +164,26 @@ def start_dns(control_plane: ControlPlane, network: Network, directory: Path) ->
     file = directory / "Corefile"
     file.write_text(
         f"{DOMAIN}:53 in-addr.arpa:53 {{\n"
-        f"  bind {network.node_address}\n  errors\n  health 127.0.0.1:{health}\n"
+        f"  bind {network.control_plane}\n  errors\n  health 127.0.0.1:{health}\n"
         f"  kubernetes {DOMAIN} in-addr.arpa {{\n    kubeconfig {kubeconfig} test\n    pods disabled\n    ttl 5\n  }}\n  loop\n}}\n"
-        f".:53 {{\n  bind {network.node_address}\n  errors\n  template ANY ANY {{\n    rcode NXDOMAIN\n  }}\n}}\n"
+        f".:53 {{\n  bind {network.control_plane}\n  errors\n  template ANY ANY {{\n    rcode NXDOMAIN\n  }}\n}}\n"
     )
     program = Program("coredns", [control_plane.binary("coredns"), "-conf", file], directory / "coredns.log")
     return program.wait_until(lambda: answers(f"http://127.0.0.1:{health}/health"))
 
 
-def wait_for_node(objects: Objects, *, timeout_s: float = 60) -> None:
+def wait_for_node(objects: Objects, name: str, *, timeout_s: float = 60) -> None:
     """Wait until the node takes pods. Raises NeverHappened with its conditions."""
 
     def ready() -> bool:
-        node = objects.read("v1", "Node", NAME)
+        node = objects.read("v1", "Node", name)
         if node is None:
             return False
         conditions = {condition["type"]: condition["status"] for condition in node["status"].get("conditions", ())}
         return conditions.get("Ready") == "True" and not node["spec"].get("taints")
 
     def seen() -> object:
-        node = objects.read("v1", "Node", NAME)
+        node = objects.read("v1", "Node", name)
         return None if node is None else [node["status"].get("conditions"), node["spec"].get("taints")]
 
-    wait_for(ready, "the node is ready", timeout_s=timeout_s, seen=seen)
+    wait_for(ready, f"node {name} is ready", timeout_s=timeout_s, seen=seen)

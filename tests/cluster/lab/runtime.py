@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -20,8 +22,17 @@ from .network import CNI_PROGRAMS
 
 NAMESPACE = "k8s.io"
 CGROUP_ROOT = "lionrock-lab"
+"""All nodes' pods are below it."""
 _CGROUPS = Path("/sys/fs/cgroup")
 _NETWORK_NAMESPACES = Path("/run/netns")
+_SHARED = (
+    _NETWORK_NAMESPACES,
+    Path("/run/containerd/s"),  # sockets of shims
+    Path("/run/containerd/fifo"),
+    Path("/var/lib/cni/results"),
+    Path("/var/log/containers"),  # links to pods' logs
+    Path("/var/lib/kubelet"),  # sockets of device plugins, whose place no setting moves
+)
 
 _CONFIGURATION = """
 version = 2
@@ -85,23 +96,32 @@ def socket_of(directory: Path) -> Path:
     return directory / "containerd.sock"
 
 
-def namespaces_before() -> set[str]:
-    """Names of the network namespaces that are there and not the lab's."""
-    return {path.name for path in _NETWORK_NAMESPACES.glob("*")}
+def present() -> dict[str, list[str]]:
+    """What of the places that containerd and CNI share with others is there already, and so not the lab's."""
+    return {str(place): sorted(path.name for path in place.glob("*")) for place in _SHARED}
 
 
-def end_everything(directory: Path, foreign_namespaces: set[str]) -> None:
-    """End all containers of a containerd whose own process has ended or not, and remove what they leave."""
-    shims = _shims(socket_of(directory))
+def end_everything(directories: Sequence[Path], foreign: Mapping[str, Sequence[str]]) -> None:
+    """End all containers of the nodes' containerds, which have ended themselves, and remove what they leave.
+
+    foreign: what `present` said before the lab began.
+    """
+    shims = [shim for directory in directories for shim in _shims(socket_of(directory))]
     victims = [process for shim in shims for process in (*_children(shim), shim)]
     for process in victims:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(signal.SIGKILL)
     psutil.wait_procs(victims, timeout=20)
-    for path in _NETWORK_NAMESPACES.glob("cni-*"):
-        if path.name not in foreign_namespaces:
-            succeeds(["ip", "netns", "delete", path.name])
-    unmount_below(directory)
+    for place in _SHARED:
+        for path in place.glob("*"):
+            if path.name in foreign.get(str(place), ()):
+                continue
+            if place == _NETWORK_NAMESPACES:
+                succeeds(["ip", "netns", "delete", path.name])
+            elif path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
     for group in (*_CGROUPS.glob(f"*/{CGROUP_ROOT}"), _CGROUPS / CGROUP_ROOT):
         if group.is_dir():
             _remove_group(group)
