@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lionrock.gateway.model_stats import MAX_REVISIONS, SLICES, TTFT_BOUNDS_S, WINDOW_S, ModelStats, percentile
+from lionrock.gateway import model_stats
+from lionrock.gateway.model_stats import SLICES, TTFT_BOUNDS_S, WINDOW_S, ModelStats, percentile
 
 
 class Clock:
@@ -102,13 +104,14 @@ def test_revisions_out_of_the_routes_are_forgotten_once_nothing_is_open() -> Non
     assert stats.figures() == []
 
 
-def test_there_are_so_many_revisions_and_no_more() -> None:
+def test_there_are_so_many_revisions_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_stats, "MAX_REVISIONS", 16)
     stats = ModelStats()
-    for number in range(MAX_REVISIONS + 10):
+    for number in range(26):
         answer = stats.answer(f"m{number}")
         answer.asked("r")
         answer.ended(failed=number % 2 == 0, ttft_s=0.1)
-    assert len(stats.figures()) == MAX_REVISIONS
+    assert len(stats.figures()) == 16
 
 
 def test_a_percentile_is_the_bound_of_the_bucket_that_holds_it() -> None:

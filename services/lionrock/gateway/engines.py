@@ -13,8 +13,6 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import grpc
-
 from lionrock.chassis.channel import MeshChannel
 from lionrock.chassis.errors import MeshError
 from lionrock.gateway import errors
@@ -25,8 +23,7 @@ from lionrock.gateway.routes import Endpoint, ModelRoute, RouteTable, pick
 from lionrock.inference.v1 import inference_pb2 as inf
 
 DRAIN_S = 600.0
-"""Longest time that a channel out of the routes stays open: the longest deadline of a call."""
-MAX_DRAINING = 256
+"""Longest time that a channel out of the routes stays open: the longest deadline of a call. One without calls is closed at once."""
 LIST_TIMEOUT_S = 3.0
 """Of one engine among several: one that does not answer must not hold the list up."""
 
@@ -85,10 +82,12 @@ class Engines:
 
     async def close(self) -> None:
         """End every channel and the calls on them."""
-        for task in tuple(self._draining):
+        draining = dict(self._draining)
+        for task in draining:
             task.cancel()
-        await asyncio.gather(*self._draining, return_exceptions=True)
-        await asyncio.gather(*(engine.channel.close() for engine in self._engines.values()))
+        await asyncio.gather(*draining, return_exceptions=True)
+        channels = [*draining.values(), *(engine.channel for engine in self._engines.values())]
+        await asyncio.gather(*(channel.close() for channel in channels))
 
     async def _list(self, target: str, deadline: Deadline) -> Mapping[str, inf.ServedModel]:
         try:
@@ -103,11 +102,7 @@ class Engines:
         return _Engine(channel, Inference(channel, self._timeout_s))
 
     def _drain(self, channel: MeshChannel) -> None:
-        while len(self._draining) >= MAX_DRAINING:
-            oldest = next(iter(self._draining))
-            oldest.cancel()
-            del self._draining[oldest]
-        task = asyncio.create_task(_close(channel), name="lionrock-drain")
+        task = asyncio.create_task(channel.close(DRAIN_S), name="lionrock-drain")
         self._draining[task] = channel
         task.add_done_callback(lambda done: self._draining.pop(done, None))
 
@@ -193,11 +188,3 @@ def _merged(model: str, route: ModelRoute, told: Mapping[str, Mapping[str, inf.S
     del merged.sampling_options[:]
     merged.sampling_options.extend(o for o in entries[0].sampling_options if all(o in entry.sampling_options for entry in entries))
     return merged
-
-
-async def _close(channel: grpc.aio.Channel) -> None:
-    try:
-        await channel.close(DRAIN_S)
-    except asyncio.CancelledError:
-        await channel.close()
-        raise
