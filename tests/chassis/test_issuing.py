@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 from cryptography import x509
 
-from lionrock.chassis.cluster_api import ClusterApiError
-from lionrock.chassis.issuing import IssuePlan, Issuer, NotOurs
+from lionrock.chassis.issuing import ApiRefused, IssuePlan, Issuer, NotOurs
 
 NAMESPACE = "bank"
 SECRETS = f"/api/v1/namespaces/{NAMESPACE}/secrets"
@@ -43,13 +42,13 @@ class SimulatedApi:
         full = f"{path}/{content['metadata']['name']}"
         self.before_write(full)
         if full in self.objects:
-            raise ClusterApiError("exists", 409)
+            raise ApiRefused("exists", 409)
         return self.put(full, content)
 
     def replace(self, path: str, content: Mapping[str, Any]) -> dict[str, Any]:
         self.before_write(path)
         if self.objects[path]["metadata"]["resourceVersion"] != content["metadata"]["resourceVersion"]:
-            raise ClusterApiError("changed", 409)
+            raise ApiRefused("changed", 409)
         return self.put(path, content)
 
     def files(self, secret: str) -> dict[str, bytes]:
@@ -193,8 +192,8 @@ def test_a_write_that_meets_a_newer_one_looks_again(api: SimulatedApi) -> None:
 
 def test_refusals_of_the_api_server_are_not_hidden(api: SimulatedApi) -> None:
     def refuse(path: str) -> None:
-        raise ClusterApiError("POST: 403 secrets is forbidden", 403)
+        raise ApiRefused("POST: 403 secrets is forbidden", 403)
 
     api.before_write = refuse
-    with pytest.raises(ClusterApiError, match="forbidden"):
+    with pytest.raises(ApiRefused, match="forbidden"):
         issue(api)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import base64
 import datetime as dt
+import http.client
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,15 +23,23 @@ from typing import Annotated, Any, Protocol
 from cryptography import x509
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from lionrock.chassis.cluster_api import SERVICE_ACCOUNT, ClusterApi, ClusterApiError
+from lionrock.chassis.cluster_api import ACCOUNT_DIRECTORY, ApiServer, ApiUnusable
 from lionrock.chassis.devca import DevelopmentCa, IssuedCertificate, renew_due
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 _Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")]
-_CONFLICT = 409
+_CONFLICT = http.client.CONFLICT
 _ATTEMPTS = 5
 MANAGED_BY = "lionrock-issuing"
 _LABEL = "app.kubernetes.io/managed-by"
+
+
+class ApiRefused(Exception):
+    """The API server refused, or nobody answered. `status`: the HTTP status, None when there was no answer."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class NotOurs(Exception):
@@ -70,7 +79,7 @@ class IssuePlan(BaseModel):
 
 
 class Objects(Protocol):
-    """What issuing needs of the API: `ClusterApi`, or a simulation of it."""
+    """What issuing needs of the API: the API server's, or a simulation of them."""
 
     def get(self, path: str) -> dict[str, Any] | None:
         """Read an object."""
@@ -80,6 +89,39 @@ class Objects(Protocol):
 
     def replace(self, path: str, content: Mapping[str, Any]) -> dict[str, Any]:
         """Replace an object as it was read."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServedObjects:
+    """Objects of the API server that the pod's service account may use."""
+
+    server: ApiServer
+
+    def get(self, path: str) -> dict[str, Any] | None:
+        """Read an object; None where there is none. Raises ApiRefused."""
+        try:
+            return self._call("GET", path)
+        except ApiRefused as error:
+            if error.status == http.client.NOT_FOUND:
+                return None
+            raise
+
+    def create(self, path: str, content: Mapping[str, Any]) -> dict[str, Any]:
+        """Create an object in a collection. Raises ApiRefused, with status 409 where it exists."""
+        return self._call("POST", path, content)
+
+    def replace(self, path: str, content: Mapping[str, Any]) -> dict[str, Any]:
+        """Replace an object as it was read. Raises ApiRefused, with status 409 where another has changed it since."""
+        return self._call("PUT", path, content)
+
+    def _call(self, method: str, path: str, content: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        try:
+            status, answer = self.server.call(method, path, None if content is None else dict(content))
+        except (ApiUnusable, OSError, http.client.HTTPException) as error:
+            raise ApiRefused(f"{method} {path}: {error.__class__.__name__}: {error}") from error
+        if not 200 <= status < 300:
+            raise ApiRefused(f"{method} {path}: {status} {answer.get('message', '')}".rstrip(), status)
+        return answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +135,7 @@ class Issuer:
     def issue_all(self, now: dt.datetime | None = None) -> list[tuple[str, str]]:
         """Bring every Secret up to date. Returns (Secret, why) of those that were written.
 
-        Raises ClusterApiError, NotOurs, and ValueError for an authority that cannot be used.
+        Raises ApiRefused, NotOurs, and ValueError for an authority that cannot be used.
         """
         owner = self._owner()
         authority = self._authority(owner)
@@ -109,7 +151,7 @@ class Issuer:
                 )
                 try:
                     self._write(wanted.secret, "kubernetes.io/tls", _files(issued), owner, present)
-                except ClusterApiError as error:
+                except ApiRefused as error:
                     if error.status != _CONFLICT or attempt == _ATTEMPTS:
                         raise
                     continue
@@ -121,7 +163,7 @@ class Issuer:
         name = self.plan.owner.config_map
         found = self.objects.get(f"/api/v1/namespaces/{self.namespace}/configmaps/{name}")
         if found is None:
-            raise ClusterApiError(f"the ConfigMap {name} is not in the namespace {self.namespace}")
+            raise ApiRefused(f"the ConfigMap {name} is not in the namespace {self.namespace}")
         return {"apiVersion": "v1", "kind": "ConfigMap", "name": name, "uid": found["metadata"]["uid"]}
 
     def _authority(self, owner: Mapping[str, Any]) -> DevelopmentCa:
@@ -133,14 +175,14 @@ class Issuer:
             made = DevelopmentCa.create(self.plan.trust_domain, lifetime=lifetime)
             try:
                 self._write(name, "Opaque", {"ca.key": made.private_key_pem, "ca.crt": made.certificate_pem}, owner, None)
-            except ClusterApiError as error:
+            except ApiRefused as error:
                 if error.status != _CONFLICT:
                     raise
                 present = self.objects.get(self._path(name))
             else:
                 return made
         if present is None:
-            raise ClusterApiError(f"the Secret {name} was deleted meanwhile")
+            raise ApiRefused(f"the Secret {name} was deleted meanwhile")
         _must_be_ours(present)
         data = _data(present)
         try:
@@ -217,7 +259,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--namespace", required=True, help="namespace of the Secrets")
     parser.add_argument("--api-server", required=True, metavar="URL", help="https://host:port of the API server")
     parser.add_argument(
-        "--service-account", type=Path, default=SERVICE_ACCOUNT, metavar="DIRECTORY", help="token and ca.crt (default: %(default)s)"
+        "--service-account",
+        type=Path,
+        default=ACCOUNT_DIRECTORY,
+        metavar="DIRECTORY",
+        help="token and ca.crt (default: %(default)s)",
     )
     arguments = parser.parse_args(argv)
     import yaml
@@ -232,9 +278,9 @@ def main(argv: Sequence[str]) -> int:
         print(f"{arguments.plan}: {error.__class__.__name__}", file=sys.stderr)
         return 2
     try:
-        api = ClusterApi(arguments.api_server, service_account=arguments.service_account)
-        written = Issuer(api, arguments.namespace, plan).issue_all()
-    except (ClusterApiError, NotOurs, ValueError, OSError) as error:
+        objects = ServedObjects(ApiServer(arguments.api_server, arguments.service_account))
+        written = Issuer(objects, arguments.namespace, plan).issue_all()
+    except (ApiRefused, ApiUnusable, NotOurs, ValueError) as error:
         print(f"issuing: {error}", file=sys.stderr)
         return 1
     for secret, why in written:
