@@ -119,6 +119,8 @@ class DecisionSettings:
     pools: PoolRules
     pods: PodSettings
     openings: Openings
+    namespace: str = "lionrock-system"
+    """The operator's own."""
     gang: Gang = field(default_factory=Gang)
     revision_drain_s: float = 60
     """How long a revision without requests goes on, for the answers that it has begun."""

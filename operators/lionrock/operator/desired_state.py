@@ -17,6 +17,7 @@ from lionrock.operator.actions import RandomSecret
 from lionrock.operator.decision_settings import DecisionSettings
 from lionrock.operator.engine_settings import FRONT_PORT, front_settings, model_path
 from lionrock.operator.network import disruption_budget, network_policy, service
+from lionrock.operator.pools import ResolvedPool
 from lionrock.operator.ray_pods import TOKEN_KEY, TOKEN_SECRET, facts_pod
 from lionrock.operator.ray_service import ray_service
 from lionrock.operator.resources import (
@@ -31,10 +32,11 @@ from lionrock.operator.resources import (
     ROLE_LABEL,
     TERRITORY_LABEL,
     Metadata,
+    ModelFiles,
     ObjectSource,
     Revision,
 )
-from lionrock.operator.revision_template import RevisionTemplate
+from lionrock.operator.revision_template import RevisionTemplate, basis_of
 
 ROUTES_NAME: Final = "lionrock-routes"
 ROUTES_KEY: Final = "routes.json"
@@ -83,15 +85,24 @@ def record(template: RevisionTemplate, owner: Metadata, replicas: int, settings:
     }
 
 
-def facts_reader(template: RevisionTemplate, owner: Metadata, settings: DecisionSettings) -> Manifest:
+def facts_reader(source: ModelFiles, owner: Metadata, pool: ResolvedPool, settings: DecisionSettings) -> Manifest:
     """Pod that reads the model's config from its source. It runs inside the territory, on any node."""
-    metadata = _metadata(template, owner)
-    labels = {key: value for key, value in metadata["labels"].items() if key not in (REVISION_LABEL, POOL_LABEL)}
+    basis = basis_of(source, pool)
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {**metadata, "name": facts_name(owner.name), "labels": {**labels, ROLE_LABEL: FACTS_ROLE}},
-        "spec": facts_pod(template, settings.pods, model_path(template))["spec"],
+        "metadata": {
+            "name": facts_name(owner.name),
+            "namespace": owner.namespace,
+            "labels": {
+                **_base_labels(),
+                MODEL_LABEL: owner.name,
+                ROLE_LABEL: FACTS_ROLE,
+                TERRITORY_LABEL: basis.territory,
+            },
+            "ownerReferences": [_owner(owner)],
+        },
+        "spec": facts_pod(basis, settings.pods, model_path(source))["spec"],
     }
 
 
@@ -165,16 +176,18 @@ def _metadata(template: RevisionTemplate, owner: Metadata) -> Manifest:
             REVISION_LABEL: revision,
             TERRITORY_LABEL: template.territory,
         },
-        "ownerReferences": [
-            {
-                "apiVersion": API_VERSION,
-                "kind": "ModelDeployment",
-                "name": owner.name,
-                "uid": owner.uid,
-                "controller": True,
-                "blockOwnerDeletion": True,
-            }
-        ],
+        "ownerReferences": [_owner(owner)],
+    }
+
+
+def _owner(owner: Metadata) -> Manifest:
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "ModelDeployment",
+        "name": owner.name,
+        "uid": owner.uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
     }
 
 

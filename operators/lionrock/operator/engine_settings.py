@@ -10,7 +10,7 @@ import re
 from typing import Any, Final
 
 from lionrock.operator.decision_settings import PodSettings
-from lionrock.operator.resources import ObjectSource
+from lionrock.operator.resources import ModelFiles, ObjectSource
 from lionrock.operator.revision_template import RevisionTemplate
 
 FRONT_PORT: Final = 50053
@@ -25,11 +25,11 @@ STEP_TOKENS: Final = 2048
 _DIGEST: Final = re.compile(r"@(sha256:[0-9a-f]{64})$")
 
 
-def model_path(template: RevisionTemplate) -> str:
+def model_path(source: ModelFiles) -> str:
     """Where the model's files are in the pods: a directory or a GGUF file."""
-    if isinstance(template.source, ObjectSource) or not template.source.path:
+    if isinstance(source, ObjectSource) or not source.path:
         return MODEL_DIRECTORY
-    return f"{MODEL_DIRECTORY}/{template.source.path.strip('/')}"
+    return f"{MODEL_DIRECTORY}/{source.path.strip('/')}"
 
 
 def application_arguments(template: RevisionTemplate, replicas: int, settings: PodSettings) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def front_settings(template: RevisionTemplate, replicas: int, settings: PodSetti
 
 def _model(template: RevisionTemplate, replicas: int) -> dict[str, Any]:
     model: dict[str, Any] = {
-        "path": model_path(template),
+        "path": model_path(template.source),
         "backend": template.backend,
         "chip": template.chip,
         "dtype": template.dtype,

@@ -130,7 +130,7 @@ def surplus(crew: Crew, slots: Sequence[Slot]) -> list[Pod]:
 
 
 class _Free:
-    """Chips that are free on nodes at this moment. Bound pods count until they are gone, whosever they are, and pods on their way."""
+    """Chips that are free on nodes at this moment. Pods count until they are gone, whosever they are, and pods on their way."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -159,7 +159,7 @@ class _Free:
             pod.chips.get(resource, 0)
             for owner in self._world.slots_on(node)
             for pod in self._world.pods_of(owner)
-            if pod.node is None and not pod.is_gated and not pod.has_ended and bound_for(world, pod) == node
+            if pod.node is None and not pod.is_gated and not pod.has_ended and bound_for(self._world, pod) == node
         )
         return found.chips.get(resource, 0) - bound - coming - self._taken.get((node, resource), 0)
 

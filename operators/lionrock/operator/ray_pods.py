@@ -22,8 +22,8 @@ from lionrock.operator.engine_settings import (
     TOKEN_FILE,
 )
 from lionrock.operator.quantities import format_bytes
-from lionrock.operator.resources import GANG_GATE, ClaimSource, ImageSource, ObjectSource
-from lionrock.operator.revision_template import RevisionTemplate
+from lionrock.operator.resources import GANG_GATE, ClaimSource, ImageSource, ModelFiles, ObjectSource
+from lionrock.operator.revision_template import PodBasis, RevisionTemplate
 
 TOKEN_SECRET: Final = "lionrock-ray-token"  # noqa: S105  # a name
 TOKEN_KEY: Final = "auth_token"  # noqa: S105  # KubeRay's name of the key
@@ -33,6 +33,7 @@ AGENT_PORT: Final = 52365
 SERVE_PORT: Final = 8000
 METRICS_PORT: Final = 8080
 _TOKEN_LIFETIME_S: Final = 600
+_FACTS_DEADLINE_S: Final = 600
 _ACCOUNT_DIRECTORY: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 
@@ -50,18 +51,17 @@ def head_pod(template: RevisionTemplate, labels: Mapping[str, str], config_map: 
         # KubeRay makes no service for an application without this port. Nobody listens there: the front answers.
         {"name": "serve", "containerPort": SERVE_PORT},
     ]
-    spec = _pod(template, settings, config_map, [ray, _front(template, settings)])
+    spec = _pod(template.basis, settings, [ray, _front(template, settings)])
+    spec["volumes"].append(_config(config_map))
     # Ray looks for the front, a driver on its node, by process id.
     spec["shareProcessNamespace"] = True
     token = {"secretName": TOKEN_SECRET, "items": [{"key": TOKEN_KEY, "path": TOKEN_FILE.rpartition("/")[2]}], "defaultMode": 0o440}
     spec["volumes"].append({"name": "ray-token", "secret": token})
-    spec["initContainers"] = [_enrolment(template, settings)]
+    spec["initContainers"] = [_enrolment(template.image, settings)]
     return {"metadata": {"labels": dict(labels)}, "spec": spec}
 
 
-def worker_pod(
-    template: RevisionTemplate, labels: Mapping[str, str], config_map: str, settings: PodSettings, gang: Gang
-) -> Manifest:
+def worker_pod(template: RevisionTemplate, labels: Mapping[str, str], settings: PodSettings, gang: Gang) -> Manifest:
     """Pod template of the workers: a pod's chips, and the model's files."""
     sizes, chips = settings.sizes, template.chips_per_pod
     memory = sizes.worker_memory_bytes + chips * sizes.worker_memory_bytes_per_chip
@@ -71,25 +71,26 @@ def worker_pod(
     ray = _ray_container(settings, "ray-worker", cpu_m, memory, {template.resource: str(chips)}, image=template.image)
     ray["ports"] = [{"name": "metrics", "containerPort": METRICS_PORT}]
     ray["volumeMounts"].append({"name": "model", "mountPath": MODEL_DIRECTORY, "readOnly": True})
-    spec = _pod(template, settings, config_map, [ray])
-    spec["volumes"].append(_model_volume(template))
-    spec["initContainers"] = [_enrolment(template, settings)]
+    spec = _pod(template.basis, settings, [ray])
+    spec["affinity"] = node_affinity(template.basis, with_selector=True)
+    spec["volumes"].append(_model_volume(template.source))
+    spec["initContainers"] = [_enrolment(template.image, settings)]
     if isinstance(template.source, ObjectSource):
-        spec["initContainers"].append(_fetch(template, template.source, settings))
+        spec["initContainers"].append(_fetch(template.image, template.source, settings))
     if gang.by == "operator":
         spec["schedulingGates"] = [{"name": GANG_GATE}]
     return {"metadata": {"labels": dict(labels)}, "spec": spec}
 
 
-def facts_pod(template: RevisionTemplate, settings: PodSettings, path: str) -> Manifest:
+def facts_pod(basis: PodBasis, settings: PodSettings, path: str) -> Manifest:
     """Spec of the pod that reads a model's config, and ends with the facts as its last words. It needs no chips."""
-    spec = _pod(template, settings, None, [])
+    spec = _pod(basis, settings, [])
     sizes = settings.sizes
-    spec["volumes"] = [_tmp(settings), _model_volume(template)]
+    spec["volumes"] = [_tmp(settings), _model_volume(basis.source)]
     spec["restartPolicy"] = "Never"
-    spec["activeDeadlineSeconds"] = 3600 if isinstance(template.source, ObjectSource) else 600
+    spec["activeDeadlineSeconds"] = _FACTS_DEADLINE_S
     spec["terminationGracePeriodSeconds"] = 1
-    read = _container("facts", template.image, sizes.init_cpu_m, sizes.front_memory_bytes, {})
+    read = _container("facts", basis.image, sizes.init_cpu_m, sizes.front_memory_bytes, {})
     read["command"] = ["python", "-m", "lionrock.modelstore.facts", path]
     read["terminationMessagePolicy"] = "FallbackToLogsOnError"
     read["volumeMounts"] = [
@@ -97,8 +98,8 @@ def facts_pod(template: RevisionTemplate, settings: PodSettings, path: str) -> M
         {"name": "model", "mountPath": MODEL_DIRECTORY, "readOnly": True},
     ]
     spec["containers"] = [read]
-    if isinstance(template.source, ObjectSource):
-        spec["initContainers"] = [_fetch(template, template.source, settings, only_config=True)]
+    if isinstance(basis.source, ObjectSource):
+        spec["initContainers"] = [_fetch(basis.image, basis.source, settings, only_config=True)]
     return spec
 
 
@@ -128,13 +129,13 @@ def worker_start(template: RevisionTemplate, settings: PodSettings) -> dict[str,
     return started
 
 
-def node_affinity(template: RevisionTemplate, *, with_selector: bool) -> Manifest:
+def node_affinity(basis: PodBasis, *, with_selector: bool) -> Manifest:
     """Require the territory and, for pods with chips, the pool's own labels. One term: terms are alternatives."""
     expressions: list[Manifest] = [
-        {"key": template.territory_key, "operator": "In", "values": list(template.territory_values)},
+        {"key": basis.territory_key, "operator": "In", "values": list(basis.territory_values)},
     ]
     if with_selector:
-        expressions += [{"key": key, "operator": "In", "values": [value]} for key, value in sorted(template.node_selector.items())]
+        expressions += [{"key": key, "operator": "In", "values": [value]} for key, value in sorted(basis.node_selector.items())]
     term = {"nodeSelectorTerms": [{"matchExpressions": expressions}]}
     return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": term}}
 
@@ -142,7 +143,7 @@ def node_affinity(template: RevisionTemplate, *, with_selector: bool) -> Manifes
 # ---- parts ---------------------------------------------------------------------------------------------------------------------
 
 
-def _pod(template: RevisionTemplate, settings: PodSettings, config_map: str | None, containers: list[Manifest]) -> Manifest:
+def _pod(basis: PodBasis, settings: PodSettings, containers: list[Manifest]) -> Manifest:
     sizes = settings.sizes
     spec: Manifest = {
         "serviceAccountName": settings.service_account,
@@ -158,8 +159,8 @@ def _pod(template: RevisionTemplate, settings: PodSettings, config_map: str | No
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "affinity": node_affinity(template, with_selector=any(template.resource in _limits(each) for each in containers)),
-        "tolerations": [dict(each) for each in template.tolerations],
+        "affinity": node_affinity(basis, with_selector=False),
+        "tolerations": [dict(each) for each in basis.tolerations],
         "containers": containers,
         "volumes": [
             _tmp(settings),
@@ -168,8 +169,6 @@ def _pod(template: RevisionTemplate, settings: PodSettings, config_map: str | No
             {"name": "account", "projected": {"defaultMode": 0o440, "sources": _account_sources()}},
         ],
     }
-    if config_map is not None:
-        spec["volumes"].append({"name": "config", "configMap": {"name": config_map}})
     if settings.image_pull_secrets:
         spec["imagePullSecrets"] = [{"name": name} for name in settings.image_pull_secrets]
     if settings.priority_class is not None:
@@ -241,10 +240,10 @@ def _front(template: RevisionTemplate, settings: PodSettings) -> Manifest:
     return container
 
 
-def _enrolment(template: RevisionTemplate, settings: PodSettings) -> Manifest:
+def _enrolment(image: str, settings: PodSettings) -> Manifest:
     """Make the init container that asks for the pod's certificate. It alone sees a token of the service account."""
     sizes = settings.sizes
-    container = _container("enrolment", template.image, sizes.init_cpu_m, sizes.init_memory_bytes, {})
+    container = _container("enrolment", image, sizes.init_cpu_m, sizes.init_memory_bytes, {})
     container["command"] = [
         "python",
         "-m",
@@ -269,10 +268,10 @@ def _enrolment(template: RevisionTemplate, settings: PodSettings) -> Manifest:
     return container
 
 
-def _fetch(template: RevisionTemplate, source: ObjectSource, settings: PodSettings, *, only_config: bool = False) -> Manifest:
+def _fetch(image: str, source: ObjectSource, settings: PodSettings, *, only_config: bool = False) -> Manifest:
     """Make the init container that fetches the model's files into the pod."""
     sizes = settings.sizes
-    container = _container("fetch", template.image, 1000, sizes.front_memory_bytes, {})
+    container = _container("fetch", image, 1000, sizes.front_memory_bytes, {})
     container["command"] = [
         "python",
         "-m",
@@ -297,8 +296,11 @@ def _fetch(template: RevisionTemplate, source: ObjectSource, settings: PodSettin
     return container
 
 
-def _model_volume(template: RevisionTemplate) -> Manifest:
-    source = template.source
+def _config(config_map: str) -> Manifest:
+    return {"name": "config", "configMap": {"name": config_map}}
+
+
+def _model_volume(source: ModelFiles) -> Manifest:
     if isinstance(source, ClaimSource):
         return {"name": "model", "persistentVolumeClaim": {"claimName": source.claim_name, "readOnly": True}}
     if isinstance(source, ImageSource):
@@ -350,8 +352,3 @@ def _account_sources() -> list[Manifest]:
 def _cpu(thousandths: int) -> str:
     """Canonical form, as the API server gives it back."""
     return str(thousandths // 1000) if thousandths % 1000 == 0 else f"{thousandths}m"
-
-
-def _limits(container: Manifest) -> Manifest:
-    limits: Manifest = container["resources"]["limits"]
-    return limits

@@ -48,7 +48,7 @@ def ray_service(template: RevisionTemplate, metadata: Mapping[str, Any], replica
                 "maxReplicas": workers,
                 "numOfHosts": 1,
                 "rayStartParams": worker_start(template, settings.pods),
-                "template": worker_pod(template, {**labels, ROLE_LABEL: WORKER}, name, settings.pods, settings.gang),
+                "template": worker_pod(template, {**labels, ROLE_LABEL: WORKER}, settings.pods, settings.gang),
             }
         ],
     }

@@ -32,6 +32,19 @@ REVISION_DIGITS: Final = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PodBasis:
+    """What a pod of a model needs, whether it has chips or not."""
+
+    source: ModelFiles
+    image: str
+    territory: str
+    territory_key: str
+    territory_values: tuple[str, ...]
+    node_selector: Mapping[str, str]
+    tolerations: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RevisionTemplate:
     """What a revision is made of. Mappings have sorted keys when written, so equal templates have equal digests."""
 
@@ -70,6 +83,19 @@ class RevisionTemplate:
         return Revision(hashlib.sha256(self.to_json().encode()).hexdigest()[:REVISION_DIGITS])
 
     @property
+    def basis(self) -> PodBasis:
+        """What its pods need without their chips."""
+        return PodBasis(
+            source=self.source,
+            image=self.image,
+            territory=self.territory,
+            territory_key=self.territory_key,
+            territory_values=self.territory_values,
+            node_selector=self.node_selector,
+            tolerations=self.tolerations,
+        )
+
+    @property
     def model_digest(self) -> str:
         """Digest of what the object's owner decides. Revisions that agree in it differ in where they run alone."""
         ours = {key: value for key, value in asdict(self).items() if key in _OWNERS} | {"kind": type(self.source).__name__}
@@ -92,22 +118,21 @@ _OWNERS: Final = frozenset(
 
 def template_of(model: ModelDeployment, pool: ResolvedPool, plan: ReplicaPlan) -> RevisionTemplate:
     """Template of a model on a pool, cut by that plan. The pool has an engine image."""
-    assert pool.image is not None, "a pool without image takes no models"
-    chip, spec = pool.chip, model.spec
+    basis, chip, spec = basis_of(model.spec.source, pool), pool.chip, model.spec
     return RevisionTemplate(
         served_name=model.served_name,
-        source=spec.source,
+        source=basis.source,
         tokenizer_digest=spec.tokenizer_digest,
         dtype=spec.dtype,
         weight_quantisation=spec.weight_quantisation,
         concurrency=spec.workload.concurrency,
-        territory=spec.territory,
-        territory_key=pool.territory.key,
-        territory_values=tuple(sorted(pool.territory.values)),
+        territory=basis.territory,
+        territory_key=basis.territory_key,
+        territory_values=basis.territory_values,
         pool=pool.name,
-        node_selector=dict(sorted(pool.pool.node_selector.items())),
-        tolerations=_tolerations(pool),
-        image=pool.image,
+        node_selector=basis.node_selector,
+        tolerations=basis.tolerations,
+        image=basis.image,
         backend=pool.pool.engine_backend,
         chip=chip.name,
         chip_description=_description(pool),
@@ -120,6 +145,20 @@ def template_of(model: ModelDeployment, pool: ResolvedPool, plan: ReplicaPlan) -
         pods_per_replica=plan.pods,
         kv_cache_bytes=plan.kv_cache_bytes,
         rank_bytes=max(memory.total for memory in plan.memory),
+    )
+
+
+def basis_of(source: ModelFiles, pool: ResolvedPool) -> PodBasis:
+    """Basis of pods with those files on a pool, which has an engine image."""
+    assert pool.image is not None, "a pool without image takes no models"
+    return PodBasis(
+        source=source,
+        image=pool.image,
+        territory=pool.pool.territory,
+        territory_key=pool.territory.key,
+        territory_values=tuple(sorted(pool.territory.values)),
+        node_selector=dict(sorted(pool.pool.node_selector.items())),
+        tolerations=_tolerations(pool),
     )
 
 

@@ -1,0 +1,40 @@
+"""What a namespace with models has once: the routes by which gateways find its models, and the secret of its Ray clusters."""
+
+from __future__ import annotations
+
+from lionrock.operator.actions import Decision, Delete, Manifest, ObjectRef
+from lionrock.operator.desired_state import ROUTES_NAME, Route, differs, ray_token, routes
+from lionrock.operator.resources import ChildKey, ModelDeployment, Revision
+from lionrock.operator.world import World
+
+
+def decide_namespace(world: World, namespace: str) -> Decision:
+    """Decide about a namespace. Without models it has nothing of ours."""
+    models = [model for model in world.models_of(namespace) if isinstance(model, ModelDeployment)]
+    child = world.child(ChildKey("ConfigMap", namespace, ROUTES_NAME))
+    if not world.models_of(namespace):
+        return Decision(delete=(_gone(child.meta.namespace, child.meta.uid),)) if child is not None else Decision()
+    manifest = routes(namespace, _routes(models))
+    apply: tuple[Manifest, ...] = (manifest,) if child is None or differs(manifest, child.body) else ()
+    token = ray_token(namespace)
+    there = world.child(ChildKey("Secret", namespace, token.manifest["metadata"]["name"])) is not None
+    return Decision(secrets=() if there else (token,), apply=apply)
+
+
+def _routes(models: list[ModelDeployment]) -> list[Route]:
+    """Routes of models that are not going. Of two with one name the older one has it."""
+    taken: dict[str, Route] = {}
+    for model in sorted(models, key=lambda model: (model.meta.created_at is None, model.meta.created_at or 0, model.key)):
+        if model.meta.is_deleting or model.served_name in taken:
+            continue
+        endpoints = [
+            (str(each["address"]), Revision(str(each.get("revision", ""))), int(each.get("weightPercent", 0)))
+            for each in model.status.body.get("endpoints") or ()
+        ]
+        taken[model.served_name] = Route(served_name=model.served_name, tenant=model.spec.tenant, endpoints=endpoints)
+    return list(taken.values())
+
+
+def _gone(namespace: str, uid: str) -> Delete:
+    ref = ObjectRef(api_version="v1", kind="ConfigMap", namespace=namespace, name=ROUTES_NAME, uid=uid)
+    return Delete(ref=ref, why="the namespace has no models")
