@@ -44,6 +44,7 @@ class Resource:
 MODEL_DEPLOYMENT: Final = Resource("lionrock.io", "v1alpha1", "ModelDeployment", "modeldeployments")
 CHIP_POOL: Final = Resource("lionrock.io", "v1alpha1", "ChipPool", "chippools", namespaced=False)
 RAY_SERVICE: Final = Resource("ray.io", "v1", "RayService", "rayservices")
+RAY_CLUSTER: Final = Resource("ray.io", "v1", "RayCluster", "rayclusters")
 NODE: Final = Resource("", "v1", "Node", "nodes", namespaced=False)
 POD: Final = Resource("", "v1", "Pod", "pods")
 SERVICE: Final = Resource("", "v1", "Service", "services")
@@ -57,8 +58,11 @@ SIGNING_REQUEST: Final = Resource(
     "certificates.k8s.io", "v1", "CertificateSigningRequest", "certificatesigningrequests", namespaced=False
 )
 
-CHILDREN: Final = (RAY_SERVICE, SERVICE, CONFIG_MAP, DISRUPTION_BUDGET, NETWORK_POLICY)
-"""Kinds that the operator makes for models and keeps as they should be."""
+CHILDREN: Final = (RAY_SERVICE, RAY_CLUSTER, SERVICE, CONFIG_MAP, DISRUPTION_BUDGET, NETWORK_POLICY)
+"""Kinds that belong to models: the operator makes them and keeps them as they should be, but for RayClusters, which KubeRay makes.
+
+Of those it changes the number of workers alone.
+"""
 
 _BY_KIND: Final[Mapping[tuple[str, str], Resource]] = {
     (resource.api_version, resource.kind): resource

@@ -344,7 +344,7 @@ def _end(world: World, model: ModelDeployment | UnreadableModel, now: datetime) 
         for child in children
         if not child.meta.is_deleting
     ]
-    pods = [pod for pod in world.pods_of(model.key)]
+    pods = list(world.pods_of(model.key))
     delete += [
         Delete(ref=pod_ref(pod), why="its model is being deleted")
         for pod in pods

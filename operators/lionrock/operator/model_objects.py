@@ -1,6 +1,6 @@
 """From a decision about a model to the objects that are written: children of its revisions, pods let go, pods and children deleted.
 
-Compares what is wanted with what stands and names the difference alone. Does not decide which revisions there are or where they run.
+Compares what is wanted with what stands and names the difference alone. Does not decide which revisions run, nor where.
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ def _ready(picture: Picture, scheduled: Finding) -> Finding:
 
 
 def _awaited(said: str, scheduled: Finding) -> str:
-    """What a model that starts waits for."""
+    """Say what a model that starts waits for."""
     if scheduled.status is not Status.TRUE:
         return scheduled.message
     return said or "pods are being started and the model is being loaded"

@@ -96,5 +96,5 @@ def _kept(pool: ChipPool | UnreadablePool) -> Manifest:
 
 
 def _reference(pool: ChipPool | UnreadablePool) -> Manifest:
-    """What is ours of a pool: its finalizer, or with this nothing."""
+    """Refer to a pool. Applied as it is, this gives up what is ours of it: the finalizer."""
     return {"apiVersion": API_VERSION, "kind": "ChipPool", "metadata": {"name": str(pool.name), "uid": pool.meta.uid}}

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-from lionrock.operator.api_resources import NODE, POD, Resource
+from lionrock.operator.api_resources import NODE, POD, RAY_CLUSTER, Resource
 from lionrock.operator.metadata import MODEL_LABEL
 from lionrock.operator.nodes_and_pods import pod_matters
 
@@ -95,4 +95,10 @@ def _pod(body: Mapping[str, Any]) -> Object:
     return {"spec": kept, "status": shown}
 
 
-_OWN_RULES: Final[Mapping[Resource, Callable[[Mapping[str, Any]], Object]]] = {NODE: _node, POD: _pod}
+def _ray_cluster(body: Mapping[str, Any]) -> Object:
+    groups = (body.get("spec") or {}).get("workerGroupSpecs") or ()
+    return {"spec": {"workerGroupSpecs": [_pick(group, _WORKER_GROUP) for group in groups]}}
+
+
+_WORKER_GROUP: Final = ("groupName", "replicas", "minReplicas", "maxReplicas", "scaleStrategy")
+_OWN_RULES: Final[Mapping[Resource, Callable[[Mapping[str, Any]], Object]]] = {NODE: _node, POD: _pod, RAY_CLUSTER: _ray_cluster}
