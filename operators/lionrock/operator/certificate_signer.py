@@ -89,8 +89,12 @@ def _names(public_key: ec.EllipticCurvePublicKey, names: x509.SubjectAlternative
 
 
 def sign(authority: DevelopmentCa, requested: RequestedCertificate, lifetime: dt.timedelta) -> bytes:
-    """Sign what was approved, PEM. It never outlives the authority. Raises ValueError for a URI that is no SPIFFE id."""
+    """Sign what was approved; PEM, with the authority's own certificate at its end, which the pod trusts from then on.
+
+    It never outlives the authority. Raises ValueError for a URI that is no SPIFFE id.
+    """
     (spiffe_id,) = requested.uris
-    return authority.sign(
+    certificate = authority.sign(
         requested.public_key, spiffe_id, dns_names=requested.dns_names, ip_addresses=requested.addresses, lifetime=lifetime
     )
+    return certificate + authority.certificate_pem

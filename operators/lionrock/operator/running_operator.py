@@ -29,6 +29,7 @@ from lionrock.operator.api_resources import (
 )
 from lionrock.operator.approver import Approver, ApproverLoop, Authority, AuthoritySecret
 from lionrock.operator.cluster import Cluster, Object, Selection
+from lionrock.operator.desired_state import child_name
 from lionrock.operator.effects import Effects, Observers
 from lionrock.operator.election import Election, ElectionLoop
 from lionrock.operator.event_recorder import EventRecorder
@@ -232,7 +233,7 @@ class RunningOperator:
 
     def _runs(self, model: ObjectKey, revision: Revision) -> bool:
         with self._observation.world() as world:
-            child = ChildKey("RayService", model.namespace, f"{model.name}-{revision}")
+            child = ChildKey("RayService", model.namespace, child_name(model.name, revision))
             return model in world.models and world.child(child) is not None
 
     # What is measured

@@ -2,8 +2,8 @@
 
 The API server vouches for `spec.username` and `spec.extra`: a token that is bound to a pod carries that pod's name and uid. All
 else is a claim. A request is granted when the pod that the token is bound to runs, is one of a model's, belongs to the service
-account that asked, and when the names are exactly this pod's. Whatever does not hold is refused by name; what may come to hold within
-moments, because a kubelet reports a pod's address after its first container began, is waited for.
+account that asked, and when the names are exactly this pod's. Whatever does not hold is refused by name; what may come to hold
+within moments, because a kubelet reports a pod's address after its first container began, is waited for.
 Does not know how verdicts are written (`approver`) nor how certificates are made (`certificate_signer`).
 """
 
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from lionrock.operator.certificate_signer import RequestedCertificate, UnusableRequest, parse_request
+from lionrock.operator.desired_state import child_name
 from lionrock.operator.resources import ObjectKey, Pod, Revision
 
 POD_NAME: Final = "authentication.kubernetes.io/pod-name"
@@ -118,7 +119,7 @@ def _requester(request_name: str, spec: Mapping[str, Any], facts: Facts) -> Pod 
 
 def service_names(model: ObjectKey, revision: Revision) -> frozenset[str]:
     """DNS names of a revision's Service."""
-    name = f"{model.name}-{revision}"
+    name = child_name(model.name, revision)
     qualified = f"{name}.{model.namespace}"
     return frozenset({name, qualified, *(qualified + domain for domain in CLUSTER_DOMAINS)})
 
