@@ -7,19 +7,21 @@ it act. Ending is the other way round: no more keys, the writes that were begun,
 
 from __future__ import annotations
 
+import datetime as dt
 import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from lionrock.chassis.telemetry import tracer
-from lionrock.operator.actions import Key
+from lionrock.operator.actions import Decision, Key, model_key
 from lionrock.operator.api_errors import ApiError
 from lionrock.operator.api_resources import (
     CHILDREN,
     CHIP_POOL,
+    CONFIG_MAP,
     LEASE,
     MODEL_DEPLOYMENT,
     NODE,
@@ -29,6 +31,7 @@ from lionrock.operator.api_resources import (
 )
 from lionrock.operator.approver import Approver, ApproverLoop, Authority, AuthoritySecret
 from lionrock.operator.cluster import Cluster, Object, Selection
+from lionrock.operator.decision import decide
 from lionrock.operator.desired_state import child_name
 from lionrock.operator.effects import Effects, Observers
 from lionrock.operator.election import Election, ElectionLoop
@@ -37,8 +40,9 @@ from lionrock.operator.informers import Change, Informer, Pace
 from lionrock.operator.lease_store import ClusterLease
 from lionrock.operator.metadata import MANAGED_BY, MANAGED_BY_LABEL
 from lionrock.operator.observation import Observation
-from lionrock.operator.reconciler import Decide, Reconciler
-from lionrock.operator.resources import ChildKey, ObjectKey, Pod, Revision
+from lionrock.operator.reconciler import Reconciler
+from lionrock.operator.reports import NO_REPORTS, Reports
+from lionrock.operator.resources import ChildKey, ModelDeployment, ObjectKey, Pod, Revision
 from lionrock.operator.settings import OperatorSettings
 from lionrock.operator.signing_requests import Facts
 from lionrock.operator.telemetry import OperatorMetrics, chips_of_pools, models_by_condition
@@ -49,6 +53,10 @@ log = logging.getLogger("lionrock.operator")
 
 _GANG_GROUPS = {"kueue": "kueue.x-k8s.io", "volcano": "scheduling.volcano.sh"}
 _STOP_S = 5.0
+
+
+def _no_reports() -> Reports:
+    return NO_REPORTS
 
 
 class GangSchedulerMissing(Exception):
@@ -66,17 +74,25 @@ class RunningOperator:
     """An operator from start to stop."""
 
     def __init__(
-        self, cluster: Cluster, settings: OperatorSettings, decide: Decide, measured: OperatorMetrics, pace: Pace | None = None
+        self,
+        cluster: Cluster,
+        settings: OperatorSettings,
+        measured: OperatorMetrics,
+        *,
+        reports: Callable[[], Reports] = _no_reports,
+        pace: Pace | None = None,
     ) -> None:
-        """Put it together; nothing is asked of the cluster yet."""
+        """Put it together; nothing is asked of the cluster yet. reports: what revisions say of themselves now."""
         self._settings = settings
+        self._decisions = settings.decisions()
+        self._reports = reports
         self._pace = pace or Pace(relist_s=settings.timing.relist_s)
         self._cluster = cluster
         self._metrics = measured
         # A name is never used again: the lease of a process that is gone must not look like one's own.
         self.identity = f"{settings.instance}_{uuid.uuid4()}"
         self._queue: WorkQueue[Key] = WorkQueue()
-        self._observation = Observation(World(settings.decisions().pools), self._queue.add)
+        self._observation = Observation(World(self._decisions.pools), self._queue.add)
         self._observers = Observers()
         self._informers: list[Informer] = []
         self._models: list[Informer] = []
@@ -93,7 +109,7 @@ class RunningOperator:
             self._observation,
             self._queue,
             effects,
-            decide,
+            self._decide,
             self._may_act,
             tracer(),
             measured,
@@ -146,6 +162,19 @@ class RunningOperator:
         deadline = time.monotonic() + timeout_s
         return all(informer.wait_synced(max(0.0, deadline - time.monotonic())) for informer in self._informers)
 
+    def look_at(self, models: Iterable[ObjectKey]) -> None:
+        """Look at models again: there is something new about them that no watch tells."""
+        for model in models:
+            self._queue.add(model_key(*model))
+
+    def models(self) -> list[ModelDeployment]:
+        """Return all models that can be read."""
+        with self._observation.world() as world:
+            return [model for model in world.models.values() if isinstance(model, ModelDeployment)]
+
+    def _decide(self, world: World, key: Key, now: dt.datetime) -> Decision:
+        return decide(world, key, now, self._decisions, self._reports())
+
     # Who may act
 
     def _may_act(self, for_s: float = 0.0) -> bool:
@@ -187,6 +216,10 @@ class RunningOperator:
             self._models.append(self._watch(MODEL_DEPLOYMENT, Selection(namespace)))
             for child in CHILDREN:
                 self._watch(child, Selection(namespace, labels=f"{MANAGED_BY_LABEL}={MANAGED_BY}"))
+        if namespaces != [None] and self._settings.namespace not in namespaces:
+            # What has been proposed is remembered there.
+            own = Selection(self._settings.namespace, labels=f"{MANAGED_BY_LABEL}={MANAGED_BY}")
+            self._watch(CONFIG_MAP, own)
         lease = Selection(self._settings.namespace, fields=f"metadata.name={self._settings.lease.name}")
         self._informers.append(Informer(self._cluster, LEASE, lease, self._lease_changed, pace=self._pace))
 

@@ -241,6 +241,7 @@ class OperatorSettings(ProgramSettings):
         territories = {code: TerritoryRule(rule.key, rule.values) for code, rule in self.territories.items()}
         pods = self.pods.model_dump(exclude={"sizes"})
         return DecisionSettings(
+            namespace=self.namespace,
             pools=PoolRules(territories, self.engine_images),
             pods=PodSettings(
                 trust_domain=self.trust_domain,
