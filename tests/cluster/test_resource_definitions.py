@@ -193,7 +193,7 @@ def test_kubectl_scale_sets_the_replicas_of_a_model(
 ) -> None:
     model = objects.create(manifest("ModelDeployment", namespace, {}))
     created.append(model)
-    kubectl("scale", "model", model["metadata"]["name"], "--namespace", namespace, "--replicas=0")
+    kubectl("scale", "models", model["metadata"]["name"], "--namespace", namespace, "--replicas=0")
     scaled = objects.read(GROUP_VERSION, "ModelDeployment", model["metadata"]["name"], namespace)
     assert scaled is not None
     assert scaled["spec"]["replicas"] == 0

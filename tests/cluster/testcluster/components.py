@@ -9,6 +9,7 @@ import ssl
 from collections.abc import Sequence
 
 from .control_plane import ControlPlane
+from .objects import Objects
 from .processes import Program, answers, free_port
 
 
@@ -35,7 +36,10 @@ def start_controller_manager(control_plane: ControlPlane, flags: Sequence[str] =
         ],
         control_plane.directory / "kube-controller-manager.log",
     )
-    return _ready(program, f"https://127.0.0.1:{port}/healthz", str(ca.ca_file))
+    _ready(program, f"https://127.0.0.1:{port}/healthz", str(ca.ca_file))
+    # Healthy is not enough: it gives up when it loses the API server before all of its controllers are made.
+    objects = Objects(control_plane.client())
+    return program.wait_until(lambda: objects.read("v1", "ServiceAccount", "default", "default") is not None)
 
 
 def start_scheduler(control_plane: ControlPlane, flags: Sequence[str] = ()) -> Program:

@@ -27,6 +27,7 @@ _API_SERVER_FLAGS = (
     "--bind-address=127.0.0.1",
     "--endpoint-reconciler-type=none",  # it would publish a loopback address, which Kubernetes refuses
     "--profiling=false",
+    "--shutdown-watch-termination-grace-period=2s",  # without it a stop waits a minute for watches
     "--service-cluster-ip-range=10.96.0.0/16",
     "--service-account-issuer=https://kubernetes.default.svc",
     "--audit-log-mode=blocking",  # what was answered is in the log
