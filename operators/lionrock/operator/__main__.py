@@ -5,24 +5,18 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from datetime import datetime
-from functools import partial
 
 import prometheus_client
-from lionrock.operator.decision import decide
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 
 from lionrock.chassis.settings import load_settings
 from lionrock.chassis.telemetry import meter, start_telemetry
-from lionrock.operator.actions import Decision, Key
 from lionrock.operator.api_errors import ApiError
 from lionrock.operator.cluster import Cluster, ClusterUnknown
-from lionrock.operator.decision_settings import DecisionSettings
 from lionrock.operator.probe_server import ProbeServer
 from lionrock.operator.running_operator import GangSchedulerMissing, RunningOperator, check_gang_scheduler
 from lionrock.operator.settings import OperatorSettings
 from lionrock.operator.telemetry import OperatorMetrics
-from lionrock.operator.world import World
 
 
 def main() -> int:
@@ -36,7 +30,7 @@ def main() -> int:
     try:
         cluster = Cluster.connect(settings.kubeconfig, measured.call)
         check_gang_scheduler(cluster, settings)
-        operator = RunningOperator(cluster, settings, partial(_decide, settings.decisions()), measured)
+        operator = RunningOperator(cluster, settings, measured)
         probes = ProbeServer(settings.listen, operator.unhealthy, operator.unready, prometheus_client.generate_latest)
     except (ApiError, ClusterUnknown, GangSchedulerMissing, OSError) as error:
         print(f"lionrock operator: {error}", file=sys.stderr)
@@ -49,10 +43,6 @@ def main() -> int:
     cluster.close()
     telemetry.close()
     return 0 if clean else 1
-
-
-def _decide(settings: DecisionSettings, world: World, key: Key, now: datetime) -> Decision:
-    return decide(world, key, now, settings)
 
 
 if __name__ == "__main__":
