@@ -3,7 +3,7 @@
     python tools/chart_schema.py            write
     python tools/chart_schema.py --check    fail when the schema is not current
 
-The chart passes `tenants` and the `settings` of components on as they are. Their schema is that of the settings classes, under $defs;
+The chart passes `tenants` and the `settings` of components on as they are. Their schema is that of the settings classes, in $defs;
 the rest of the file is written by hand. In `settings` nothing is required, because the chart writes what a service must have.
 """
 

@@ -1,0 +1,105 @@
+"""Network policies: nothing goes in or out but what is named, and what is named can pass on both sides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+
+def selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
+    assert set(selector) <= {"matchLabels"}
+    return selector.get("matchLabels", {}).items() <= labels.items()
+
+
+def passes(release: Any, direction: str, own: dict[str, str], other: dict[str, str] | None, port: int) -> bool:
+    """Whether the policies of a pod let it speak with another pod of the namespace; None is anybody on the internet."""
+    side = {"Ingress": "from", "Egress": "to"}[direction]
+    policies = [each["spec"] for each in release.of("NetworkPolicy") if selects(each["spec"]["podSelector"], own)]
+    if not any(direction in policy["policyTypes"] for policy in policies):
+        return True
+    for policy in policies:
+        for rule in policy.get(direction.lower()) or []:
+            if port not in [each["port"] for each in rule["ports"]]:
+                continue
+            for peer in rule[side]:
+                if "ipBlock" in peer or other is None:
+                    continue
+                foreign = "namespaceSelector" in peer and peer["namespaceSelector"] != {}
+                if not foreign and selects(peer.get("podSelector", {}), other):
+                    return True
+    return False
+
+
+def labels(release: Any) -> dict[str, dict[str, str]]:
+    return {pod["metadata"]["labels"]["app.kubernetes.io/component"]: pod["metadata"]["labels"] for _, pod in release.pods()}
+
+
+HEAD = {"app.kubernetes.io/part-of": "lionrock", "lionrock.io/role": "head"}
+CALLS = {
+    ("gateway", "tokenization", 50052),
+    ("gateway", "guardrails", 50054),
+    ("gateway", "audit", 50055),
+    ("gateway", "head", 50053),
+    ("operator", "head", 50054),
+    ("test", "gateway", 50051),
+}
+
+
+@pytest.mark.parametrize("case", ["minimal", "everything"])
+def test_exactly_the_calls_of_the_mesh_pass(render: Callable[..., Any], case: str) -> None:
+    release = render(case)
+    pods = {**labels(release), "head": HEAD}
+    found = set()
+    for caller, own in pods.items():
+        for called, other in pods.items():
+            for port in (50051, 50052, 50053, 50054, 50055, 8081, 8080, 8265):
+                if caller == "head" or not passes(release, "Egress", own, other, port):
+                    continue
+                if called == "head" or passes(release, "Ingress", other, own, port):
+                    found.add((caller, called, port))
+    assert found == CALLS
+
+
+def test_the_namespace_denies_both_ways_by_default(render: Callable[..., Any]) -> None:
+    policy = render().one("NetworkPolicy", "lionrock-deny-all")["spec"]
+    assert policy == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+
+
+def test_every_pod_has_a_policy_of_its_own(render: Callable[..., Any]) -> None:
+    release = render()
+    own = {
+        each["spec"]["podSelector"]["matchLabels"]["app.kubernetes.io/component"]
+        for each in release.of("NetworkPolicy")
+        if each["spec"]["podSelector"]
+    }
+    assert own == set(labels(release))
+
+
+def test_no_opening_is_as_wide_as_the_world(release: Any) -> None:
+    for each in release.of("NetworkPolicy"):
+        for rule in [*(each["spec"].get("ingress") or []), *(each["spec"].get("egress") or [])]:
+            assert rule.get("from", rule.get("to")), "an empty list of peers means everybody"
+            assert rule["ports"], "an empty list of ports means all"
+            for peer in rule.get("to", []):
+                assert peer.get("ipBlock", {}).get("cidr") not in ("0.0.0.0/0", "::/0")
+
+
+def test_services_without_a_collector_reach_nobody(render: Callable[..., Any]) -> None:
+    for name in ("tokenization", "guardrails", "audit"):
+        assert "egress" not in render().one("NetworkPolicy", f"lionrock-{name}")["spec"]
+        (names, collector) = render("everything").one("NetworkPolicy", f"lionrock-{name}")["spec"]["egress"]
+        assert {each["port"] for each in names["ports"]} == {53}
+        assert collector["ports"] == [{"protocol": "TCP", "port": 4318}]
+
+
+def test_clients_are_whom_the_values_name(render: Callable[..., Any]) -> None:
+    first = render("everything").one("NetworkPolicy", "lionrock-gateway")["spec"]["ingress"][0]
+    assert first["from"] == [{"ipBlock": {"cidr": "10.0.0.0/8"}}]
+
+
+def test_the_operators_metrics_are_open_only_to_who_reads_them(render: Callable[..., Any]) -> None:
+    assert "ingress" not in render().one("NetworkPolicy", "lionrock-operator")["spec"]
+    (scrape,) = render("everything").one("NetworkPolicy", "lionrock-operator")["spec"]["ingress"]
+    assert scrape["from"] == [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
