@@ -14,7 +14,7 @@ class NeverHappened(AssertionError):
 
 
 def wait_for(
-    look: Callable[[], T],
+    look: Callable[[], T | None],
     what: str,
     *,
     timeout_s: float = 30,
