@@ -63,6 +63,7 @@ _HELM_VERSION = f"{_HELM}/internal/version.version={{version}}"
 _HELM_UNITTEST = "github.com/helm-unittest/helm-unittest"
 _KUBECONFORM = "github.com/yannh/kubeconform"
 _KUBERAY = "github.com/ray-project/kuberay/ray-operator"
+_NETWORK_POLICIES = "sigs.k8s.io/kube-network-policies"
 _SKAFFOLD = "github.com/GoogleContainerTools/skaffold/v2"
 _SKAFFOLD_VERSION = f"{_SKAFFOLD}/pkg/skaffold/version.version={{version}}"
 _KUBERNETES_IN_HELM = tuple(
@@ -86,11 +87,13 @@ TOOLS = {
     "kubelet": _kubernetes("kubelet"),
     "kube-proxy": _kubernetes("kube-proxy"),
     "coredns": Tool("coredns", "github.com/coredns/coredns", "github.com/coredns/coredns"),
+    "kube-network-policies": Tool("network-policies", f"{_NETWORK_POLICIES}/cmd/kube-network-policies/standard", _NETWORK_POLICIES),
     "skaffold": Tool("skaffold", f"{_SKAFFOLD}/cmd/skaffold", _SKAFFOLD, (_SKAFFOLD_VERSION,)),
 }
 """In order of need: who waits for the API server need not wait for the rest."""
 
-TEST_TOOLS = tuple(name for name in TOOLS if name not in {"kubelet", "kube-proxy", "coredns", "skaffold"})
+LAB_TOOLS = frozenset({"kubelet", "kube-proxy", "coredns", "kube-network-policies", "skaffold"})
+TEST_TOOLS = tuple(name for name in TOOLS if name not in LAB_TOOLS)
 """What the suites under tests/cluster run, but for those that ask for more and say so."""
 
 

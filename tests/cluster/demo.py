@@ -1,6 +1,6 @@
 """`make cluster-demo`: the mesh on a real Kubernetes of this machine, from an empty cluster to an empty cluster.
 
-Two nodes advertise chips that CPUs play, KubeRay starts real Ray pods, the charts and images are the project's own. Each step prints
+Two nodes advertise chips that CPUs play, KubeRay starts real Ray pods, charts and images are the project's own. Each step prints
 what it saw and how long it took; the first that does not come true ends the demonstration with what the cluster says about it.
 Needs root, Go, and Debian's packages that tests/cluster/lab names.
 """
@@ -39,7 +39,7 @@ VERSION = "0.1.0"
 CACHE = REPOSITORY / ".cache" / "cluster"
 PROGRAMS = (
     "etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "kubelet", "kube-proxy", "coredns",
-    "ray-operator", "helm",
+    "kube-network-policies", "ray-operator", "helm",
 )  # fmt: skip
 CHARTS = ("lionrock-crds", "lionrock")
 COLLECTOR_PORT = 4317

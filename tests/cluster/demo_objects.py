@@ -130,7 +130,10 @@ def values(*, collector: str, api_address: str, api_port: int, version: str, reg
             "otlpEndpoint": f"http://{host}:{port}",
             "otlpPeers": [{"ipBlock": {"cidr": f"{host}/32"}}],
         },
-        "networkPolicy": {"apiServer": {"cidrs": [f"{api_address}/32", "10.96.0.1/32"], "ports": [443, api_port]}},
+        "networkPolicy": {
+            "dns": [{"ipBlock": {"cidr": f"{api_address}/32"}}],
+            "apiServer": {"cidrs": [f"{api_address}/32", "10.96.0.1/32"], "ports": [443, api_port]},
+        },
         "drainGraceSeconds": 20,
         "gateway": {"replicas": 1, "resources": small},
         "tokenization": {"replicas": 1, "resources": small},

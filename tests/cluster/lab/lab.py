@@ -31,6 +31,7 @@ from .commands import LabError, require
 from .images import PREFIX, ImageStore, build_bases
 from .network import Network, configuration_of
 from .node import ASCEND, ChipNode, LabControlPlane, start_dns, start_kube_proxy, start_kubelet, wait_for_node
+from .policies import start_network_policies
 from .runtime import Containerd, end_everything, present, unmount_below
 
 PAUSE = f"{PREFIX}/pause:1"
@@ -145,6 +146,8 @@ class Lab:
         (self.directory / "services").mkdir()
         self.start(start_kube_proxy(self.control_plane, self.network, self._nodes[0].name, self.directory / "services"))
         self.start(start_dns(self.control_plane, self.network, self.directory / "services"))
+        services = self.directory / "services"
+        self.start(start_network_policies(self.control_plane, self.network, self._nodes[0].name, services))
         for node in self._nodes:
             wait_for_node(self.objects, node.name)
             node.advertise(self.objects)

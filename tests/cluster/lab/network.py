@@ -17,8 +17,8 @@ from .commands import LabError, run, succeeds
 BRIDGE = "lionrock0"
 CNI_PROGRAMS = Path("/usr/lib/cni")
 _FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
-_CHAINS = re.compile(r"^:((?:KUBE|CNI)-\S+)", re.MULTILINE)
-_JUMPS = re.compile(r"^-A (\S+) (.*-j (?:KUBE|CNI|NFQUEUE)(?:-\S+)?.*)$", re.MULTILINE)
+_CHAINS = re.compile(r"^:((?:KUBE|CNI|LIONROCK)-\S+)", re.MULTILINE)
+_JUMPS = re.compile(r"^-A (\S+) (.*-j (?:KUBE|CNI|LIONROCK)-\S+.*)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def configuration_of(directory: Path, number: int) -> Path:
 
 
 def _remove_rules(program: str, table: str) -> None:
-    """Remove chains named KUBE-… and CNI-…, and the rules of other chains that lead to them."""
+    """Remove chains named KUBE-…, CNI-… and LIONROCK-…, and the rules of other chains that lead to them."""
     rules = run([f"{program}-save", "-t", table], timeout_s=20)
     chains = _CHAINS.findall(rules)
     for chain, rule in _JUMPS.findall(rules):

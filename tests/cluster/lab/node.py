@@ -17,7 +17,7 @@ from testcluster.processes import Program, answers, free_port
 from testcluster.waiting import wait_for
 
 from .network import Network, NodeAddresses
-from .runtime import CGROUP_ROOT
+from .runtime import CGROUP_ROOT, make_control_group
 
 DOMAIN = "cluster.local"
 
@@ -80,6 +80,7 @@ def start_kubelet(
 ) -> Program:
     """Start the kubelet and wait until it answers."""
     directory.mkdir(parents=True, exist_ok=True)
+    make_control_group(name)
     certificate, key = control_plane.ca.server(f"kubelet-{name}", dns_names=[name], addresses=[addresses.node])
     port = free_port()
     configuration: dict[str, Any] = {

@@ -127,6 +127,20 @@ def end_everything(directories: Sequence[Path], foreign: Mapping[str, Sequence[s
             _remove_group(group)
 
 
+def make_control_group(name: str) -> None:
+    """Make the control group of a node's pods, in every hierarchy: the kubelet wants it to be there."""
+    roots = [_CGROUPS] if (_CGROUPS / "cgroup.controllers").exists() else [path for path in _CGROUPS.iterdir() if path.is_dir()]
+    for root in roots:
+        parent = root
+        for part in (CGROUP_ROOT, name):
+            group = parent / part
+            group.mkdir(exist_ok=True)
+            for setting in ("cpuset.cpus", "cpuset.mems"):  # of version 1: empty until somebody says so
+                if (group / setting).exists() and not (group / setting).read_text().strip():
+                    (group / setting).write_text((parent / setting).read_text())
+            parent = group
+
+
 def unmount_below(directory: Path) -> None:
     """Unmount everything below a directory, the deepest first."""
     prefix = f"{directory.resolve()}/"
