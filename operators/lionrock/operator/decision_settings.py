@@ -128,5 +128,7 @@ class DecisionSettings:
     """How long a model stays where it fell back to before it returns to a pool that it prefers: nobody follows pools to and fro."""
     unschedulable_after_s: float = 30
     """How long the scheduler may refuse a pod on its own node before the replica gets other chips."""
+    refused_for_s: float = 600
+    """How long a node on which the scheduler refused a pod is left out for its model."""
     lost_node_after_s: float = 60
     """How long a node may be silent before what is on it is given up."""

@@ -102,7 +102,7 @@ def facts_reader(source: ModelFiles, owner: Metadata, pool: ResolvedPool, settin
             },
             "ownerReferences": [_owner(owner)],
         },
-        "spec": facts_pod(basis, settings.pods, model_path(source))["spec"],
+        "spec": facts_pod(basis, settings.pods, model_path(source)),
     }
 
 

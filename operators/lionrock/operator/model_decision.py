@@ -7,9 +7,9 @@ module of its own, and this one lets them meet. Nothing is remembered but what s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from lionrock.operator.actions import FINALIZER, Decision, Delete, Manifest, ObjectRef
@@ -75,12 +75,12 @@ class _Deciding:
         running = running_revisions(self.world, model, self.reports, now)
         scaling = self._scaling(running, record)
         options, problem = self._options()
-        refused, look_again = self._refused(running)
-        choice = self._choice(options, running, scaling.replicas, refused)
+        refused, look_again = self._refused(running, record)
+        choice = self._choice(options, running, scaling.replicas, refused.keys())
         taken = self._step(options, running, record, choice, scaling.replicas)
         templates = recorded_templates(self.world, model) | {option.template.digest: option.template for option in options}
-        outcomes = self._outcomes(taken, running, templates, scaling.replicas, refused)
-        record = _recorded(record, taken, scaling, now)
+        outcomes = self._outcomes(taken, running, templates, scaling.replicas, refused.keys())
+        record = _recorded(record, taken, scaling, refused, now)
         picture = Picture(
             model=model,
             options=options,
@@ -136,14 +136,17 @@ class _Deciding:
             return options, None
         return [], _no_option(self.model, [each for each in found if isinstance(each, Refused)])
 
-    def _refused(self, running: Mapping[Revision, Running]) -> tuple[dict[Revision, dict[int, NodeName]], float | None]:
-        """Return replicas whose pods the scheduler does not take, by revision, and when to look again."""
-        found, again = {}, []
-        for name, one in running.items():
+    def _refused(self, running: Mapping[Revision, Running], record: RolloutRecord) -> tuple[dict[NodeName, datetime], float | None]:
+        """Return nodes on which the scheduler refused pods of the model not long ago, and when to look again, seconds."""
+        lasts = timedelta(seconds=self.settings.refused_for_s)
+        found = {node: at for node, at in record.refused.items() if self.now < at + lasts}
+        again = []
+        for one in running.values():
             refused, left_s = refused_nodes(one.crew, self.now, self.settings.unschedulable_after_s)
-            found[name] = refused
+            found |= dict.fromkeys(refused.values(), self.now)
             if left_s is not None:
                 again.append(left_s)
+        again += [(at + lasts - self.now).total_seconds() for at in found.values()]
         return found, min(again, default=None)
 
     def _choice(
@@ -151,7 +154,7 @@ class _Deciding:
         options: Sequence[Option],
         running: Mapping[Revision, Running],
         replicas: int,
-        refused: Mapping[Revision, Mapping[int, NodeName]],
+        refused: Set[NodeName],
     ) -> Outcome | None:
         """Choose the pool, as if revisions of another spec had given their chips back; None: there is nothing to choose from."""
         if not options:
@@ -166,7 +169,7 @@ class _Deciding:
                 gives_back=frozenset(running) - ours,
                 newest=newest,
                 started_at=None if newest is None else running[newest].status.started_at,
-                avoid=_avoided(refused),
+                avoid=frozenset(refused),
             ),
             self._patience,
             self.now,
@@ -192,7 +195,10 @@ class _Deciding:
                 room = self._room(choice.chosen, choice, replicas)
         template = next((option.template for option in options if option.template.digest == wanted), None)
         # Of a revision that has no chips any more nothing is left that could serve meanwhile.
+        rejected = record.rejected_at(self.model.meta.generation)
         alive = [status for status in statuses if status.name == wanted or running[status.name].slots]
+        if wanted in rejected:  # what was returned to stays, be it without chips
+            alive += [status for status in statuses if status not in alive and status.name not in rejected]
         return step(
             Moment(
                 wanted=wanted,
@@ -200,7 +206,7 @@ class _Deciding:
                 moves=_moves(self.model.spec.rollout, template, [running[each.name] for each in alive]),
                 running=alive,
                 kept=record.kept,
-                rejected=record.rejected_at(self.model.meta.generation),
+                rejected=rejected,
                 room=room,
                 figures={name: one.report.figures for name, one in running.items() if one.report.figures is not None},
                 promoted_at=record.promoted_at,
@@ -222,7 +228,7 @@ class _Deciding:
         running: Mapping[Revision, Running],
         templates: Mapping[Revision, RevisionTemplate],
         replicas: int,
-        refused: Mapping[Revision, Mapping[int, NodeName]],
+        refused: Set[NodeName],
     ) -> dict[Revision, Outcome]:
         """Give each revision that runs its chips. New chips go to one revision in a decision: what it took is seen by the next."""
         ended = frozenset(running) - set(taken.weights)
@@ -242,7 +248,7 @@ class _Deciding:
                 gives_back=ended,
                 newest=name if one is not None else None,
                 started_at=None if one is None else one.status.started_at,
-                avoid=_avoided({name: refused.get(name, {})}),
+                avoid=frozenset(refused),
             )
             outcome = place(self.world, request, self._patience, self.now)
             before = set() if one is None else set(one.slots)
@@ -293,16 +299,19 @@ def _best(statuses: Sequence[RevisionStatus]) -> RevisionStatus:
     return max(enumerate(statuses), key=lambda each: (each[1].weight_percent, -each[0]))[1]
 
 
-def _avoided(refused: Mapping[Revision, Mapping[int, NodeName]]) -> frozenset[NodeName]:
-    return frozenset(node for nodes in refused.values() for node in nodes.values())
-
-
-def _recorded(record: RolloutRecord, taken: Step, scaling: Scaling, now: datetime) -> RolloutRecord:
+def _recorded(
+    record: RolloutRecord, taken: Step, scaling: Scaling, refused: Mapping[NodeName, datetime], now: datetime
+) -> RolloutRecord:
     """Return what is remembered from now on."""
     promoted_at = now if taken.promoted else (record.promoted_at if taken.phase is Phase.DRAINING else None)
     rejected = record.rejected if taken.rejection is None else (*record.rejected, taken.rejection)[-MAX_REJECTED:]
     return RolloutRecord(
-        phase=taken.phase, kept=taken.kept, promoted_at=promoted_at, rejected=rejected, low_since=scaling.low_since
+        phase=taken.phase,
+        kept=taken.kept,
+        promoted_at=promoted_at,
+        rejected=rejected,
+        refused=refused,
+        low_since=scaling.low_since,
     )
 
 
@@ -330,6 +339,7 @@ def _reference(model: ModelDeployment | UnreadableModel) -> dict[str, Any]:
 def _end(world: World, model: ModelDeployment | UnreadableModel, now: datetime) -> Decision:
     """Delete everything of a model that is being deleted, and let it go when nothing of it is left."""
     children = [child for child in world.children_of(model.key) if child.kind != "RayCluster"]
+    pods = world.pods_of(model.key)
     delete = [
         Delete(
             ref=ObjectRef(
@@ -342,9 +352,8 @@ def _end(world: World, model: ModelDeployment | UnreadableModel, now: datetime) 
             why="its model is being deleted",
         )
         for child in children
-        if not child.meta.is_deleting
+        if not child.meta.is_deleting and not (pods and child.kind == "NetworkPolicy")  # it holds until the last pod is gone
     ]
-    pods = list(world.pods_of(model.key))
     delete += [
         Delete(ref=pod_ref(pod), why="its model is being deleted")
         for pod in pods

@@ -5,7 +5,7 @@ Compares what is wanted with what stands and names the difference alone. Does no
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from datetime import datetime
 
 from lionrock.operator.actions import Delete, Manifest, ObjectRef, Patch
@@ -19,6 +19,7 @@ from lionrock.operator.running_revisions import ray_service_of
 from lionrock.operator.world import World
 
 _RECORD = "ConfigMap"
+_POLICY = "NetworkPolicy"
 _CLUSTER = "RayCluster"
 
 
@@ -68,7 +69,7 @@ def objects_of(world: World, picture: Picture, settings: DecisionSettings) -> Ob
         for pod in world.pods_of(model.key)
         if pod.key in pods and (pod.deleted_at is None or pods[pod.key].grace_s == 0)
     ]
-    delete = [*_ended(world.children_of(model.key), stays), *deleted]
+    delete = [*_ended(world, model.key, stays), *deleted]
     return Objects(
         apply=tuple(apply), delete=tuple(delete), patches=tuple(patches), waits=waits, strangers=tuple(sorted(strangers))
     )
@@ -81,16 +82,21 @@ def _is_missing(world: World, manifest: Manifest) -> bool:
     return child is None or (not child.meta.is_deleting and differs(manifest, child.body))
 
 
-def _ended(found: Iterable[Child], stays: dict[Revision, bool]) -> list[Delete]:
-    """Delete children of revisions that have ended; of those in stays with False all but the record."""
+def _ended(world: World, model: ObjectKey, stays: Mapping[Revision, bool]) -> list[Delete]:
+    """Delete children of revisions that have ended; of those in stays with False all but the record.
+
+    What a revision's pods may reach stays denied as long as there are any.
+    """
+    populated = {pod.revision for pod in world.pods_of(model)}
     return [
         Delete(ref=_ref(child), why=f"revision {child.revision} has ended")
-        for child in found
+        for child in world.children_of(model)
         if not child.meta.is_deleting
         and child.kind != _CLUSTER  # KubeRay's
         and child.revision is not None
         and not stays.get(child.revision, False)
         and not (child.kind == _RECORD and child.revision in stays)
+        and not (child.kind == _POLICY and child.revision in populated)
     ]
 
 

@@ -84,8 +84,10 @@ def events_of(picture: Picture, objects: Objects) -> tuple[Event, ...]:
 def _planned(picture: Picture) -> Finding:
     if picture.problem is not None:
         return picture.problem
-    plan = _option(picture)
-    told = "" if plan is None else f"{plan.plan.summary} on pool {plan.pool.name}, {plan.plan.kv_tokens} tokens of KV cache"
+    plan = _plan(picture) or {}
+    told = f"{plan.get('summary')} on pool {plan.get('pool')}"
+    if "kvTokens" in plan:
+        told += f", {plan['kvTokens']} tokens of KV cache"
     return Finding(ConditionType.PLANNED, Status.TRUE, Reason.FITS, told)
 
 
@@ -96,6 +98,8 @@ def _scheduled(picture: Picture, objects: Objects) -> Finding:
     outcome = picture.outcomes.get(step.target) if step.target is not None else None
     if outcome is None and picture.choice is None and not step.weights:
         return Finding(kind, Status.FALSE, Reason.NOT_PLANNED, "there is no plan to find chips for")
+    if step.phase is Phase.FAILED:
+        return Finding(kind, Status.FALSE, Reason.REVISION_FAILED, step.message)
     if step.phase is Phase.WAITING_FOR_CHIPS:
         return Finding(kind, Status.FALSE, Reason.WAITING_FOR_CHIPS, _joined(step.message, _told(picture.choice)))
     if outcome is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lionrock.operator.actions import Decision, Delete, Manifest, ObjectRef
 from lionrock.operator.desired_state import ROUTES_NAME, Route, differs, ray_token, routes
+from lionrock.operator.ray_pods import TOKEN_SECRET
 from lionrock.operator.resources import ChildKey, ModelDeployment, Revision
 from lionrock.operator.world import World
 
@@ -13,7 +14,12 @@ def decide_namespace(world: World, namespace: str) -> Decision:
     models = [model for model in world.models_of(namespace) if isinstance(model, ModelDeployment)]
     child = world.child(ChildKey("ConfigMap", namespace, ROUTES_NAME))
     if not world.models_of(namespace):
-        return Decision(delete=(_gone(child.meta.namespace, child.meta.uid),)) if child is not None else Decision()
+        if child is None:
+            return Decision()
+        why = "the namespace has no models"
+        secret = ObjectRef(api_version="v1", kind="Secret", namespace=namespace, name=TOKEN_SECRET)
+        routes_ref = ObjectRef(api_version="v1", kind="ConfigMap", namespace=namespace, name=ROUTES_NAME, uid=child.meta.uid)
+        return Decision(delete=(Delete(ref=secret, why=why), Delete(ref=routes_ref, why=why)))
     manifest = routes(namespace, _routes(models))
     apply: tuple[Manifest, ...] = (manifest,) if child is None or differs(manifest, child.body) else ()
     token = ray_token(namespace)
@@ -33,8 +39,3 @@ def _routes(models: list[ModelDeployment]) -> list[Route]:
         ]
         taken[model.served_name] = Route(served_name=model.served_name, tenant=model.spec.tenant, endpoints=endpoints)
     return list(taken.values())
-
-
-def _gone(namespace: str, uid: str) -> Delete:
-    ref = ObjectRef(api_version="v1", kind="ConfigMap", namespace=namespace, name=ROUTES_NAME, uid=uid)
-    return Delete(ref=ref, why="the namespace has no models")

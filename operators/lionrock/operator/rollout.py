@@ -124,8 +124,8 @@ def step(moment: Moment) -> Step:
 
 
 def _way_back(moment: Moment) -> Revision | None:
-    """Revision to return to when the wanted one is given up: one that runs and was ready, else the one that was kept for it."""
-    others = [revision for revision in moment.running if revision.name not in moment.rejected and revision.ready_at is not None]
+    """Revision to return to when the wanted one is given up: one that runs, else the one that was kept for it."""
+    others = [revision for revision in moment.running if revision.name not in moment.rejected]
     return _serving(others).name if others else (None if moment.kept in moment.rejected else moment.kept)
 
 

@@ -5,16 +5,18 @@ A record that cannot be read counts as empty: then nothing is given up and nothi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
 from lionrock.operator.conditions import Reason, timestamp
 from lionrock.operator.fields import Fields, Malformed
-from lionrock.operator.resources import ModelStatus, Revision
+from lionrock.operator.resources import ModelStatus, NodeName, Revision
 from lionrock.operator.rollout import Phase, Rejection
 
 MAX_REJECTED: Final = 8
+MAX_REFUSED: Final = 64
 _REASONS: Final = {reason.word: reason for reason in Reason}
 
 
@@ -27,6 +29,8 @@ class RolloutRecord:
     promoted_at: datetime | None = None
     rejected: tuple[Rejection, ...] = ()
     """The newest last."""
+    refused: Mapping[NodeName, datetime] = field(default_factory=dict)
+    """Nodes on which the scheduler refused a pod of the model, and when."""
     low_since: datetime | None = None
 
     def rejected_at(self, generation: int) -> dict[Revision, Rejection]:
@@ -50,6 +54,8 @@ class RolloutRecord:
                 }
                 for each in self.rejected[-MAX_REJECTED:]
             ]
+        if self.refused:
+            value["refused"] = [{"node": node, "at": timestamp(at)} for node, at in sorted(self.refused.items())][:MAX_REFUSED]
         return value
 
 
@@ -64,6 +70,9 @@ def record_of(status: ModelStatus) -> RolloutRecord:
             kept=None if kept is None else Revision(kept),
             promoted_at=rollout.optional_time("promotedAt"),
             rejected=tuple(_rejection(each) for each in rollout.each("rejected")),
+            refused={
+                NodeName(each.text("node")): at for each in rollout.each("refused") if (at := each.optional_time("at")) is not None
+            },
             low_since=scaling.optional_time("lowSince"),
         )
     except Malformed:

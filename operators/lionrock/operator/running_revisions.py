@@ -105,7 +105,7 @@ def _silence(view: RayServiceView | None, head: Pod | None, report: RevisionRepo
     if head is None or not head.is_ready:
         return "the head pod is not ready"
     if not view.is_ready:
-        told = "" if view.ready is None else f": {view.ready.message}"
+        told = f": {view.ready.message}" if view.ready is not None and view.ready.message else ""
         return f"KubeRay's RayService is not ready{told}"
     fine = {"RUNNING"} if revision.ready_at is None else {"RUNNING", _BEING_DECLARED}
     for application in view.applications:
