@@ -113,6 +113,11 @@ def test_vllm_gets_even_cuts_only() -> None:
     assert cut(plan_replica(SMOLLM2, small, workload=workload, parallelism=Parallelism(3), backend="vllm")) == (3, 1)
 
 
+def test_a_chip_without_a_vllm_is_not_planned_for_it() -> None:
+    with pytest.raises(PlanError, match="no vLLM is known for iluvatar-bi-v150"):
+        plan_replica(LLAMA_70B, Chips(chip=chip("iluvatar-bi-v150")), workload=USUAL, backend="vllm")
+
+
 def test_a_longer_context_than_the_models_is_refused() -> None:
     with pytest.raises(PlanError, match="8192 tokens, and 8193"):
         plan_replica(SMOLLM2, Chips(chip=chip("nvidia-h20")), workload=Workload(sequences=1, tokens_per_sequence=8193))

@@ -159,6 +159,8 @@ def plan_replica(
     weight_dtype: as the engine holds the weights (`held_weights`). Raises PlanError, which says what would fit.
     """
     _check(shape, workload, dtype, weight_dtype)
+    if backend == "vllm" and chips.chip.engine_plugin is None:
+        raise PlanError(f"no vLLM is known for {chips.chip.name}; use the torch backend")
     ground = Ground(
         shape=shape,
         chip=chips.chip,
