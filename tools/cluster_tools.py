@@ -16,6 +16,7 @@ and Go alone; GOTOOLCHAIN's default fetches the release of Go that a module asks
 from __future__ import annotations
 
 import argparse
+import fcntl
 import hashlib
 import os
 import re
@@ -155,11 +156,18 @@ def shared_files(name: str) -> Path:
 
 
 def build(name: str) -> None:
-    """Build one program, whether it is there or not. Raises subprocess.CalledProcessError."""
+    """Build one program unless it is there by the time that no other process builds it. Raises subprocess.CalledProcessError."""
+    BINARIES.mkdir(parents=True, exist_ok=True)
+    with (BINARIES / f".{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not is_built(name):
+            _build(name)
+
+
+def _build(name: str) -> None:
     tool = TOOLS[name]
     directory = ROOT / "tools" / tool.module
     environment = os.environ | {"CGO_ENABLED": "0", "GOWORK": "off"}
-    BINARIES.mkdir(parents=True, exist_ok=True)
     unfinished = BINARIES / f".{name}.new"
     made_from = key(name)
     flags = ["-mod=readonly", "-buildvcs=false", "-trimpath", "-ldflags", linker_flags(tool)]
