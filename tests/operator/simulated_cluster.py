@@ -427,7 +427,7 @@ class SimulatedCluster:
         for key, pod in list(self._of_kind("Pod")):
             name = pod["spec"].get("nodeName")
             node = self.objects.get(("Node", "", name)) if name else None
-            if pod["metadata"]["namespace"] == "others" or _has_ended(pod):
+            if pod["metadata"]["namespace"] == "others" or (_has_ended(pod) and "deletionTimestamp" not in pod["metadata"]):
                 continue
             if "deletionTimestamp" in pod["metadata"] and (name is None or (node is not None and _is_ready(node))):
                 self._drop(key)
@@ -494,6 +494,8 @@ class SimulatedCluster:
         if found is None:
             if wanted["kind"] == "ChipPool":
                 meta["generation"] = 1
+            if wanted["kind"] == "Pod":
+                wanted["status"] = {"phase": "Pending"}
             self.put(wanted)
             return
         others = [name for name in found["metadata"].get("finalizers", []) if name != FINALIZER]
@@ -568,7 +570,7 @@ def _is_ready(body: Object) -> bool:
 
 
 def _has_ended(pod: Object) -> bool:
-    return pod["status"].get("phase") in ("Succeeded", "Failed")
+    return pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
 
 
 def _chips_of(spec: Object) -> dict[str, int]:

@@ -254,12 +254,7 @@ def _enrolment(image: str, settings: PodSettings) -> Manifest:
         f"--directory={TLS_DIRECTORY}",
         "--address=$(POD_IP)",
     ]
-    container["env"] = [
-        *_pod_address(),
-        {"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
-        {"name": "POD_NAMESPACE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}},
-        {"name": "POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
-    ]
+    container["env"] = _pod_address()
     container["volumeMounts"] = [
         {"name": "tls", "mountPath": TLS_DIRECTORY},
         {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108  # of the pod

@@ -1,19 +1,28 @@
-"""Facts of a model's architecture, read from GGUF metadata or from config.json, without loading a tensor."""
+"""Facts of a model's architecture, read from GGUF metadata or from config.json, without loading a tensor.
+
+`python -m lionrock.modelstore.facts PATH` prints those that planning needs as one line of JSON, and leaves them, or what is wrong,
+as the last words of its pod.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
+import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lionrock.modelstore.errors import ModelFileCorrupt, ModelFileMissing
+from lionrock.modelstore.errors import ModelFileCorrupt, ModelFileMissing, ModelStoreError
 from lionrock.modelstore.gguf_metadata import ArrayLength, read_gguf_header
 from lionrock.modelstore.safetensors_header import read_safetensors_header
 from lionrock.modelstore.source import ModelFiles
 
 CONFIG_MAX_BYTES = 4 * 1024 * 1024
+TERMINATION_LOG = Path("/dev/termination-log")
+"""Where Kubernetes looks for a container's last words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,3 +152,30 @@ def _positive(value: object, key: str, path: Path) -> int:
     if type(value) is not int or not 0 < value < 1 << 40:
         raise ModelFileCorrupt(f"{path} does not give a positive number for {key}")
     return value
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print what planning needs to know of the model at a path. Returns the exit status."""
+    from lionrock.modelstore.planning_config import planning_text
+
+    parser = argparse.ArgumentParser(prog="python -m lionrock.modelstore.facts", description=main.__doc__)
+    parser.add_argument("path", type=Path, help="GGUF file, store entry, or directory with config.json")
+    parser.add_argument(
+        "--message-file",
+        type=Path,
+        default=TERMINATION_LOG,
+        help="file for the last words, written where it exists (default: %(default)s)",
+    )
+    arguments = parser.parse_args(argv)
+    try:
+        text, status = planning_text(arguments.path), 0
+    except ModelStoreError as error:
+        text, status = str(error), 1
+    print(text, file=sys.stderr if status else sys.stdout)
+    if arguments.message_file.exists():
+        arguments.message_file.write_text(text, encoding="utf-8")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
