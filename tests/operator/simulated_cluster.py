@@ -109,7 +109,9 @@ class SimulatedCluster:
 
     # ---- what a person or the environment does -----------------------------------------------------------------------------
 
-    def add_node(self, name: str, resource: str = "huawei.com/Ascend910", chips: int = 8, region: str = "hk-1", **labels: str) -> None:
+    def add_node(
+        self, name: str, resource: str = "huawei.com/Ascend910", chips: int = 8, region: str = "hk-1", **labels: str
+    ) -> None:
         self.put(
             {
                 "kind": "Node",
@@ -242,7 +244,9 @@ class SimulatedCluster:
         until = self.now + timedelta(seconds=horizon_s)
         for _ in range(rounds):
             self.act()
-            soonest = [decision.requeue_after_s for key in self.keys() if (decision := self.decide(key)).requeue_after_s is not None]
+            soonest = [
+                decision.requeue_after_s for key in self.keys() if (decision := self.decide(key)).requeue_after_s is not None
+            ]
             due_s = min((after for after in soonest if after is not None), default=None)
             if not wait or due_s is None or self.now + timedelta(seconds=due_s) > until:
                 return
@@ -404,7 +408,11 @@ class SimulatedCluster:
 
     def _fits(self, pod: Object, node: Object) -> bool:
         labels, spec = node["metadata"]["labels"], pod["spec"]
-        if node["spec"].get("unschedulable") or not _is_ready(node) or (_chips_of(spec) and node["metadata"]["name"] in self.refusing_nodes):
+        if (
+            node["spec"].get("unschedulable")
+            or not _is_ready(node)
+            or (_chips_of(spec) and node["metadata"]["name"] in self.refusing_nodes)
+        ):
             return False
         required = spec.get("affinity", {}).get("nodeAffinity", {}).get("requiredDuringSchedulingIgnoredDuringExecution")
         if required and not any(
@@ -504,9 +512,11 @@ class SimulatedCluster:
         self.put(merged)
 
     def _of_kind(self, kind: str) -> Iterable[tuple[Id, Object]]:
-        return sorted((key, body) for key, body in self.objects.items() if key[0] == kind) if kind != "Pod" else [
-            (key, body) for key, body in self.objects.items() if key[0] == kind
-        ]
+        return (
+            sorted((key, body) for key, body in self.objects.items() if key[0] == kind)
+            if kind != "Pod"
+            else [(key, body) for key, body in self.objects.items() if key[0] == kind]
+        )
 
     def _nodes(self) -> list[str]:
         return sorted(key[2] for key in self.objects if key[0] == "Node")
