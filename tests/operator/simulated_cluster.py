@@ -1,10 +1,10 @@
 """A small Kubernetes in memory, to drive the real `decide` to rest. A simulator, not a mock of what is tested.
 
-It keeps objects as dicts, carries decisions out, and models as much of the others as deciding can notice: server-side apply and JSON
-Patch with its tests; the scheduler (gates, required affinity, taints, extended resources); the kubelet (bound pods become ready, ended
-ones go); garbage collection by owner; and KubeRay v1.6.2: a RayService makes one RayCluster, that makes a head and workers, replaces
-pods that are gone, passes no changed number of workers on, and deletes whichever worker comes first when it is told to have fewer and
-none are named. Time stands still but for `pass_time`. What it leaves out: names' validation, quotas, CPU and memory.
+It keeps objects as dicts, carries decisions out, and models as much of the others as deciding can notice: server-side apply and
+JSON Patch with its tests; the scheduler (gates, required affinity, taints, extended resources); the kubelet (bound pods become
+ready, ended ones go); garbage collection by owner; and KubeRay v1.6.2: a RayService makes one RayCluster, that makes a head and
+workers, replaces pods that are gone, passes no changed number of workers on, and deletes whichever worker comes first when it is to
+have fewer and none are named. Time stands still but for `pass_time`. Left out: validation of names, quotas, CPU and memory.
 """
 
 from __future__ import annotations
