@@ -35,11 +35,19 @@ KEEPALIVE_MS = 30_000
 KEEPALIVE_TIMEOUT_MS = 10_000
 # The calls of a replaced channel have deadlines; this is only the end of patience.
 RETIRED_CHANNEL_S = 3600.0
+# Several addresses share the calls. When one leaves, names are asked again soon: gRPC's default of 30 s outlasts a roll-out.
+_SPREAD: tuple[tuple[str, int | str], ...] = (
+    ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
+    ("grpc.dns_min_time_between_resolutions_ms", 1000),
+)
+_SPREAD_OVER = ("dns:", "ipv4:", "ipv6:")
 _PROPAGATOR = TraceContextTextMapPropagator()
 
 
-def _options(service: str) -> list[tuple[str, int | str]]:
+def _options(peer: PeerSettings) -> list[tuple[str, int | str]]:
+    service = peer.service
     return [
+        *(_SPREAD if peer.target.startswith(_SPREAD_OVER) else ()),
         ("grpc.ssl_target_name_override", f"{service}.lionrock.internal"),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -134,7 +142,7 @@ class MeshChannel(grpc.aio.Channel):
     def _connect(self) -> grpc.aio.Channel:
         identity = self._identity.latest()
         credentials = grpc.ssl_channel_credentials(identity.authorities, identity.private_key, identity.certificate_chain)
-        return grpc.aio.secure_channel(self.peer.target, credentials, _options(self.peer.service))
+        return grpc.aio.secure_channel(self.peer.target, credentials, _options(self.peer))
 
     def connection(self) -> tuple[int, grpc.aio.Channel]:
         """Return the channel for a new call and its generation, replaced if the certificate files have changed."""

@@ -110,9 +110,17 @@ class RunningServer:
     """A server that listens on `port`."""
 
     def __init__(
-        self, server: grpc.aio.Server, port: int, guard: Guard, health: Health, probes: tuple[grpc.aio.Server, int] | None
+        self,
+        server: grpc.aio.Server,
+        port: int,
+        guard: Guard,
+        health: Health,
+        probes: tuple[grpc.aio.Server, int] | None,
+        *,
+        leave_on_drain: bool,
     ) -> None:
         self.port = port
+        self._leave_on_drain = leave_on_drain
         self.probe_port = None if probes is None else probes[1]
         self._probes = None if probes is None else probes[0]
         self._server = server
@@ -139,6 +147,10 @@ class RunningServer:
     async def stop(self, grace_s: float = 0) -> None:
         """Drain for at most `grace_s` seconds, then end what still runs and close the port."""
         self.begin_drain()
+        leaving: asyncio.Task[None] | None = None
+        if self._leave_on_drain:
+            # Connections get GOAWAY at once; gRPC waits longer than we do, so that it is the guard who ends what still runs.
+            leaving = asyncio.create_task(self._server.stop(grace_s + STOP_S), name="lionrock-leaving")
         try:
             async with asyncio.timeout(grace_s):
                 await self._guard.work.idle()
@@ -147,6 +159,8 @@ class RunningServer:
         finally:
             self._guard.end_running()
             await self._server.stop(STOP_S)
+            if leaving is not None:
+                await leaving
             if self._probes is not None:
                 await self._probes.stop(None)
 
@@ -178,7 +192,7 @@ async def start_server(settings: ServiceSettings, name: str, registrations: Sequ
             raise CannotListen(f"cannot listen on {settings.server.probe_listen}") from None
     await server.start()
     health.serving()
-    return RunningServer(server, port, guard, health, probes)
+    return RunningServer(server, port, guard, health, probes, leave_on_drain=settings.server.leave_on_drain)
 
 
 def _add_health(health: Health, server: grpc.aio.Server) -> None:

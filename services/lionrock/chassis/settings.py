@@ -56,6 +56,11 @@ class ServerSettings(BaseModel):
     max_deadline_s: float = Field(default=600, gt=0, description="longest deadline; a longer one is cut to it, in seconds")
     stream_idle_timeout_s: float = Field(default=120, gt=0, description="longest silence on a request stream, in seconds")
     drain_grace_s: float = Field(default=20, ge=0, description="time that running RPCs get to finish after SIGTERM, in seconds")
+    leave_on_drain: bool = Field(
+        default=False,
+        description="after SIGTERM close the port and send callers to other replicas (GOAWAY) while running RPCs finish; without"
+        " other replicas leave it off: callers then get SHUTTING_DOWN and when to come back",
+    )
     max_connection_age_s: float = Field(
         default=3600, gt=0, description="connections are renewed after this time, and the caller's certificate with them"
     )
@@ -96,7 +101,7 @@ class PeerSettings(BaseModel):
 
     model_config = _FROZEN
 
-    target: str = Field(min_length=1, description="host:port or another gRPC target")
+    target: str = Field(min_length=1, description="host:port, or dns:///name:port, whose addresses share the calls")
     service: str = Field(
         pattern=r"^[a-z][a-z0-9-]{0,62}$", description="name that its certificate must carry: <service>.lionrock.internal"
     )
