@@ -28,7 +28,7 @@ def main() -> int:
     telemetry = start_telemetry("operator", settings.telemetry, [PrometheusMetricReader()])
     measured = OperatorMetrics(meter())
     try:
-        cluster = Cluster.connect(settings.kubeconfig, measured.call)
+        cluster = Cluster.connect(settings.kubeconfig, measured.call, call_timeout_s=settings.call_timeout_s)
         check_gang_scheduler(cluster, settings)
         operator = RunningOperator(cluster, settings, measured)
         probes = ProbeServer(settings.listen, operator.unhealthy, operator.unready, prometheus_client.generate_latest)

@@ -27,9 +27,9 @@ FIELD_MANAGER: Final = "lionrock-operator"
 CONNECTIONS: Final = 64
 CONNECT_TIMEOUT_S: Final = 5.0
 CALL_TIMEOUT_S: Final = 15.0
-WRITE_ENDS_S: Final = 10.0
-"""Time after which the server no longer carries out a write, two thirds of the deadline of a call."""
 LIST_TIMEOUT_S: Final = 60.0
+SERVER_SHARE: Final = 2 / 3
+"""Part of the deadline of a call after which the server gives up on a write."""
 MAX_BODY_BYTES: Final = 256 << 20
 _CHUNK_BYTES: Final = 64 << 10
 
@@ -111,12 +111,22 @@ class WatchStream:
 class Cluster:
     """One API server, as one user. Thread-safe."""
 
-    def __init__(self, api_client: ApiClient, on_call: Callable[[Call], None] = _ignore) -> None:
+    def __init__(
+        self, api_client: ApiClient, on_call: Callable[[Call], None] = _ignore, *, call_timeout_s: float = CALL_TIMEOUT_S
+    ) -> None:
         self._client = api_client
         self._on_call = on_call
+        self._call_timeout_s = call_timeout_s
+
+    @property
+    def write_ends_s(self) -> float:
+        """Time after which the server no longer carries out a write: it gives up before we do."""
+        return self._call_timeout_s * SERVER_SHARE
 
     @classmethod
-    def connect(cls, kubeconfig: Path | None, on_call: Callable[[Call], None] = _ignore) -> Cluster:
+    def connect(
+        cls, kubeconfig: Path | None, on_call: Callable[[Call], None] = _ignore, *, call_timeout_s: float = CALL_TIMEOUT_S
+    ) -> Cluster:
         """Connect by a kubeconfig, or as the pod's service account. Raises ClusterUnknown."""
         configuration = Configuration()
         try:
@@ -130,7 +140,7 @@ class Cluster:
         configuration.connection_pool_maxsize = CONNECTIONS
         client = ApiClient(configuration)
         client.user_agent = FIELD_MANAGER
-        return cls(client, on_call)
+        return cls(client, on_call, call_timeout_s=call_timeout_s)
 
     def close(self) -> None:
         """Close all idle connections."""
@@ -138,7 +148,7 @@ class Cluster:
 
     # Reading
 
-    def read(self, resource: Resource, namespace: str | None, name: str, *, timeout_s: float = CALL_TIMEOUT_S) -> Object:
+    def read(self, resource: Resource, namespace: str | None, name: str, *, timeout_s: float | None = None) -> Object:
         """Return one object. Raises ApiError."""
         return self._call("get", resource, "GET", resource.path(namespace, name), timeout_s=timeout_s)
 
@@ -163,13 +173,13 @@ class Cluster:
         response = self._send(what, "GET", resource.path(selection.namespace), query, {}, None, (CONNECT_TIMEOUT_S, silence_s))
         self._on_call(Call("watch", resource.plural, str(response.status), time.monotonic() - begun))
         if not 200 <= response.status <= 299:
-            body = self._body(what, response, time.monotonic() + CALL_TIMEOUT_S)
+            body = self._body(what, response, time.monotonic() + self._call_timeout_s)
             raise api_error(what, response.status, response.headers, body)
         return WatchStream(response.response)
 
     def api_groups(self) -> frozenset[str]:
         """Return the names of the API groups that the server serves. Raises ApiError."""
-        found = self._exchange("discover", "apigroups", "GET", "/apis", [], {}, None, CALL_TIMEOUT_S)
+        found = self._exchange("discover", "apigroups", "GET", "/apis", [], {}, None, self._call_timeout_s)
         return frozenset(str(group.get("name")) for group in found.get("groups") or ())
 
     # Writing
@@ -189,13 +199,13 @@ class Cluster:
         """Change an object; preconditions (uid, resourceVersion) stand in the patch's metadata. Raises ApiError."""
         return self._patch("patch", resource, resource.path(namespace, name), kind, patch, _OURS)
 
-    def create(self, manifest: Mapping[str, Any], *, timeout_s: float = CALL_TIMEOUT_S) -> Object:
+    def create(self, manifest: Mapping[str, Any], *, timeout_s: float | None = None) -> Object:
         """Make an object that must not exist. Raises ApiError; Conflict when it exists."""
         resource = resource_of_manifest(manifest)
         path = resource.path(manifest["metadata"].get("namespace"))
         return self._call("create", resource, "POST", path, query=_OURS, body=manifest, timeout_s=timeout_s)
 
-    def replace(self, manifest: Mapping[str, Any], subresource: str | None = None, *, timeout_s: float = CALL_TIMEOUT_S) -> Object:
+    def replace(self, manifest: Mapping[str, Any], subresource: str | None = None, *, timeout_s: float | None = None) -> Object:
         """Replace the version that the manifest states. Raises ApiError; Conflict when it is not the latest."""
         resource, namespace, name = _identified(manifest)
         path = resource.path(namespace, name, subresource)
@@ -237,13 +247,14 @@ class Cluster:
         query: Sequence[tuple[str, str]] = (),
         headers: Mapping[str, str] | None = None,
         body: object = None,
-        timeout_s: float = CALL_TIMEOUT_S,
+        timeout_s: float | None = None,
         subresource: str | None = None,
     ) -> Object:
         name = f"{resource.plural}/{subresource}" if subresource else resource.plural
         stated = {"Content-Type": "application/json", **(headers or {})}
-        if method != "GET":  # the server gives up before we do, so that nothing is written after we went on
-            query = [*query, ("timeout", f"{max(1, int(timeout_s * 2 / 3))}s")]
+        timeout_s = timeout_s or self._call_timeout_s
+        if method != "GET":
+            query = [*query, ("timeout", f"{int(timeout_s * SERVER_SHARE * 1000)}ms")]
         return self._exchange(verb, name, method, path, query, stated, body, timeout_s)
 
     def _exchange(

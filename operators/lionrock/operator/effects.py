@@ -20,7 +20,7 @@ from typing import Any, Final
 from lionrock.operator.actions import Decision, Delete, Key, Kind, Manifest, ObjectRef, Patch, RandomSecret
 from lionrock.operator.api_errors import ApiError, Conflict, NotFound, Refused
 from lionrock.operator.api_resources import Resource, resource_of, resource_of_manifest
-from lionrock.operator.cluster import WRITE_ENDS_S, Cluster, Object
+from lionrock.operator.cluster import Cluster, Object
 from lionrock.operator.event_recorder import EventRecorder
 from lionrock.operator.metadata import API_VERSION
 
@@ -118,7 +118,7 @@ class Effects:
             return  # the informer will say so, with everything that follows from it
 
     def _fence(self) -> None:
-        if not self._may_act(WRITE_ENDS_S):
+        if not self._may_act(self._cluster.write_ends_s):
             raise NotLeading
 
     def _observed(self, resource: Resource, body: Object) -> None:

@@ -17,7 +17,7 @@ from typing import Final
 
 from opentelemetry import trace
 
-from lionrock.operator.actions import Decision, Key, Kind
+from lionrock.operator.actions import Decision, Key, Kind, model_key
 from lionrock.operator.api_errors import ApiError, Conflict, NotFound, Refused
 from lionrock.operator.effects import Effects, NotLeading, is_uncertain
 from lionrock.operator.observation import Observation, uid_of
@@ -31,6 +31,7 @@ log = logging.getLogger("lionrock.operator")
 Decide = Callable[[World, Key, dt.datetime], Decision]
 
 TICK_S: Final = 1.0
+AFTER_FAILURE_S: Final = 1.0
 STANDSTILL_S: Final = 60.0
 
 
@@ -164,7 +165,7 @@ class Reconciler:
             self._effects.carry_out(decision)
         except NotLeading:
             self._ended(key, "not leading", begun, span)
-            self._queue.succeed(key)
+            self._queue.fail(key)
         except ApiError as error:
             self._failed(key, error, begun, span)
         except Exception:
@@ -183,10 +184,10 @@ class Reconciler:
             if is_uncertain(error):
                 self._uncertain.add(key)  # the chips stay assumed until the object has been read
             else:
-                self._withdraw(key)
+                self._withdraw(key, after_s=AFTER_FAILURE_S)
             raise
         except NotLeading:
-            self._withdraw(key)
+            self._withdraw(key, after_s=AFTER_FAILURE_S)
             raise
         self._withdraw(key)
 
@@ -196,10 +197,16 @@ class Reconciler:
         self._uncertain.discard(key)
         self._withdraw(key)
 
-    def _withdraw(self, key: Key) -> None:
+    def _withdraw(self, key: Key, *, after_s: float = 0.0) -> None:
+        """Give up what was assumed. after_s: when to look at those who might use it: failures must not chase each other."""
         if key.kind is Kind.MODEL:
             with self._observation.world() as world:
-                self._observation.touch(world.withdraw(_model(key)))
+                touched = world.withdraw(_model(key))
+            if after_s:
+                for other in touched.models:
+                    self._queue.add_after(model_key(*other), after_s)
+            else:
+                self._observation.touch(touched)
 
     def _failed(self, key: Key, error: ApiError, begun: float, span: trace.Span) -> None:
         self._ended(key, type(error).__name__, begun, span)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from pydantic_settings import SettingsConfigDict
 
 from lionrock.chassis.settings import ProgramSettings
+from lionrock.operator.cluster import SERVER_SHARE
 from lionrock.operator.decision_settings import DecisionSettings, Gang, Opening, Openings, PodSettings, PodSizes
 from lionrock.operator.election import LeaseTimes
 from lionrock.operator.pools import PoolRules, TerritoryRule
@@ -222,6 +223,7 @@ class OperatorSettings(ProgramSettings):
         pattern=r"^.+:\d{1,5}$",
         description="host:port of /healthz, /readyz and /metrics",
     )
+    call_timeout_s: float = Field(default=15, ge=1, le=60, description="deadline of a call to the API server, in seconds")
     writers: int = Field(default=4, ge=1, le=32, description="objects that are written at a time")
 
     @field_validator("territories")
@@ -233,6 +235,8 @@ class OperatorSettings(ProgramSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.call_timeout_s * SERVER_SHARE >= self.lease.duration_s - self.lease.retry_s:
+            raise ValueError("two thirds of call_timeout_s must be less than the lease's duration_s less its retry_s")
         self.decisions()
         return self
 
