@@ -132,3 +132,4 @@ def test_services_outlive_the_longest_answer(load: Callable[..., Any]) -> None:
     for component in ("gateway", "tokenization", "guardrails", "audit"):
         server = load(component).server
         assert server.drain_grace_s >= server.max_deadline_s
+        assert server.leave_on_drain is (component != "audit")

@@ -19,6 +19,8 @@ server:
   trust_domain: {{ $root.Values.trustDomain }}
   tls: {cert_file: /etc/lionrock/tls/tls.crt, key_file: /etc/lionrock/tls/tls.key, ca_file: /etc/lionrock/tls/ca.crt}
   drain_grace_s: {{ $root.Values.drainGraceSeconds }}
+  # Callers go to other replicas; the audit service has none, and says when to come back.
+  leave_on_drain: {{ ne (index . 1) "audit" }}
   max_connection_age_s: {{ $root.Values.connectionAgeSeconds }}
 telemetry:
   log_level: {{ $root.Values.telemetry.logLevel }}
