@@ -32,7 +32,8 @@ from testcluster.objects import Manifest, Objects, documents
 from testcluster.processes import Program
 from testcluster.waiting import wait_for
 
-ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
 NOT_RUN = pytest.StashKey[set[str]]()
 CRDS = ROOT / "charts" / "lionrock-crds" / "templates"
 
@@ -43,6 +44,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section("NOT RUN: tests/cluster, or parts of it", sep="!", red=True, bold=True)
         for reason in sorted(reasons):
             terminalreporter.line(reason)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the tests of this directory more time: the first that asks for a program waits until it has started."""
+    for item in items:
+        if item.path.is_relative_to(HERE) and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(300))
 
 
 @pytest.fixture(scope="session")
@@ -135,9 +143,9 @@ def ray_crds(objects: Objects, program: Callable[[str], Path]) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def kuberay(control_plane: Cluster, program: Callable[[str], Path], ray_crds: list[str]) -> Iterator[Program | None]:
-    """KubeRay's operator, for all namespaces; None where the cluster is somebody else's and has one."""
-    yield from _component(control_plane, program, "ray-operator", components.start_kuberay)
+def kuberay(own_control_plane: ControlPlane, program: Callable[[str], Path], ray_crds: list[str]) -> Iterator[Program | None]:
+    """KubeRay's operator, for all namespaces."""
+    yield from _component(own_control_plane, program, "ray-operator", components.start_kuberay)
 
 
 @pytest.fixture(scope="session")
