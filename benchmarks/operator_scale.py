@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "clust
 
 import cluster_tools
 from fleet import KINDS, SIZES_BY_NAME, TERRITORIES
-from running_operator import USER, make_operator_namespace, operator_settings, start_operator
+from operator_process import USER, make_operator_namespace, operator_settings, start_operator
 from testcluster import components
 from testcluster.audit import AuditLog
 from testcluster.control_plane import ControlPlane
@@ -93,7 +93,8 @@ def measure(nodes: int, models: int, changes: int, steady_s: float) -> list[Row]
             Nodes(objects).add_manifests(list(_nodes(nodes)), wait=False)
         for pool in _pools():
             objects.create(pool)
-        operator = _running(stack, start_operator(control_plane, operator_settings(control_plane, "operator", TERRITORIES)))
+        settings = operator_settings(control_plane, "operator", TERRITORIES, namespaces=[NAMESPACE])
+        operator = _running(stack, start_operator(control_plane, settings))
         log = AuditLog(control_plane.audit_log)
         with _said(f"{models} models are placed"):
             filled_s = _fill(objects, models)

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 from fleet import TERRITORIES, make_fleet
+from operator_process import make_operator_namespace, operator_settings, start_operator
 from placement_audit import MODEL, Seen, unexplained, violations
-from running_operator import make_operator_namespace, operator_settings, start_operator
 from testcluster.control_plane import ControlPlane
 from testcluster.nodes import Nodes
 from testcluster.objects import Manifest, Objects
@@ -26,8 +26,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture
-def operator(own_control_plane: ControlPlane, objects: Objects, lionrock_crds: list[str]) -> Iterator[Program]:
-    """One operator for the fleet's territories."""
+def operator(own_control_plane: ControlPlane, objects: Objects, namespace: str, lionrock_crds: list[str]) -> Iterator[Program]:
+    """One operator for the fleet's territories and the test's namespace."""
     make_operator_namespace(objects)
     running = start_operator(
         own_control_plane, operator_settings(own_control_plane, f"operator-{secrets.token_hex(3)}", TERRITORIES)

@@ -18,10 +18,13 @@ USER = "lionrock-operator"
 _LABELLED = {"podSelector": {"matchLabels": {"app.kubernetes.io/name": "lionrock"}}}
 
 
-def operator_settings(control_plane: ControlPlane, instance: str, territories: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """Settings of an operator that administers the cluster: certificates from cert-manager, so that it needs no authority."""
+def operator_settings(
+    control_plane: ControlPlane, instance: str, territories: Mapping[str, Sequence[str]], *, namespaces: Sequence[str]
+) -> dict[str, Any]:
+    """Settings of an operator for models of these namespaces: certificates from cert-manager, so that it needs no authority."""
     return {
         "namespace": NAMESPACE,
+        "namespaces": list(namespaces),
         "instance": instance,
         "kubeconfig": str(control_plane.user_kubeconfig(USER, ["system:masters"])),
         "trust_domain": "lionrock.test",
