@@ -29,9 +29,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 def operator(own_control_plane: ControlPlane, objects: Objects, namespace: str, lionrock_crds: list[str]) -> Iterator[Program]:
     """One operator for the fleet's territories and the test's namespace."""
     make_operator_namespace(objects)
-    running = start_operator(
-        own_control_plane, operator_settings(own_control_plane, f"operator-{secrets.token_hex(3)}", TERRITORIES)
-    )
+    name = f"operator-{secrets.token_hex(3)}"
+    running = start_operator(own_control_plane, operator_settings(own_control_plane, name, TERRITORIES, namespaces=[namespace]))
     yield running
     running.stop()
 
