@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 from ray import serve
+from ray.serve.exceptions import RayServeException
 
 from lionrock.chassis.telemetry import start_telemetry
 from lionrock.inference.backends.choice import engine_backend, engine_name
@@ -34,8 +35,11 @@ _DRAIN_S = 20
 _QUEUED_IN_SERVE = 32
 
 
-class BadApplication(ValueError):
-    """The arguments of an application cannot be used; the message names each of them and what is wrong."""
+class BadApplication(RayServeException):
+    """The arguments of an application cannot be used; the message names each of them and what is wrong.
+
+    One of Serve's own exceptions: it then does not try again, and shows the message, not a traceback, as the application's status.
+    """
 
 
 class InferenceReplica:
