@@ -78,8 +78,7 @@ def build_stand_in(library: Path, wanted: Mapping[str, str]) -> None:
         source, versions, built = Path(scratch) / "s.c", Path(scratch) / "versions", Path(scratch) / "s.so"
         source.write_text("".join(f"int {function}(void) {{ return {NO_DEVICE}; }}\n" for function in sorted(wanted)))
         nodes = [
-            f"{version} {{ global: {'; '.join(sorted(f for f, v in wanted.items() if v == version))}; }};
-"
+            f"{version} {{ global: {'; '.join(sorted(f for f, v in wanted.items() if v == version))}; }};\n"
             for version in sorted(set(wanted.values()) - {""})
         ]
         versions.write_text("".join(nodes))
