@@ -197,7 +197,7 @@ class SimulatedCluster:
 
     # ---- the operator ------------------------------------------------------------------------------------------------------
 
-    def keys(self) -> list[Key]:
+    def all_keys(self) -> list[Key]:
         models = sorted(self.world.models)
         namespaces = sorted({key.namespace for key in models} | {name for kind, name, _ in self.objects if kind == "ConfigMap"})
         found = [DISCOVERY, *(pool_key(name) for name in sorted(self.world.pools)), *(model_key(*key) for key in models)]
@@ -245,7 +245,7 @@ class SimulatedCluster:
         for _ in range(rounds):
             self.act()
             soonest = [
-                decision.requeue_after_s for key in self.keys() if (decision := self.decide(key)).requeue_after_s is not None
+                decision.requeue_after_s for key in self.all_keys() if (decision := self.decide(key)).requeue_after_s is not None
             ]
             due_s = min((after for after in soonest if after is not None), default=None)
             if not wait or due_s is None or self.now + timedelta(seconds=due_s) > until:
@@ -260,7 +260,7 @@ class SimulatedCluster:
         """Let everybody act, at this time, until nothing changes."""
         for _ in range(rounds):
             wrote = False
-            keys = self.keys()
+            keys = self.all_keys()
             self._random.shuffle(keys)
             for key in keys:
                 wrote |= self.reconcile(key)

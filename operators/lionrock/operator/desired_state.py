@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 import yaml
@@ -76,12 +77,12 @@ def children(template: RevisionTemplate, owner: Metadata, replicas: int, setting
 
 def record(template: RevisionTemplate, owner: Metadata, replicas: int, settings: DecisionSettings) -> Manifest:
     """ConfigMap of a revision: the settings of its pods, and the template from which all of it can be made again."""
-    front = front_settings(template, replicas, settings.pods)
+    front = _yaml(json.dumps(front_settings(template, replicas, settings.pods), sort_keys=True))
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": _metadata(template, owner),
-        "data": {FRONT_KEY: yaml.safe_dump(front, sort_keys=True), TEMPLATE_KEY: template.to_json()},
+        "data": {FRONT_KEY: front, TEMPLATE_KEY: template.to_json()},
     }
 
 
@@ -151,6 +152,8 @@ def differs(wanted: object, found: object) -> bool:
 
     Lists are compared item by item: the API server keeps their order, and none of ours is extended by others.
     """
+    if wanted == found:  # as a rule, and fast
+        return False
     if isinstance(wanted, Mapping):
         if not isinstance(found, Mapping):
             return bool(wanted)
@@ -161,7 +164,13 @@ def differs(wanted: object, found: object) -> bool:
         return len(wanted) != len(found) or any(differs(one, other) for one, other in zip(wanted, found, strict=True))
     if found is None:
         return wanted not in (None, "", 0, False)  # the API leaves empty values out
-    return wanted != found
+    return True
+
+
+@lru_cache(maxsize=4096)
+def _yaml(text: str) -> str:
+    """Return JSON as YAML, which people read. It takes a thousand times as long."""
+    return str(yaml.safe_dump(json.loads(text), sort_keys=True))
 
 
 def _metadata(template: RevisionTemplate, owner: Metadata) -> Manifest:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 from lionrock.operator.actions import ObjectRef, Patch
@@ -103,7 +104,13 @@ def _serve_config(template: RevisionTemplate, replicas: int, settings: DecisionS
             }
         ],
     }
-    return json.dumps(config, sort_keys=True, indent=1)
+    return _readable(json.dumps(config, sort_keys=True))
+
+
+@lru_cache(maxsize=4096)
+def _readable(text: str) -> str:
+    """Return JSON on many lines, which is written slowly."""
+    return json.dumps(json.loads(text), sort_keys=True, indent=1)
 
 
 def _queue_labels(settings: DecisionSettings) -> dict[str, str]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
 from typing import Any, Final
 
 from lionrock.operator.fields import Fields, Malformed
@@ -76,11 +77,12 @@ class RevisionTemplate:
     kv_cache_bytes: int
     rank_bytes: int
     """Memory of the largest rank."""
+    digest: Revision = field(init=False, compare=False, default=Revision(""))
+    """Name of the revision."""
 
-    @property
-    def digest(self) -> Revision:
-        """Name of the revision."""
-        return Revision(hashlib.sha256(self.to_json().encode()).hexdigest()[:REVISION_DIGITS])
+    def __post_init__(self) -> None:
+        digest = hashlib.sha256(self.to_json().encode()).hexdigest()[:REVISION_DIGITS]
+        object.__setattr__(self, "digest", Revision(digest))
 
     @property
     def basis(self) -> PodBasis:
@@ -98,7 +100,7 @@ class RevisionTemplate:
     @property
     def model_digest(self) -> str:
         """Digest of what the object's owner decides. Revisions that agree in it differ in where they run alone."""
-        ours = {key: value for key, value in asdict(self).items() if key in _OWNERS} | {"kind": type(self.source).__name__}
+        ours = {name: getattr(self, name) for name in _OWNERS} | {"source": _source_value(self.source)}
         return hashlib.sha256(_canonical(ours).encode()).hexdigest()
 
     @property
@@ -108,7 +110,8 @@ class RevisionTemplate:
 
     def to_json(self) -> str:
         """Text that `template_from_json` reads, the same for equal templates."""
-        return _canonical(asdict(self) | {"source": _source_value(self.source), "version": TEMPLATE_VERSION})
+        stated = {each.name: getattr(self, each.name) for each in fields(self) if each.init}
+        return _canonical(stated | {"source": _source_value(self.source), "version": TEMPLATE_VERSION})
 
 
 _OWNERS: Final = frozenset(
@@ -162,44 +165,45 @@ def basis_of(source: ModelFiles, pool: ResolvedPool) -> PodBasis:
     )
 
 
+@lru_cache(maxsize=4096)
 def template_from_json(text: str) -> RevisionTemplate:
     """Read what `to_json` wrote. Raises Malformed for anything else, also for what a later version wrote."""
     try:
-        fields = Fields.of(json.loads(text), "revision.json")
+        found = Fields.of(json.loads(text), "revision.json")
     except ValueError:
         raise Malformed("revision.json is not JSON") from None
-    if fields.count("version") != TEMPLATE_VERSION:
-        raise Malformed(f"revision.json is of version {fields.count('version')}, not {TEMPLATE_VERSION}")
-    values = fields.values.get("territory_values")
+    if found.count("version") != TEMPLATE_VERSION:
+        raise Malformed(f"revision.json is of version {found.count('version')}, not {TEMPLATE_VERSION}")
+    values = found.values.get("territory_values")
     if not isinstance(values, list):
         raise Malformed("revision.json.territory_values is not a list")
-    description = fields.values.get("chip_description")
+    description = found.values.get("chip_description")
     return RevisionTemplate(
-        served_name=fields.text("served_name"),
-        source=_source(fields.under("source")),
-        tokenizer_digest=fields.optional_text("tokenizer_digest"),
-        dtype=fields.text("dtype"),
-        weight_quantisation=fields.optional_text("weight_quantisation"),
-        concurrency=fields.count("concurrency", least=1),
-        territory=fields.text("territory"),
-        territory_key=fields.text("territory_key"),
+        served_name=found.text("served_name"),
+        source=_source(found.under("source")),
+        tokenizer_digest=found.optional_text("tokenizer_digest"),
+        dtype=found.text("dtype"),
+        weight_quantisation=found.optional_text("weight_quantisation"),
+        concurrency=found.count("concurrency", least=1),
+        territory=found.text("territory"),
+        territory_key=found.text("territory_key"),
         territory_values=tuple(str(value) for value in values),
-        pool=PoolName(fields.text("pool")),
-        node_selector=fields.texts("node_selector"),
-        tolerations=tuple(dict(each.values) for each in fields.each("tolerations")),
-        image=fields.text("image"),
-        backend=fields.text("backend"),
-        chip=fields.text("chip"),
+        pool=PoolName(found.text("pool")),
+        node_selector=found.texts("node_selector"),
+        tolerations=tuple(dict(each.values) for each in found.each("tolerations")),
+        image=found.text("image"),
+        backend=found.text("backend"),
+        chip=found.text("chip"),
         chip_description=None if description is None else dict(Fields.of(description, "revision.json.chip_description").values),
-        resource=fields.text("resource"),
-        ray_resource=fields.text("ray_resource"),
-        on_cpu=fields.flag("on_cpu"),
-        tensor_parallel=fields.count("tensor_parallel", least=1),
-        pipeline_parallel=fields.count("pipeline_parallel", least=1),
-        chips_per_pod=fields.count("chips_per_pod", least=1),
-        pods_per_replica=fields.count("pods_per_replica", least=1),
-        kv_cache_bytes=fields.count("kv_cache_bytes", least=1),
-        rank_bytes=fields.count("rank_bytes", least=1),
+        resource=found.text("resource"),
+        ray_resource=found.text("ray_resource"),
+        on_cpu=found.flag("on_cpu"),
+        tensor_parallel=found.count("tensor_parallel", least=1),
+        pipeline_parallel=found.count("pipeline_parallel", least=1),
+        chips_per_pod=found.count("chips_per_pod", least=1),
+        pods_per_replica=found.count("pods_per_replica", least=1),
+        kv_cache_bytes=found.count("kv_cache_bytes", least=1),
+        rank_bytes=found.count("rank_bytes", least=1),
     )
 
 
