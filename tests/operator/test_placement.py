@@ -503,6 +503,10 @@ def test_chips_that_were_just_given_are_not_given_twice() -> None:
     assert cluster.world.slots_of(CHAT) == outcome.slots
     touched = cluster.world.withdraw(CHAT)
     assert (cluster.world.slots_of(CHAT), touched.pools) == (outcome.slots, frozenset())
+    cluster.world.assume(CHAT, placement)  # borne out by the next status, and so no longer in the way of the one after it
+    cluster.write(replace(outcome, wanted=2))
+    cluster.write(cluster.place(replicas=0))
+    assert cluster.world.slots_of(CHAT) == ()
     cluster.world.assume(other, replace(placement, slots=(replace(outcome.slots[0], node=NodeName("n9")),)))
     assert [slot.node for slot in cluster.world.slots_of(other)] == ["n9"]
     cluster.world.withdraw(other)

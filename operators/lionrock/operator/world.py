@@ -8,16 +8,14 @@ and the object that comes back from the API server. Does not know plans or desir
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable
 from dataclasses import dataclass
-from types import MappingProxyType
 
-from lionrock.operator.capacity import NO_CHIPS, NodeChips, PoolCapacity, Room
-from lionrock.operator.indices import Grouped
-from lionrock.operator.node_chips import Owner, chips_on, kept_on
+from lionrock.operator.capacity import NO_CHIPS
+from lionrock.operator.interest import is_unsettled, may_use, prefers
+from lionrock.operator.node_chips import chips_on
 from lionrock.operator.pool_nodes import PoolNodes
-from lionrock.operator.pools import PoolProblem, PoolRules, ResolvedPool, resolve_pool
-from lionrock.operator.reservations import Reservations
+from lionrock.operator.pools import ResolvedPool, resolve_pool
 from lionrock.operator.resources import (
     Child,
     ChildKey,
@@ -30,15 +28,11 @@ from lionrock.operator.resources import (
     Placement,
     Pod,
     PoolName,
-    Revision,
-    Slot,
-    UnreadableModel,
-    UnreadablePool,
 )
-from lionrock.operator.waiting import Queue, Waiting, placed_replicas, waiting_of
+from lionrock.operator.waiting import waiting_of
+from lionrock.operator.world_view import Model, Pool, WorldView
 
-Model = ModelDeployment | UnreadableModel
-Pool = ChipPool | UnreadablePool
+__all__ = ["Model", "Pool", "Touched", "World"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,142 +45,8 @@ class Touched:
     """Whether nodes have other chips or labels than before, or pools came or went."""
 
 
-class World:
+class World(WorldView):
     """Nodes, pods, pools, models and their children as last seen. Not safe for threads: its owner holds a lock."""
-
-    def __init__(self, rules: PoolRules) -> None:
-        self.rules = rules
-        self._nodes: dict[NodeName, Node] = {}
-        self._pods: dict[ObjectKey, Pod] = {}
-        self._pools: dict[PoolName, Pool] = {}
-        self._models: dict[ObjectKey, Model] = {}
-        self._children: dict[ChildKey, Child] = {}
-        self._pods_on: Grouped[NodeName, ObjectKey, Pod] = Grouped()
-        self._pods_of: Grouped[ObjectKey, ObjectKey, Pod] = Grouped()
-        self._children_of: Grouped[ObjectKey, ChildKey, Child] = Grouped()
-        self._models_in: Grouped[str, ObjectKey, Model] = Grouped()
-        self._members: dict[PoolName, PoolNodes] = {}
-        self._problems: dict[PoolName, PoolProblem] = {}
-        self._chips: dict[NodeName, dict[str, NodeChips]] = {}
-        self._reservations = Reservations()
-        self._queue = Queue()
-        self._unsettled: set[ObjectKey] = set()
-
-    # ---- what there is -----------------------------------------------------------------------------------------------------
-
-    @property
-    def nodes(self) -> Mapping[NodeName, Node]:
-        """Every node."""
-        return MappingProxyType(self._nodes)
-
-    @property
-    def pools(self) -> Mapping[PoolName, Pool]:
-        """Every pool, readable or not."""
-        return MappingProxyType(self._pools)
-
-    @property
-    def models(self) -> Mapping[ObjectKey, Model]:
-        """Every model, readable or not."""
-        return MappingProxyType(self._models)
-
-    @property
-    def pods(self) -> Mapping[ObjectKey, Pod]:
-        """Every pod that matters."""
-        return MappingProxyType(self._pods)
-
-    def models_of(self, namespace: str) -> Sequence[Model]:
-        """Models of a namespace, by name."""
-        return self._models_in.sorted(namespace)
-
-    def pods_of(self, model: ObjectKey) -> Collection[Pod]:
-        """Pods that carry the model's labels, heads and workers of all revisions, by name."""
-        return self._pods_of.sorted(model)
-
-    def pods_on(self, node: NodeName) -> Collection[Pod]:
-        """Pods on a node that matter, by name."""
-        return self._pods_on.sorted(node)
-
-    def child(self, key: ChildKey) -> Child | None:
-        """Child of that kind and name, whosever it is."""
-        return self._children.get(key)
-
-    def children_of(self, model: ObjectKey) -> Collection[Child]:
-        """Children that carry the model's label, by kind and name."""
-        return self._children_of.sorted(model)
-
-    # ---- chips -------------------------------------------------------------------------------------------------------------
-
-    def resolved(self, pool: PoolName) -> ResolvedPool | PoolProblem | None:
-        """Return the pool with its chip, or why it has none; None: there is no such pool."""
-        members = self._members.get(pool)
-        return members.pool if members is not None else self._problems.get(pool)
-
-    def capacity(self, pool: PoolName) -> PoolCapacity:
-        """Figures of a pool; zeros for one that is not there or has no chip."""
-        members = self._members.get(pool)
-        return PoolCapacity() if members is None else members.capacity
-
-    def pool_nodes(self, pool: PoolName) -> PoolNodes | None:
-        """Nodes of a pool with their free chips; None: the pool is not there or has no chip."""
-        return self._members.get(pool)
-
-    def is_covered(self, node: NodeName, resource: str) -> bool:
-        """Whether a pool of that resource has the node."""
-        return any(members.pool.resource == resource and members.has(node) for members in self._members.values())
-
-    def chips(self, node: NodeName, resource: str) -> NodeChips:
-        """Chips of one resource on one node."""
-        return self._chips.get(node, {}).get(resource, NO_CHIPS)
-
-    def room(
-        self, pool: PoolName, model: ObjectKey, *, revisions: Set[Revision] = frozenset(), slots: Collection[Slot] = ()
-    ) -> Room | None:
-        """Room in which placements on the pool are tried out; None: the pool is not there or has no chip.
-
-        revisions, slots: of the model, whose chips count as free, because it will give them back.
-        """
-        members = self._members.get(pool)
-        if members is None:
-            return None
-        room = Room(members.free)
-        if not revisions and not slots:
-            return room
-        resource = members.pool.resource
-        for node in self._nodes_of(model):
-            if members.takes(node):
-                kept = dict(self.kept_by(model, node, resource))
-                given = sum(chips for revision, chips in kept.items() if revision in revisions)
-                for slot in slots:
-                    if slot.node == node and slot.resource == resource and slot.revision not in revisions:
-                        back = min(slot.chips, kept.get(slot.revision, 0))
-                        kept[slot.revision] = kept.get(slot.revision, 0) - back
-                        given += back
-                room.put(node, self.chips(node, resource).without(given))
-        return room
-
-    def kept_by(self, model: ObjectKey, node: NodeName, resource: str) -> Mapping[Revision, int]:
-        """Chips that revisions of a model keep or hold on a node."""
-        return {revision: chips for (owner, revision), chips in self._kept_on(node, resource).items() if owner == model}
-
-    def slots_of(self, model: ObjectKey) -> tuple[Slot, ...]:
-        """Chips kept for a model, observed or just assumed, in order."""
-        return tuple(sorted(self._reservations.of(model)))
-
-    def slots_on(self, node: NodeName) -> Mapping[ObjectKey, tuple[Slot, ...]]:
-        """Chips kept on a node, by model."""
-        return self._reservations.on(node)
-
-    def models_on(self, pool: PoolName) -> Sequence[ObjectKey]:
-        """Models that have chips in the pool, by name."""
-        return sorted(self._reservations.models_in(pool))
-
-    def waiting(self, pool: PoolName) -> Sequence[Waiting]:
-        """Models that wait for chips of the pool, the first in the queue first."""
-        return self._queue.for_pool(pool)
-
-    def waiting_of(self, model: ObjectKey) -> Waiting | None:
-        """Return what the model waits for, or None."""
-        return self._queue.of(model)
 
     # ---- changes -----------------------------------------------------------------------------------------------------------
 
@@ -264,7 +124,7 @@ class World:
         nodes = self._reservations.observe(model.key, () if placement is None else placement.slots)
         readable = model if isinstance(model, ModelDeployment) else None
         self._queue.put(model.key, None if readable is None else waiting_of(readable))
-        if readable is not None and _is_unsettled(readable):
+        if readable is not None and is_unsettled(readable):
             self._unsettled.add(model.key)
         else:
             self._unsettled.discard(model.key)
@@ -356,7 +216,7 @@ class World:
                 yield waiting.model
         for key in sorted(self._unsettled):
             model = self._models[key]
-            if isinstance(model, ModelDeployment) and self._queue.of(key) is None and _prefers(model, members.pool):
+            if isinstance(model, ModelDeployment) and self._queue.of(key) is None and prefers(model, members.pool):
                 yield key
 
     def _interested_in(self, pool: PoolName, territory: str | None) -> tuple[ObjectKey, ...]:
@@ -364,25 +224,13 @@ class World:
         return tuple(
             key
             for key, model in sorted(self._models.items())
-            if key in self._reservations.models_in(pool)
-            or (
-                isinstance(model, ModelDeployment)
-                and (pool in model.spec.pools if model.spec.pools else model.spec.territory == territory)
-            )
+            if key in self._reservations.models_in(pool) or (isinstance(model, ModelDeployment) and may_use(model, pool, territory))
         )
 
     def _models_at(self, node: NodeName) -> tuple[ObjectKey, ...]:
         """Models with chips or pods on a node."""
         pods = (pod.model for pod in self._pods_on.of(node).values() if pod.model is not None)
         return tuple(sorted({*self._reservations.on(node), *pods}))
-
-    def _kept_on(self, node: NodeName, resource: str) -> Mapping[Owner, int]:
-        return kept_on(node, resource, self._pods_on.of(node), self._reservations.on(node))
-
-    def _nodes_of(self, model: ObjectKey) -> frozenset[NodeName]:
-        """Nodes on which a model has chips or pods."""
-        pods = (pod.node for pod in self._pods_of.of(model).values() if pod.node is not None)
-        return frozenset({slot.node for slot in self._reservations.of(model)}.union(pods))
 
 
 def _is_older(meta: Metadata, known: Metadata) -> bool:
@@ -393,28 +241,3 @@ def _is_older(meta: Metadata, known: Metadata) -> bool:
     if meta.uid != known.uid or not meta.resource_version.isdecimal() or not known.resource_version.isdecimal():
         return False
     return int(meta.resource_version) < int(known.resource_version)
-
-
-def _is_unsettled(model: ModelDeployment) -> bool:
-    """Whether the model lacks replicas, or would rather be on another pool."""
-    status, placement = model.status, model.status.placement
-    if model.meta.is_deleting or status.desired_replicas == 0:
-        return False
-    if placement is None or placement.pool is None or status.plan is None or status.desired_replicas is None:
-        return True
-    if model.spec.pools and placement.pool != model.spec.pools[0]:
-        return True
-    return placed_replicas(placement, placement.pool, status.plan.pods_per_replica) < status.desired_replicas
-
-
-def _prefers(model: ModelDeployment, pool: ResolvedPool) -> bool:
-    """Whether an unsettled model would use that pool. Without a list of pools none is better than the one that it has."""
-    if model.spec.territory != pool.pool.territory:
-        return False
-    current = None if model.status.placement is None else model.status.placement.pool
-    if not model.spec.pools:
-        return True
-    if pool.name not in model.spec.pools:
-        return False
-    before = model.spec.pools.index(current) if current in model.spec.pools else len(model.spec.pools)
-    return model.spec.pools.index(pool.name) <= before
