@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from testcluster.commands import Command, CommandFailed
 from testcluster.control_plane import Cluster
 from testcluster.objects import Objects
@@ -14,6 +15,9 @@ from testcluster.schemas import FILE_NAMES, write_schemas
 CHARTS = Path(__file__).resolve().parents[2] / "charts"
 CHART = CHARTS / "lionrock"
 EXAMPLE_VALUES = sorted((CHART / "ci").glob("*.yaml"))
+
+OTHERS = {"cert-manager.io", "monitoring.coreos.com", "spire.spiffe.io"}
+"""Groups of which the API server knows nothing: their definitions come with their own charts."""
 
 MODEL = """
 apiVersion: lionrock.io/v1alpha1
@@ -59,11 +63,11 @@ def test_a_mistake_in_it_is_found(kubeconform: Callable[[str], str], right: str,
         kubeconform(MODEL.replace(right, wrong))
 
 
-@pytest.mark.parametrize("values", [None, *EXAMPLE_VALUES], ids=lambda values: values.stem if values is not None else "defaults")
-def test_rendered_charts_are_valid(values: Path | None, helm: Command, kubeconform: Callable[[str], str]) -> None:
-    chosen = ["--values", str(values)] if values is not None else []
-    rendered = helm("template", "mesh", CHART, "--namespace", "lionrock", *chosen)
-    assert "Invalid: 0, Errors: 0, Skipped: 0" in kubeconform(rendered)
+@pytest.mark.parametrize("values", EXAMPLE_VALUES, ids=lambda values: values.stem)
+def test_rendered_charts_are_valid(values: Path, helm: Command, kubeconform: Callable[[str], str]) -> None:
+    rendered = list(yaml.safe_load_all(helm("template", "mesh", CHART, "--namespace", "lionrock", "--values", values)))
+    ours = [each for each in rendered if each and each["apiVersion"].partition("/")[0] not in OTHERS]
+    assert "Invalid: 0, Errors: 0, Skipped: 0" in kubeconform(yaml.safe_dump_all(ours))
 
 
 def test_definitions_chart_renders_what_the_files_say(helm: Command, kubeconform: Callable[[str], str]) -> None:
