@@ -238,6 +238,8 @@ def _settled(manifest: Manifest) -> Manifest:
     kept = {key: metadata[key] for key in ("name", "namespace", "labels", "finalizers", "ownerReferences") if key in metadata}
     managers = sorted({f"{each['manager']} {each['operation']}" for each in metadata.get("managedFields", ())})
     body = {key: value for key, value in manifest.items() if key not in ("metadata", "status")}
+    if manifest["kind"] == "Service":
+        body["spec"] = {key: value for key, value in body["spec"].items() if key not in ("clusterIP", "clusterIPs")}
     return {**body, "metadata": kept, "managers": managers}
 
 

@@ -151,14 +151,35 @@ class Effects:
         if version is not None and known == (digest, version):
             # Just this was applied, and the object is still as the server made it of that: it states values in its own form.
             return
-        self._fence()
-        body = self._cluster.apply(manifest)
+        body = self._applied_or_overwritten(resource, ref, manifest, version)
         with self._lock:
             self._applied[ref] = (digest, str(body["metadata"]["resourceVersion"]))
             self._applied.move_to_end(ref)
             if len(self._applied) > REMEMBERED:
                 self._applied.popitem(last=False)
         self._observed(resource, body)
+
+    def _applied_or_overwritten(self, resource: Resource, ref: ObjectRef, manifest: Manifest, version: str | None) -> Object:
+        """Apply; where what others added to a list stands in the way, overwrite that list and apply then.
+
+        Items of a list that has keys belong to whoever made them, so applying cannot remove what another added, and is refused
+        where both together are not valid.
+        """
+        self._fence()
+        try:
+            body = self._cluster.apply(manifest)
+            if version is None or str(body["metadata"]["resourceVersion"]) != version:
+                return body
+        except Refused as error:
+            if version is None or error.status != 422:
+                raise
+        self._fence()
+        log.info("overwrites what others made of %s", ref)
+        content = {key: value for key, value in manifest.items() if key not in ("apiVersion", "kind", "metadata")}
+        precondition = {"metadata": {"resourceVersion": version}}
+        self._cluster.patch(resource, ref.namespace or None, ref.name, "merge", {**content, **precondition})
+        self._fence()
+        return self._cluster.apply(manifest)
 
     def _delete(self, deletion: Delete) -> None:
         ref = deletion.ref
