@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --constraint constraints.txt --editable
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-vllm lint docs protos pytest cluster-tools cluster-programs bench-mesh bench-engine bench-quantisation bench-placement clean
+.PHONY: help demo test test-vllm lint docs protos pytest cluster-tools cluster-programs cluster-demo bench-mesh bench-engine bench-quantisation bench-placement clean
 
 help:
 	@echo "make demo         install and run the demonstration"
@@ -25,6 +25,7 @@ help:
 	@echo "make cluster-tools   build the programs of the test cluster; TOOLS='kwok helm' or TOOLS=all selects"
 	@echo "make docs         write the table of errors from the code"
 	@echo "make protos       generate the stubs again after a change of a proto"
+	@echo "make cluster-demo    the whole story on a real Kubernetes of this machine: charts, operator, Ray pods; needs root, Go, buildah"
 	@echo "make bench-mesh   measure the mesh; QUICK=1 for a run of at most five minutes"
 	@echo "make bench-engine measure the engine against its peers, which are installed once; QUICK=1 likewise"
 	@echo "make bench-quantisation   what rounding weights costs in accuracy and gains in time; QUICK=1 for less of it"
@@ -65,6 +66,9 @@ docs: $(VENV)/.installed-dev
 
 protos: $(VENV)/.installed-dev
 	$(BIN)/python hatch_build.py
+
+cluster-demo: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.cluster.demo $(ARGS)
 
 bench-mesh: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.mesh $(if $(QUICK),--quick)
