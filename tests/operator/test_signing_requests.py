@@ -107,6 +107,18 @@ def test_a_pod_of_a_model_gets_the_names_that_are_its_own() -> None:
     assert not leaf.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
 
 
+HEAD_SERVICE = "chat-0a1b2c3d-x7k2p-head-svc.models.svc.cluster.local"
+
+
+def in_ray_cluster(name: str, role: str) -> Pod:
+    return pod(labels=pod().labels | {"lionrock.io/role": role, "ray.io/cluster": name})
+
+
+def test_the_head_gets_the_name_by_which_workers_join_it() -> None:
+    asked = request(pem((*NAMES, x509.DNSName(HEAD_SERVICE))))
+    assert isinstance(judged(asked, in_ray_cluster("chat-0a1b2c3d-x7k2p", "head")), Granted)
+
+
 REFUSALS: dict[str, tuple[str, Callable[[], Verdict]]] = {
     "a user": ("NotAPod", lambda: judged(request(username="alice"))),
     "a token of no pod": ("NotAPod", lambda: judged(request(extra={}))),
@@ -151,6 +163,16 @@ REFUSALS: dict[str, tuple[str, Callable[[], Verdict]]] = {
     "another model's Service": (
         "WrongDnsName",
         lambda: judged(request(pem((*NAMES, x509.DNSName("other-0a1b2c3d.models.svc"))))),
+    ),
+    "the head's Service for a worker": (
+        "WrongDnsName",
+        lambda: judged(request(pem((*NAMES, x509.DNSName(HEAD_SERVICE)))), in_ray_cluster("chat-0a1b2c3d-x7k2p", "worker")),
+    ),
+    "the head's Service of another model": (
+        "WrongDnsName",
+        lambda: judged(
+            request(pem((*NAMES, x509.DNSName("other-0a1b2c3d-x-head-svc.models.svc")))), in_ray_cluster("other-0a1b2c3d-x", "head")
+        ),
     ),
     "no DNS name": ("WrongDnsName", lambda: judged(request(pem((NAMES[0], NAMES[3]))))),
     "an e-mail address": ("UnusableRequest", lambda: judged(request(pem((*NAMES, x509.RFC822Name("a@example.com")))))),

@@ -57,7 +57,7 @@ def head_pod(template: RevisionTemplate, labels: Mapping[str, str], config_map: 
     spec["shareProcessNamespace"] = True
     token = {"secretName": TOKEN_SECRET, "items": [{"key": TOKEN_KEY, "path": TOKEN_FILE.rpartition("/")[2]}], "defaultMode": 0o440}
     spec["volumes"].append({"name": "ray-token", "secret": token})
-    spec["initContainers"] = [_enrolment(template.image, settings)]
+    spec["initContainers"] = [_enrolment(template.image, settings, head=True)]
     return {"metadata": {"labels": dict(labels)}, "spec": spec}
 
 
@@ -240,8 +240,11 @@ def _front(template: RevisionTemplate, settings: PodSettings) -> Manifest:
     return container
 
 
-def _enrolment(image: str, settings: PodSettings) -> Manifest:
-    """Make the init container that asks for the pod's certificate. It alone sees a token of the service account."""
+def _enrolment(image: str, settings: PodSettings, *, head: bool = False) -> Manifest:
+    """Make the init container that asks for the pod's certificate. It alone sees a token of the service account.
+
+    Workers join the head by the name of KubeRay's Service for it, and Ray checks that name.
+    """
     sizes = settings.sizes
     container = _container("enrolment", image, sizes.init_cpu_m, sizes.init_memory_bytes, {})
     container["command"] = [
@@ -255,6 +258,10 @@ def _enrolment(image: str, settings: PodSettings) -> Manifest:
         "--address=$(POD_IP)",
     ]
     container["env"] = _pod_address()
+    if head:
+        container["command"].append("--dns-name=$(RAY_CLUSTER)-head-svc.$(POD_NAMESPACE).svc.cluster.local")
+        fields = (("RAY_CLUSTER", "metadata.labels['ray.io/cluster']"), ("POD_NAMESPACE", "metadata.namespace"))
+        container["env"] += [{"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in fields]
     container["volumeMounts"] = [
         {"name": "tls", "mountPath": TLS_DIRECTORY},
         {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108  # of the pod

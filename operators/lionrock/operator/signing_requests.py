@@ -25,6 +25,7 @@ POD_UID: Final = "authentication.kubernetes.io/pod-uid"
 USAGES: Final = frozenset({"digital signature", "server auth", "client auth"})
 MAX_LIFETIME_S: Final = 7 * 24 * 3600
 MIN_LIFETIME_S: Final = 600  # the API server's own bound
+RAY_CLUSTER_LABEL: Final = "ray.io/cluster"
 CLUSTER_DOMAINS: Final = (".svc", ".svc.cluster.local")
 
 
@@ -117,11 +118,15 @@ def _requester(request_name: str, spec: Mapping[str, Any], facts: Facts) -> Pod 
     return pod
 
 
-def service_names(model: ObjectKey, revision: Revision) -> frozenset[str]:
-    """DNS names of a revision's Service."""
-    name = child_name(model.name, revision)
-    qualified = f"{name}.{model.namespace}"
-    return frozenset({name, qualified, *(qualified + domain for domain in CLUSTER_DOMAINS)})
+def service_names(pod: Pod, model: ObjectKey, revision: Revision) -> frozenset[str]:
+    """DNS names of a revision's Service and, for the head, of the one that KubeRay makes, by which workers join."""
+    names = [child_name(model.name, revision)]
+    cluster = pod.labels.get(RAY_CLUSTER_LABEL, "")
+    if pod.role == "head" and cluster.startswith(f"{names[0]}-"):
+        names.append(f"{cluster}-head-svc")
+    return frozenset(
+        each for name in names for each in (name, *(f"{name}.{model.namespace}{domain}" for domain in ("", *CLUSTER_DOMAINS)))
+    )
 
 
 def _wrong_names(requested: RequestedCertificate, pod: Pod, trust_domain: str) -> Denied | None:
@@ -134,6 +139,6 @@ def _wrong_names(requested: RequestedCertificate, pod: Pod, trust_domain: str) -
         return Denied("WrongIdentity", "the one URI must be the SPIFFE id of the inference service in this trust domain")
     mesh_name = "inference.lionrock.internal"
     others = frozenset(requested.dns_names) - {mesh_name}
-    if mesh_name not in requested.dns_names or not others <= service_names(pod.model, pod.revision):
-        return Denied("WrongDnsName", f"the DNS names must be {mesh_name} and names of the revision's Service")
+    if mesh_name not in requested.dns_names or not others <= service_names(pod, pod.model, pod.revision):
+        return Denied("WrongDnsName", f"the DNS names must be {mesh_name} and names of the revision's own Services")
     return None
