@@ -19,7 +19,7 @@ import chart_readme  # noqa: E402
 import chart_schema  # noqa: E402
 
 CHART = ROOT / "charts" / "lionrock"
-CASES = sorted((CHART / "ci").glob("*.yaml"))
+CASES = [*sorted((CHART / "ci").glob("*.yaml")), ROOT / "charts" / "development.yaml"]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda path: path.stem)
