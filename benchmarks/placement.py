@@ -33,7 +33,7 @@ from lionrock.operator.resources import (
     parse_pod,
 )
 from lionrock.operator.world import World
-from lionrock.planner.chips import CHIPS
+from lionrock.planner.chips import chip as chip_row
 
 REGION = "topology.kubernetes.io/region"
 TERRITORIES = {"HK": ("hk-1", "hk-2"), "CN": ("cn-south-1",)}
@@ -166,7 +166,7 @@ class Fleet:
 
 
 def node_body(name: str, chip: str, region: str, *, cordoned: bool = False, ready: bool = True) -> Body:
-    resource = CHIPS[chip].extended_resource  # type: ignore[index]
+    resource = chip_row(chip).extended_resource
     return {
         "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name, REGION: region, "kubernetes.io/arch": "arm64"}},
         "spec": {"unschedulable": cordoned, "taints": [{"key": resource, "effect": "NoSchedule"}]},

@@ -66,6 +66,8 @@ class Cluster:
             "chipsPerPod": wanted.chips_per_pod,
             "podsPerReplica": wanted.pods_per_replica,
         }
+        if (refused := of.pop("refused", None)) is not None:
+            status["rollout"] = {"refused": [{"node": refused, "at": timestamp(START)}]}
         if waiting_since is not None:
             status["conditions"] = [
                 {
@@ -79,11 +81,11 @@ class Cluster:
         self._version += 1
         self.world.apply_model(model(key.name, namespace=key.namespace, status=status, version=self._version, **of))
 
-    def wait(self, name: str, chips: int, *, pods: int = 1, since: float = 0) -> None:
-        """Let another model wait for chips of the first pool."""
+    def wait(self, name: str, chips: int, *, pods: int = 1, since: float = 0, refused: str | None = None) -> None:
+        """Let another model wait for chips of the first pool. refused: a node on which the scheduler refuses its pods."""
         plan = replace(FIRST, chips_per_pod=chips, pods_per_replica=pods)
         nothing = Outcome(chosen=None, slots=(), wanted=1, survival=None, refusals=())
-        self.write(nothing, ObjectKey("team", name), waiting_since=at(since), plan=plan, pools=["ascend"])
+        self.write(nothing, ObjectKey("team", name), waiting_since=at(since), plan=plan, refused=refused, pools=["ascend"])
 
     def settle(self, *candidates: Candidate, key: ObjectKey = CHAT, run: bool = True, **more: Any) -> Outcome:
         """Place, write, and start the pods."""
@@ -424,6 +426,13 @@ def test_who_has_waited_longest_is_served_first() -> None:
     assert "team/early waited longer and come first" in refused.message
     assert cluster.place().slots == ()
     assert cluster.place(key=ObjectKey("team", "early")).placed == 1
+
+
+def test_chips_that_are_of_no_use_to_who_comes_first_go_to_the_next() -> None:
+    cluster = Cluster(n1=4)
+    cluster.wait("early", 4, since=-1e6, refused="n1")
+
+    assert nodes_of(cluster.place()) == ["n1"]
 
 
 def test_a_small_model_passes_a_large_one_that_cannot_be_placed() -> None:

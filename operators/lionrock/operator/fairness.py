@@ -40,9 +40,14 @@ def set_aside(world: World, pool: PoolName, room: Room, model: ObjectKey, *, hol
     for waiting in world.waiting(pool):
         if waiting.model == model or (own is not None and waiting.rank > own.rank):
             break
+        refused = {node: room.free(node) for node in waiting.avoids}
+        for node in refused:
+            room.put(node, 0)
         placed = 0
         while placed < waiting.replicas and room.take_together(waiting.chips_per_pod, waiting.pods_per_replica) is not None:
             placed += 1
+        for node, free in refused.items():
+            room.put(node, free)
         if placed:
             ahead.append(waiting.model)
         elif holder is None and (now - waiting.since).total_seconds() >= hold_after_s:
@@ -61,7 +66,7 @@ def nodes_to_hold(world: World, pool: PoolName, room: Room, waiting: Waiting) ->
     for node in sorted(members.counted(), key=lambda name: (-room.free(name), name)):
         chips = members.counted()[node]
         pods = (chips.total - chips.foreign) // waiting.chips_per_pod
-        if pods > 0 and missing > 0:
+        if pods > 0 and missing > 0 and node not in waiting.avoids:
             nodes.append(node)
             missing -= pods
     return nodes if missing <= 0 else ()

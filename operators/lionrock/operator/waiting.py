@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from typing import Final
 
 from lionrock.operator.conditions import ConditionType, Reason
-from lionrock.operator.resources import ModelDeployment, ObjectKey, Placement, PoolName
+from lionrock.operator.resources import ModelDeployment, NodeName, ObjectKey, Placement, PoolName
+from lionrock.operator.rollout_record import record_of
 
 _LATEST: Final = datetime.max.replace(tzinfo=UTC)
 _REASONS: Final = frozenset({Reason.NO_ROOM.word, Reason.WAITING_FOR_CHIPS.word})
@@ -29,6 +30,8 @@ class Waiting:
     """That have no chips yet."""
     since: datetime
     created_at: datetime
+    avoids: frozenset[NodeName] = frozenset()
+    """Nodes on which the scheduler refuses its pods: their chips are of no use to it."""
 
     @property
     def rank(self) -> tuple[datetime, datetime, ObjectKey]:
@@ -87,6 +90,7 @@ def waiting_of(model: ModelDeployment) -> Waiting | None:
         replicas=missing,
         since=scheduled.since or model.meta.created_at or _LATEST,
         created_at=model.meta.created_at or _LATEST,
+        avoids=frozenset(record_of(status).refused),
     )
 
 
