@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ import tests.cluster.lab  # noqa: F401  # isort: skip  # its import lets the nex
 import cluster_tools
 from testcluster import components
 from testcluster.commands import Command, CommandFailed
+from testcluster.objects import Refused
 from testcluster.waiting import NeverHappened, wait_for
 
 from . import demo_objects as wanted
@@ -204,6 +206,34 @@ class Demonstration:
 
             say(wait_for(whole, "the shards' spans have arrived", timeout_s=60, interval_s=2) or "")
 
+    def stay(self) -> None:
+        """Try to leave the territory: with a pod that does not belong to the mesh, and from a pod that does."""
+        with self.step("nothing leaves: a forged pod, and a pod that dials out") as say:
+            try:
+                self.objects.create(wanted.forged_pod(reference("gateway", VERSION)), dry_run=True)
+            except Refused as refused:
+                say(f"forged pod refused: {refused}")
+            else:
+                raise AssertionError("a pod that is bound to no territory was let in")
+            address = self.lab.network.control_plane
+            with socket.create_server((address, 0)) as listening:
+                port = listening.getsockname()[1]
+                inside, outside = self.dial(address, COLLECTOR_PORT), self.dial(address, port)
+            say(f"from the gateway's pod: the collector {inside}, the port beside it {outside}")
+            assert (inside, outside) == ("answers", "times out"), "the network policies are not enforced"
+
+    def dial(self, address: str, port: int) -> str:
+        """Open a connection from the gateway's pod; "answers", "times out" or what else became of it."""
+        program = (
+            "import socket, sys\n"
+            "try:\n    socket.create_connection((sys.argv[1], int(sys.argv[2])), 4).close(); print('answers')\n"
+            "except TimeoutError: print('times out')\n"
+            "except OSError as error: print(error)"
+        )
+        deployment = f"deployment/{wanted.RELEASE}-gateway"
+        command = ("exec", deployment, "--namespace", wanted.NAMESPACE, "--", "python", "-c", program, address, str(port))
+        return self.kubectl(*command).strip()
+
     def upgrade(self) -> None:
         """Upgrade the release with another value; what was there before still answers, and its log goes on."""
         with self.step("helm upgrade: two gateways, then a chat") as say:
@@ -221,6 +251,10 @@ class Demonstration:
             self.kubectl("cordon", ASCEND.name)
             drain = ("drain", ASCEND.name, "--ignore-daemonsets", "--delete-emptydir-data", "--force", "--disable-eviction")
             self.kubectl(*drain, "--timeout=120s", timeout_s=150)
+            for service in ("gateway", "tokenization", "guardrails", "operator"):
+                deployment = f"deployment/{wanted.RELEASE}-{service}"
+                status = ("rollout", "status", deployment, "--namespace", wanted.NAMESPACE, "--timeout=180s")
+                self.kubectl(*status, timeout_s=190)
             self.wait_ready("cambricon", timeout_s=420)
             answered = self.chat("Name one ocean.")
             say(f"{answered['answer']!r}")
@@ -322,7 +356,7 @@ def _environment() -> dict[str, str]:
 def main() -> int:
     """Tell the story. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.cluster.demo", description=__doc__)
-    parser.add_argument("--stop-after", metavar="STEP", help="of: pack prepare install serve ask upgrade fall_back uninstall")
+    parser.add_argument("--stop-after", metavar="STEP", help="of: pack prepare install stay serve ask upgrade fall_back uninstall")
     parser.add_argument("--hold", action="store_true", help="wait before the lab is taken down, so that one can look around")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -347,7 +381,7 @@ def main() -> int:
             collector = Collector(f"{lab.network.control_plane}:{COLLECTOR_PORT}", story.state / "traces" / "cluster.jsonl")
             try:
                 story.prepare(lab)
-                for step in (story.install, story.serve, story.ask, story.upgrade, story.fall_back, story.uninstall):
+                for step in (story.install, story.stay, story.serve, story.ask, story.upgrade, story.fall_back, story.uninstall):
                     if arguments.stop_after == "prepare":
                         break
                     step()

@@ -64,6 +64,19 @@ def model_claim(volume_name: str, size: str) -> Manifest:
     }
 
 
+def forged_pod(image: str) -> Manifest:
+    """Pod in the mesh's namespace that is bound to no territory, and otherwise beyond reproach."""
+    security = {
+        "allowPrivilegeEscalation": False,
+        "runAsNonRoot": True,
+        "capabilities": {"drop": ["ALL"]},
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    container = {"name": "forged", "image": image, "securityContext": security}
+    metadata = {"name": "forged", "namespace": NAMESPACE}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"containers": [container]}}
+
+
 def pool(name: str, product: str, extended_resource: str, ray_resource: str, image: str) -> Manifest:
     """Pool of chips that are CPUs: everything but the arithmetic is as it would be on the chip that the nodes advertise."""
     description = {
