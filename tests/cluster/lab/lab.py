@@ -18,6 +18,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -109,9 +110,9 @@ class Lab:
 
     def load(self, name: str, archive: Path) -> None:
         """Bring one of our images to all nodes, but for those that have it."""
-        for containerd in self.containerds:
-            if name not in containerd.images():
-                containerd.import_image(archive)
+        without = [containerd for containerd in self.containerds if name not in containerd.images()]
+        with ThreadPoolExecutor(max_workers=len(self.containerds)) as pool:
+            list(pool.map(lambda containerd: containerd.import_image(archive), without))
 
     @property
     def programs(self) -> Sequence[Program]:
