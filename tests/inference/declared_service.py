@@ -68,9 +68,14 @@ class RayPods:
         )  # fmt: skip
 
     def start_worker(self, node_address: str, chips: int) -> None:
-        """A pod with chips, and as many CPUs and one for a replica's own process."""
+        """A pod with chips, and as many CPUs and one for a replica's own process. Returns when it has joined.
+
+        Nodes on one machine share Ray's directory: two that start at once choose the same names of sockets.
+        """
         resources = json.dumps({"NPU": chips})
         self._start(node_address, f"--address={self.address}", f"--num-cpus={chips + 1}", f"--resources={resources}")
+        log = self._directory / f"ray-{node_address}.log"
+        eventually(lambda: "Ray runtime started" in log.read_text(), log.read_text, within_s=150)
 
     def lose(self, node_address: str) -> None:
         """End a node with all its processes, as when its machine fails."""
@@ -80,7 +85,7 @@ class RayPods:
 
     def ranks(self) -> dict[str, int]:
         """How many ranks run on each node's address."""
-        return {address: len(_descendants(node.pid, "ShardActor")) for address, node in self._nodes.items()}
+        return {address: len(_descendants(node.pid, "ShardActor")) for address, node in tuple(self._nodes.items())}
 
     def holds(self, node_address: str, title: str) -> bool:
         """Whether a process of that title runs on a node."""
@@ -98,7 +103,7 @@ class RayPods:
         for address in tuple(self._nodes):
             self.lose(address)
         subprocess.run(["rm", "-rf", str(self._session)], check=True)
-        return survivors(family, within_s=15)
+        return survivors(family, within_s=60)  # one that is being started sees late that its node is gone
 
     def _ask(self, method: str, body: dict[str, Any] | None = None) -> tuple[int, str]:
         request = urllib.request.Request(
