@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Sequence
+from pathlib import Path
 
 from .control_plane import ControlPlane
 from .objects import Objects
@@ -86,8 +87,7 @@ def start_kuberay(control_plane: ControlPlane, flags: Sequence[str] = ()) -> Pro
 def start_kwok(control_plane: ControlPlane, flags: Sequence[str] = ()) -> Program:
     """Start KWOK's controller, as user kwok: nodes of nodes.py become ready and keep a lease, pods bound to them run and end.
 
-    Without a configuration it has stages of its own for that: a node is initialised and heartbeats; a pod is ready at once, a
-    Job's pod completes, a deleted pod is gone.
+    What it does with each is in stages.yaml.
     """
     port = free_port()
     program = Program(
@@ -95,6 +95,7 @@ def start_kwok(control_plane: ControlPlane, flags: Sequence[str] = ()) -> Progra
         [
             control_plane.binary("kwok"),
             f"--kubeconfig={control_plane.user_kubeconfig('kwok', ['system:masters'])}",
+            f"--config={Path(__file__).with_name('stages.yaml')}",
             "--manage-all-nodes=false",
             "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
             "--node-lease-duration-seconds=40",
