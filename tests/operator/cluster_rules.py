@@ -53,7 +53,8 @@ def _model_at_rest(cluster: SimulatedCluster, model: dict[str, Any]) -> None:
     conditions = {each["type"]: each for each in status["conditions"]}
     placement = status["placement"]["pods"]
     assert list(conditions) == [kind.value for kind in ConditionType]
-    assert all(each["reason"] in _REASONS and each["message"] for each in conditions.values())
+    unsaid = [each for each in conditions.values() if each["reason"] not in _REASONS or not each["message"]]
+    assert not unsaid, f"{name} does not say why: {unsaid}"
 
     services = [each for each in cluster.of_kind("RayService") if each["metadata"]["labels"][MODEL_LABEL] == name]
     running = {slot["revision"] for slot in placement}

@@ -180,6 +180,16 @@ def _let_go(world: World, pod: Pod, slot: Slot) -> Patch:
     return Patch(ref=pod_ref(pod), operations=operations, why=f"replica {slot.replica} part {slot.part} goes to node {slot.node}")
 
 
+def silence_left_s(world: World, name: NodeName, after_s: float, now: datetime) -> float | None:
+    """Seconds until a node that is silent is given up, 0 when it is so already; None for one that answers."""
+    node = world.nodes.get(name)
+    if node is None:
+        return 0.0
+    if node.is_ready:
+        return None
+    return 0.0 if node.ready_since is None else max(0.0, after_s - (now - node.ready_since).total_seconds())
+
+
 def pod_ref(pod: Pod) -> ObjectRef:
     """Refer to exactly that pod."""
     return ObjectRef(api_version="v1", kind="Pod", namespace=pod.key.namespace, name=pod.key.name, uid=pod.uid)

@@ -17,7 +17,7 @@ from lionrock.operator.autoscaling import Load, Scaling, scale
 from lionrock.operator.candidates import Option, Refused, UnsupportedArchitecture, candidate_of, options_of
 from lionrock.operator.conditions import ConditionType, Finding, Reason, Status, carried_on
 from lionrock.operator.decision_settings import DecisionSettings
-from lionrock.operator.gang import pod_ref, refused_nodes
+from lionrock.operator.gang import pod_ref, refused_nodes, silence_left_s
 from lionrock.operator.model_facts import Facts, facts_of
 from lionrock.operator.model_objects import objects_of
 from lionrock.operator.model_picture import Picture
@@ -50,7 +50,7 @@ def decide_model(world: World, key: ObjectKey, now: datetime, settings: Decision
     if model is None:
         return Decision()
     if model.meta.is_deleting:
-        return _end(world, model, now)
+        return _end(world, model, settings, now)
     if isinstance(model, UnreadableModel):
         return _unreadable(model, now)
     facts = facts_of(world, model, settings)
@@ -76,7 +76,9 @@ class _Deciding:
         scaling = self._scaling(running, record)
         options, problem = self._options()
         refused, look_again = self._refused(running, record)
-        choice = self._choice(options, running, scaling.replicas, refused.keys())
+        failed = record.rejected_at(model.meta.generation)
+        untried = [option for option in options if option.template.digest not in failed] or options
+        choice = self._choice(untried, running, scaling.replicas, refused.keys())
         taken = self._step(options, running, record, choice, scaling.replicas)
         templates = recorded_templates(self.world, model) | {option.template.digest: option.template for option in options}
         outcomes = self._outcomes(taken, running, templates, scaling.replicas, refused.keys())
@@ -208,6 +210,7 @@ class _Deciding:
                 kept=record.kept,
                 rejected=rejected,
                 room=room,
+                elsewhere=any(option.template.digest not in {wanted, *rejected} for option in options),
                 figures={name: one.report.figures for name, one in running.items() if one.report.figures is not None},
                 promoted_at=record.promoted_at,
                 now=self.now,
@@ -336,7 +339,7 @@ def _reference(model: ModelDeployment | UnreadableModel) -> dict[str, Any]:
     return {"apiVersion": API_VERSION, "kind": "ModelDeployment", "metadata": metadata}
 
 
-def _end(world: World, model: ModelDeployment | UnreadableModel, now: datetime) -> Decision:
+def _end(world: World, model: ModelDeployment | UnreadableModel, settings: DecisionSettings, now: datetime) -> Decision:
     """Delete everything of a model that is being deleted, and let it go when nothing of it is left."""
     children = [child for child in world.children_of(model.key) if child.kind != "RayCluster"]
     pods = world.pods_of(model.key)
@@ -354,15 +357,17 @@ def _end(world: World, model: ModelDeployment | UnreadableModel, now: datetime) 
         for child in children
         if not child.meta.is_deleting and not (pods and child.kind == "NetworkPolicy")  # it holds until the last pod is gone
     ]
+    silent = {pod.key: silence_left_s(world, pod.node, settings.lost_node_after_s, now) for pod in pods if pod.node is not None}
     delete += [
-        Delete(ref=pod_ref(pod), why="its model is being deleted")
+        Delete(ref=pod_ref(pod), why="its model is being deleted", grace_s=0 if silent.get(pod.key) == 0 else None)
         for pod in pods
-        if pod.deleted_at is None and pod.revision is None
+        if silent.get(pod.key) == 0 or (pod.deleted_at is None and pod.revision is None)
     ]
     if children or pods:
         left = f"{len(children)} children and {len(pods)} pods are left"
         finding = Finding(ConditionType.READY, Status.FALSE, Reason.DELETING, left)
-        return Decision(status=_with(model, [finding], now, endpoints=[]), delete=tuple(delete))
+        again = min((left_s for left_s in silent.values() if left_s), default=None)
+        return Decision(status=_with(model, [finding], now, endpoints=[]), delete=tuple(delete), requeue_after_s=again)
     if FINALIZER not in model.meta.finalizers:
         return Decision()
     return Decision(apply=(_reference(model),))

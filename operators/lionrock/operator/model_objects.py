@@ -11,7 +11,7 @@ from datetime import datetime
 from lionrock.operator.actions import Delete, Manifest, ObjectRef, Patch
 from lionrock.operator.decision_settings import DecisionSettings
 from lionrock.operator.desired_state import children, differs, record
-from lionrock.operator.gang import let_go, muster, pod_ref, surplus
+from lionrock.operator.gang import let_go, muster, pod_ref, silence_left_s, surplus
 from lionrock.operator.model_picture import Objects, Picture, replicas_of
 from lionrock.operator.ray_service import RAY_API_VERSION, worker_count_patch
 from lionrock.operator.resources import Child, ChildKey, NodeName, ObjectKey, Pod, Revision
@@ -59,10 +59,12 @@ def objects_of(world: World, picture: Picture, settings: DecisionSettings) -> Ob
             waits = letting.waits
     strangers = _strangers(world, picture)
     for pod in world.pods_of(model.key):
+        if pod.node is None or pod.has_ended:
+            continue
         if pod.node in strangers:
             why = f"node {pod.node} is not labelled as standing in {model.spec.territory}"
             pods[pod.key] = _gone(world, pod, why, settings, picture.now)
-        elif pod.node is not None and not pod.has_ended and _is_lost(world, pod.node, settings, picture.now):
+        elif silence_left_s(world, pod.node, settings.lost_node_after_s, picture.now) == 0:
             pods[pod.key] = _gone(world, pod, f"node {pod.node} does not answer", settings, picture.now)
     deleted = [
         pods[pod.key]
@@ -71,7 +73,12 @@ def objects_of(world: World, picture: Picture, settings: DecisionSettings) -> Ob
     ]
     delete = [*_ended(world, model.key, stays), *deleted]
     return Objects(
-        apply=tuple(apply), delete=tuple(delete), patches=tuple(patches), waits=waits, strangers=tuple(sorted(strangers))
+        apply=tuple(apply),
+        delete=tuple(delete),
+        patches=tuple(patches),
+        waits=waits,
+        strangers=tuple(sorted(strangers)),
+        recheck_after_s=_recheck(world, model.key, settings, picture.now),
     )
 
 
@@ -113,18 +120,16 @@ def _strangers(world: World, picture: Picture) -> frozenset[NodeName]:
     return frozenset(name for name in found if name in world.nodes and not rule.holds(world.nodes[name].labels))
 
 
-def _is_lost(world: World, name: NodeName, settings: DecisionSettings, now: datetime) -> bool:
-    """Whether a node has been silent for so long that what is on it is given up."""
-    node = world.nodes.get(name)
-    if node is None:
-        return True
-    silent_s = 0.0 if node.ready_since is None else (now - node.ready_since).total_seconds()
-    return not node.is_ready and (node.ready_since is None or silent_s >= settings.lost_node_after_s)
+def _recheck(world: World, model: ObjectKey, settings: DecisionSettings, now: datetime) -> float | None:
+    """When a node with pods of the model, which is silent now, will count as lost."""
+    nodes = {pod.node for pod in world.pods_of(model) if pod.node is not None and not pod.has_ended}
+    left = (silence_left_s(world, node, settings.lost_node_after_s, now) for node in nodes)
+    return min((left_s for left_s in left if left_s), default=None)
 
 
 def _gone(world: World, pod: Pod, why: str, settings: DecisionSettings, now: datetime) -> Delete:
     """Delete a pod; at once where no kubelet would confirm its end, since KubeRay counts it until it is gone."""
-    lost = pod.node is not None and _is_lost(world, pod.node, settings, now)
+    lost = pod.node is not None and silence_left_s(world, pod.node, settings.lost_node_after_s, now) == 0
     return Delete(ref=pod_ref(pod), why=why, grace_s=0 if lost else None)
 
 

@@ -79,6 +79,8 @@ class Moment:
     rejected: Mapping[Revision, Rejection]
     """Of this generation."""
     room: Room
+    elsewhere: bool
+    """Whether there is another pool that the model could run on, and that has not failed it."""
     figures: Mapping[Revision, RevisionFigures]
     """Those that are known."""
     promoted_at: datetime | None
@@ -177,6 +179,8 @@ def _alone(moment: Moment, target: RevisionStatus) -> Step:
     if left_s > 0:
         return Step(target=target.name, weights=alone, phase=Phase.STARTING, kept=kept, recheck_after_s=left_s)
     late = _too_late(moment, target)
+    if target.name == moment.wanted and kept is None and moment.elsewhere:
+        return Step(target=None, weights={}, phase=Phase.STARTING, rejection=late, reason=late.reason, message=late.message)
     if kept is None or kept in moment.rejected or target.name != moment.wanted:
         # There is nothing to return to: it may still come, and says meanwhile that it is late.
         return Step(target=target.name, weights=alone, phase=Phase.STARTING, reason=late.reason, message=late.message)
