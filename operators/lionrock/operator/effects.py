@@ -83,7 +83,7 @@ class Effects:
         self._may_act = may_act
         self._clock = clock
         self._lock = threading.Lock()
-        self._applied: OrderedDict[ObjectRef, tuple[bytes, str]] = OrderedDict()
+        self._overwritten: OrderedDict[ObjectRef, tuple[bytes, str]] = OrderedDict()
         self._secrets: dict[ObjectRef, float] = {}
 
     def write_status(self, key: Key, uid: str, status: Mapping[str, Any]) -> None:
@@ -145,39 +145,43 @@ class Effects:
     def _apply(self, manifest: Manifest) -> None:
         ref, resource = _ref(manifest), resource_of_manifest(manifest)
         digest = hashlib.blake2b(json.dumps(manifest, sort_keys=True).encode(), digest_size=16).digest()
-        with self._lock:
-            known = self._applied.get(ref)
         version = self._observers.version(resource, ref.namespace or None, ref.name)
-        if version is not None and known == (digest, version):
-            # Just this was applied, and the object is still as the server made it of that: it states values in its own form.
-            return
-        body = self._applied_or_overwritten(resource, ref, manifest, version)
         with self._lock:
-            self._applied[ref] = (digest, str(body["metadata"]["resourceVersion"]))
-            self._applied.move_to_end(ref)
-            if len(self._applied) > REMEMBERED:
-                self._applied.popitem(last=False)
-        self._observed(resource, body)
-
-    def _applied_or_overwritten(self, resource: Resource, ref: ObjectRef, manifest: Manifest, version: str | None) -> Object:
-        """Apply; where what others added to a list stands in the way, overwrite that list and apply then.
-
-        Items of a list that has keys belong to whoever made them, so applying cannot remove what another added, and is refused
-        where both together are not valid.
-        """
+            if version is not None and self._overwritten.get(ref) == (digest, version):
+                # All that can be done was done, and the object still is as the server made it of that: it has a form of its own.
+                return
         self._fence()
         try:
             body = self._cluster.apply(manifest)
-            if version is None or str(body["metadata"]["resourceVersion"]) != version:
-                return body
+            stands = str(body["metadata"]["resourceVersion"]) == version
         except Refused as error:
             if version is None or error.status != 422:
                 raise
-        self._fence()
+            stands = True
+        if stands:
+            body = self._overwrite(resource, ref, manifest)
+            with self._lock:
+                self._overwritten[ref] = (digest, str(body["metadata"]["resourceVersion"]))
+                self._overwritten.move_to_end(ref)
+                if len(self._overwritten) > REMEMBERED:
+                    self._overwritten.popitem(last=False)
+        self._observed(resource, body)
+
+    def _overwrite(self, resource: Resource, ref: ObjectRef, manifest: Manifest) -> Object:
+        """Apply to an object that applying alone does not bring to what is wanted.
+
+        Fields and items of lists belong to whoever made them, so applying cannot remove what another added, and is refused where
+        both together are not valid. The whole of it is put in its place first.
+        """
         log.info("overwrites what others made of %s", ref)
-        content = {key: value for key, value in manifest.items() if key not in ("apiVersion", "kind", "metadata")}
-        precondition = {"metadata": {"resourceVersion": version}}
-        self._cluster.patch(resource, ref.namespace or None, ref.name, "merge", {**content, **precondition})
+        whole = [
+            {"op": "add", "path": f"/{key}", "value": value}
+            for key, value in manifest.items()
+            if key not in ("apiVersion", "kind", "metadata")
+        ]
+        self._fence()
+        if whole:
+            self._cluster.patch(resource, ref.namespace or None, ref.name, "json", whole)
         self._fence()
         return self._cluster.apply(manifest)
 
@@ -187,7 +191,7 @@ class Effects:
         self._fence()
         log.info("deletes %s: %s", ref, deletion.why)
         try:
-            body = self._cluster.delete(resource, ref.namespace or None, ref.name, uid=ref.uid or None)
+            body = self._cluster.delete(resource, ref.namespace or None, ref.name, uid=ref.uid or None, grace_s=deletion.grace_s)
         except NotFound:
             return
         except Conflict as error:
