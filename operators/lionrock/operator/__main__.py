@@ -13,6 +13,7 @@ from lionrock.chassis.settings import load_settings
 from lionrock.chassis.telemetry import meter, start_telemetry
 from lionrock.operator.api_errors import ApiError
 from lionrock.operator.cluster import Cluster, ClusterUnknown
+from lionrock.operator.front_health import FrontHealth
 from lionrock.operator.probe_server import ProbeServer
 from lionrock.operator.running_operator import GangSchedulerMissing, RunningOperator, check_gang_scheduler
 from lionrock.operator.settings import OperatorSettings
@@ -30,14 +31,17 @@ def main() -> int:
     try:
         cluster = Cluster.connect(settings.kubeconfig, measured.call, call_timeout_s=settings.call_timeout_s)
         check_gang_scheduler(cluster, settings)
-        operator = RunningOperator(cluster, settings, measured)
+        health = FrontHealth()
+        operator = RunningOperator(cluster, settings, measured, reports=health.reports)
         probes = ProbeServer(settings.listen, operator.unhealthy, operator.unready, prometheus_client.generate_latest)
     except (ApiError, ClusterUnknown, GangSchedulerMissing, OSError) as error:
         print(f"lionrock operator: {error}", file=sys.stderr)
         return 1
     probes.start()
     operator.start()
+    health.start(operator.fronts, operator.look_at)
     told_to_end.wait()
+    health.stop()
     clean = operator.stop()
     probes.close()
     cluster.close()

@@ -122,6 +122,8 @@ class DecisionSettings:
     namespace: str = "lionrock-system"
     """The operator's own."""
     gang: Gang = field(default_factory=Gang)
+    fronts_are_asked: bool = False
+    """Whether reports say of every revision that starts if its model answers. If not, it does when Serve says RUNNING."""
     revision_drain_s: float = 60
     """How long a revision without requests goes on, for the answers that it has begun."""
     return_after_s: float = 300

@@ -13,6 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 
 from lionrock.chassis.telemetry import tracer
@@ -36,6 +37,7 @@ from lionrock.operator.desired_state import child_name
 from lionrock.operator.effects import Effects, Observers
 from lionrock.operator.election import Election, ElectionLoop
 from lionrock.operator.event_recorder import EventRecorder
+from lionrock.operator.front_health import Front, fronts_to_ask
 from lionrock.operator.informers import Change, Informer, Pace
 from lionrock.operator.lease_store import ClusterLease
 from lionrock.operator.metadata import MANAGED_BY, MANAGED_BY_LABEL
@@ -84,7 +86,7 @@ class RunningOperator:
     ) -> None:
         """Put it together; nothing is asked of the cluster yet. reports: what revisions say of themselves now."""
         self._settings = settings
-        self._decisions = settings.decisions()
+        self._decisions = replace(settings.decisions(), fronts_are_asked=reports is not _no_reports)
         self._reports = reports
         self._pace = pace or Pace(relist_s=settings.timing.relist_s)
         self._cluster = cluster
@@ -166,6 +168,11 @@ class RunningOperator:
         """Look at models again: there is something new about them that no watch tells."""
         for model in models:
             self._queue.add(model_key(*model))
+
+    def fronts(self) -> dict[Front, str]:
+        """Return the addresses of the fronts of revisions that are starting."""
+        with self._observation.world() as world:
+            return fronts_to_ask(world)
 
     def models(self) -> list[ModelDeployment]:
         """Return all models that can be read."""

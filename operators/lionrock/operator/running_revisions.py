@@ -37,12 +37,16 @@ class Running:
     """What KubeRay or Serve say of it while it does not answer."""
 
 
-def running_revisions(world: World, model: ModelDeployment, reports: Reports, now: datetime) -> dict[Revision, Running]:
-    """Revisions in the model's status, the newest first."""
+def running_revisions(
+    world: World, model: ModelDeployment, reports: Reports, now: datetime, *, fronts_are_asked: bool
+) -> dict[Revision, Running]:
+    """Revisions in the model's status, the newest first. fronts_are_asked: whether one that starts must say that it answers."""
     templates = recorded_templates(world, model)
     alone = len(model.status.revisions) == 1
     return {
-        revision.name: _running(world, model, revision, templates.get(revision.name), reports, now, alone=alone)
+        revision.name: _running(
+            world, model, revision, templates.get(revision.name), reports, now, alone=alone, asked=fronts_are_asked
+        )
         for revision in model.status.revisions
     }
 
@@ -77,6 +81,7 @@ def _running(
     now: datetime,
     *,
     alone: bool,
+    asked: bool,
 ) -> Running:
     slots = tuple(slot for slot in world.slots_of(model.key) if slot.revision == revision.name)
     pods = world.pods_of(model.key)
@@ -87,7 +92,7 @@ def _running(
     head, report = heads[0] if len(heads) == 1 else None, reports.get((model.key, revision.name), NO_REPORT)
     child = ray_service_of(world, model, revision.name)
     view = None if child is None else child.ray_service
-    said = _silence(view, head, report, revision)
+    said = _silence(view, head, report, revision, asked=asked)
     replicas = _by_replica(slots)
     ready = 0 if said else sum(crew.is_running(own) for own in replicas.values())
     if view is not None and any(each.status == _BEING_DECLARED for each in view.applications):
@@ -98,7 +103,9 @@ def _running(
     return Running(status=status, template=template, slots=slots, crew=crew, head=head, report=report, said=said)
 
 
-def _silence(view: RayServiceView | None, head: Pod | None, report: RevisionReport, revision: RevisionStatus) -> str:
+def _silence(
+    view: RayServiceView | None, head: Pod | None, report: RevisionReport, revision: RevisionStatus, *, asked: bool
+) -> str:
     """Why no replica answers; empty: some may."""
     if view is None:
         return "there is no RayService yet"
@@ -117,7 +124,10 @@ def _silence(view: RayServiceView | None, head: Pod | None, report: RevisionRepo
             )
     if not view.applications:
         return "Serve has no application yet"
-    return "the front says that the model does not answer" if report.answers is False else ""
+    if report.answers is False:
+        return "the front says that the model does not answer"
+    starting = asked and revision.ready_at is None and report.answers is None
+    return "the front has not said yet that the model answers" if starting else ""
 
 
 def _by_replica(slots: tuple[Slot, ...]) -> Mapping[int, list[Slot]]:
