@@ -92,4 +92,3 @@ def test_requests_go_to_a_new_revision_when_its_front_answers(asked: bool) -> No
     cluster.reports = {}
     cluster.settle()
     assert cluster.condition("llama", "Ready")["status"] == "True", "from then on Serve and the pods say how it is"
-    assert key.namespace == NAMESPACE
