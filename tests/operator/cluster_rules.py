@@ -62,6 +62,9 @@ def _model_at_rest(cluster: SimulatedCluster, model: dict[str, Any]) -> None:
         "one child a revision with chips"
     )
     assert running <= revisions.keys()
+    tokenizations = [each for each in cluster.of_kind("Deployment") if each["metadata"]["labels"][MODEL_LABEL] == name]
+    assert {each["metadata"]["labels"][REVISION_LABEL] for each in tokenizations} == running
+    assert len(tokenizations) == len(services)
     clusters = [each for each in cluster.of_kind("RayCluster") if each["metadata"]["labels"][MODEL_LABEL] == name]
     assert len(clusters) == len(services)
 

@@ -2,9 +2,9 @@
 
 It keeps objects as dicts, carries decisions out, and models as much of the others as deciding can notice: server-side apply and
 JSON Patch with its tests; the scheduler (gates, required affinity, taints, extended resources); the kubelet (bound pods become
-ready, ended ones go); garbage collection by owner; and KubeRay v1.6.2: a RayService makes one RayCluster, that makes a head and
-workers, replaces pods that are gone, passes no changed number of workers on, and deletes whichever worker comes first when it is to
-have fewer and none are named. Time stands still but for `pass_time`. Left out: validation of names, quotas, CPU and memory.
+ready, ended ones go); Deployments; garbage collection by owner; and KubeRay v1.6.2: a RayService makes one RayCluster, that makes a
+head and workers, replaces pods that are gone, passes no changed number of workers on, and deletes whichever worker comes first when
+it is to have fewer and none are named. Time stands still but for `pass_time`. Left out: validation of names, quotas, CPU, memory.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Object = dict[str, Any]
 Id = tuple[str, str, str]
 NAMESPACE = "models"
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
-CHILD_KINDS = ("RayService", "RayCluster", "Service", "ConfigMap", "PodDisruptionBudget", "NetworkPolicy", "Secret")
+CHILD_KINDS = ("RayService", "RayCluster", "Deployment", "Service", "ConfigMap", "PodDisruptionBudget", "NetworkPolicy", "Secret")
 REGION = "topology.kubernetes.io/region"
 
 CONFIG: Object = {
@@ -104,6 +104,8 @@ class SimulatedCluster:
         self._serial = 0
         self.broken_images: set[str] = set()
         """Engine images whose model never comes up."""
+        self.silent_roles: set[str] = set()
+        """Roles of pods that start and never become ready."""
         self.refusing_nodes: set[str] = set()
         """Nodes for which the scheduler finds something that the operator cannot know, for example too little memory."""
 
@@ -275,6 +277,7 @@ class SimulatedCluster:
         """Let everybody else act once. Returns whether anything changed."""
         changed = self._collect_garbage()
         changed |= self._kuberay()
+        changed |= self._deployments()
         self.on_change()
         changed |= self._schedule()
         self.on_change()
@@ -371,9 +374,25 @@ class SimulatedCluster:
             self.delete("Pod", pod["metadata"]["namespace"], pod["metadata"]["name"])
         return changed
 
-    def _make_pod(self, cluster: Object, template: Object, role: str) -> None:
+    def _deployments(self) -> bool:
+        """Make pods of Deployments, and replace those of an earlier template once a new one is ready."""
+        changed = False
+        for _, deployment in list(self._of_kind("Deployment")):
+            spec, pods = deployment["spec"], [pod for _, pod in self._of_kind("Pod") if _owned_by(pod, deployment)]
+            stay = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"] and not _has_ended(pod)]
+            new = [pod for pod in stay if pod["metadata"].get("annotations") == spec["template"]["metadata"].get("annotations")]
+            for _ in range(spec["replicas"] - len(new)):
+                self._make_pod(deployment, spec["template"], "pod")
+                changed = True
+            ready = sum(map(_is_ready, new)) >= spec["replicas"]
+            for pod in [pod for pod in stay if ready and pod not in new] + new[spec["replicas"] :]:
+                self.delete("Pod", pod["metadata"]["namespace"], pod["metadata"]["name"])
+                changed = True
+        return changed
+
+    def _make_pod(self, owner: Object, template: Object, role: str) -> None:
         self._serial += 1
-        meta = cluster["metadata"]
+        meta = owner["metadata"]
         self.put(
             {
                 "kind": "Pod",
@@ -381,7 +400,8 @@ class SimulatedCluster:
                     "name": f"{meta['name']}-{role}-{self._serial:05d}",
                     "namespace": meta["namespace"],
                     "labels": dict(template["metadata"]["labels"]),
-                    "ownerReferences": [{"uid": meta["uid"], "kind": "RayCluster", "name": meta["name"]}],
+                    "annotations": dict(template["metadata"].get("annotations", {})),
+                    "ownerReferences": [{"uid": meta["uid"], "kind": owner["kind"], "name": meta["name"]}],
                 },
                 "spec": copy.deepcopy(template["spec"]),
                 "status": {"phase": "Pending"},
@@ -440,6 +460,8 @@ class SimulatedCluster:
             if "deletionTimestamp" in pod["metadata"] and (name is None or (node is not None and _is_ready(node))):
                 self._drop(key)
                 changed = True
+            elif pod["metadata"].get("labels", {}).get("lionrock.io/role") in self.silent_roles:
+                continue
             elif node is not None and _is_ready(node) and not _is_ready(pod):
                 pod["status"]["phase"] = "Running"
                 self._set_conditions(pod, [{"type": "PodScheduled", "status": "True"}, {"type": "Ready", "status": "True"}])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -73,8 +74,43 @@ def test_a_model_is_planned_placed_started_and_routed() -> None:
     }
     routed = json.loads(cluster.objects["ConfigMap", NAMESPACE, "lionrock-routes"]["data"]["routes.json"])
     (endpoint,) = routed["models"]["llama"]["endpoints"]
-    assert endpoint == {"target": f"dns:///llama-{revision}.{NAMESPACE}.svc:50053", "weight": 100, "revision": revision}
+    assert endpoint == {
+        "target": f"dns:///llama-{revision}.{NAMESPACE}.svc:50053",
+        "tokenization": f"dns:///llama-{revision}-tok.{NAMESPACE}.svc:50052",
+        "weight": 100,
+        "revision": revision,
+    }
     assert FINALIZER in cluster.model("llama")["metadata"]["finalizers"]
+
+
+def test_a_revision_gets_requests_when_its_tokenization_is_ready_too() -> None:
+    cluster = a_cluster()
+    cluster.silent_roles = {"tokenization"}
+    cluster.add_model("llama")
+    cluster.settle(horizon_s=300)
+    assert cluster.model("llama")["status"]["endpoints"] == []
+    state = cluster.condition("llama", "Ready")
+    assert state["status"] == "False"
+    assert "tokenization" in state["message"]
+    cluster.silent_roles.clear()
+    cluster.settle()
+    at_rest(cluster)
+    assert states(cluster)["Ready"] == ("True", "Serving")
+    assert len(cluster.model("llama")["status"]["endpoints"]) == 1
+
+
+def test_other_settings_of_tokenization_replace_its_pods_and_no_others() -> None:
+    cluster = a_cluster()
+    a_model(cluster)
+    (before,) = revisions(cluster)
+    engines = {pod["metadata"]["uid"] for role in ("head", "worker") for pod in cluster.pods("llama", role)}
+    cluster.settings = replace(cluster.settings, pods=replace(cluster.settings.pods, tokenization_drain_s=30))
+    cluster.settle()
+    at_rest(cluster)
+    (pod,) = cluster.pods("llama", "tokenization")
+    assert pod["spec"]["terminationGracePeriodSeconds"] == 45
+    assert [*revisions(cluster)] == [before]
+    assert {pod["metadata"]["uid"] for role in ("head", "worker") for pod in cluster.pods("llama", role)} == engines
 
 
 def test_chips_are_kept_in_the_status_before_a_pod_may_use_them() -> None:

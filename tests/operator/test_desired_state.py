@@ -22,13 +22,15 @@ from lionrock.inference.settings import ApplicationSettings, InferenceSettings
 from lionrock.operator.candidates import Option, options_of
 from lionrock.operator.decision_settings import Gang, Opening
 from lionrock.operator.desired_state import Route as ModelRoute
-from lionrock.operator.desired_state import children, differs, endpoint, facts_reader, routes
+from lionrock.operator.desired_state import RouteEndpoint, children, differs, endpoint, facts_reader, routes
 from lionrock.operator.fields import Malformed
 from lionrock.operator.pools import PoolRules, TerritoryRule
 from lionrock.operator.resources import ModelDeployment, Revision, parse_chip_pool, parse_model_deployment
 from lionrock.operator.revision_template import RevisionTemplate, template_from_json
+from lionrock.operator.tokenization import tokenization_endpoint
 from lionrock.operator.world import World
 from lionrock.planner.chips import CHIPS
+from lionrock.tokenization.settings import TokenizationSettings
 
 GOLDEN = Path(__file__).parent / "golden"
 DIGEST = "sha256:" + "a" * 64
@@ -101,6 +103,8 @@ def pod_specs(manifests: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, 
     yield "head", cluster["headGroupSpec"]["template"]["spec"]
     for group in cluster["workerGroupSpecs"]:
         yield "worker", group["template"]["spec"]
+    (deployment,) = [each for each in manifests if each["kind"] == "Deployment"]
+    yield "tokenization", deployment["spec"]["template"]["spec"]
 
 
 def containers_of(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -134,6 +138,64 @@ def test_the_front_and_the_application_load_what_they_are_given(chip: str, tmp_p
     )
     assert declared["deployments"] == [{"name": "replica", "num_replicas": 2}]
     assert application.image_digest == DIGEST
+
+
+def tokenization_of(manifests: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Children of a revision's tokenization, by kind."""
+    return {each["kind"]: each for each in manifests if each["metadata"]["name"].endswith("-tok")}
+
+
+@pytest.mark.parametrize(("source", "path"), [("claim", "/llama/8b"), ("image", ""), ("object", "")])
+def test_tokenization_loads_what_it_is_given_and_reads_the_models_own_files(source: str, path: str, tmp_path: Path) -> None:
+    manifests = children_on({"chip": "ascend-910b"}, model={"source": SOURCES[source], "config": CONFIG})
+    (record,) = [each for each in manifests if each["kind"] == "ConfigMap"]
+    config = tmp_path / "tokenization.yaml"
+    config.write_text(record["data"]["tokenization.yaml"])
+    loaded = load_settings(TokenizationSettings, [f"--config={config}"])
+    pod = tokenization_of(manifests)["Deployment"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["command"][-1] == "/etc/lionrock/tokenization.yaml"
+    (mount,) = [mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] == "model"]
+    assert loaded.models == {"llama": Path(f"{mount}{path}")}
+    assert loaded.server.drain_grace_s + 5 < pod["terminationGracePeriodSeconds"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert loaded.server.listen.endswith(f":{ports['grpc']}")
+    assert str(loaded.server.probe_listen).endswith(f":{ports['probes']}")
+    init = {each["name"]: each for each in pod["initContainers"]}
+    assert "--service=tokenization" in init["enrolment"]["command"]
+    assert set(init) == ({"enrolment", "fetch"} if source == "object" else {"enrolment"})
+    assert source != "object" or "--without-weights" in init["fetch"]["command"]
+
+
+def test_only_gateways_reach_tokenization_and_it_reaches_none_of_the_models_pods() -> None:
+    manifests = children_on({"chip": "ascend-910b"})
+    found = tokenization_of(manifests)
+    labels = found["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    policy, selects = found["NetworkPolicy"]["spec"], found["Deployment"]["spec"]["selector"]["matchLabels"]
+    assert selects.items() <= labels.items()
+    assert policy["podSelector"]["matchLabels"] == found["Service"]["spec"]["selector"] == selects
+    assert policy["ingress"] == [
+        {"from": list(settings().openings.gateways.peers), "ports": [{"protocol": "TCP", "port": 50052}]},
+    ]
+    assert len(policy["egress"]) == 2, "name server, API server"
+    (others,) = [each["spec"] for each in manifests if each["kind"] == "NetworkPolicy" and each is not found["NetworkPolicy"]]
+    for selector in (others["podSelector"], others["ingress"][0]["from"][0]["podSelector"]):
+        (roles,) = selector["matchExpressions"]
+        assert labels["lionrock.io/role"] not in roles["values"]
+
+
+def test_another_image_of_tokenization_makes_no_new_revision_and_a_budget_needs_two_pods() -> None:
+    model, option = option_on({"chip": "ascend-910b"})
+    for replicas, budgets in ((1, 1), (3, 2)):
+        pods = replace(settings().pods, tokenization_image="registry.internal/tokenization:2", tokenization_replicas=replicas)
+        manifests = children(option.template, model.meta, 2, replace(settings(), pods=pods))
+        deployment = tokenization_of(manifests)["Deployment"]
+        assert deployment["metadata"]["name"] == f"llama-{option.template.digest}-tok"
+        assert deployment["spec"]["replicas"] == replicas
+        assert deployment["spec"]["template"]["spec"]["containers"][0]["image"] == "registry.internal/tokenization:2"
+        assert sum(each["kind"] == "PodDisruptionBudget" for each in manifests) == budgets
+    plain = tokenization_of(children_on({"chip": "ascend-910b"}))["Deployment"]["spec"]["template"]["spec"]
+    assert plain["containers"][0]["image"] == option.template.image
 
 
 @pytest.mark.parametrize("chip", [*CHIPS_WITH_MEMORY, "described"])
@@ -189,11 +251,11 @@ def test_every_pod_keeps_the_restricted_standard_and_the_territory(source: str) 
         assert ("schedulingGates" in pod) == (role == "worker")
 
 
-def test_only_workers_have_chips_and_the_models_files() -> None:
+def test_only_workers_have_chips_and_who_knows_the_tokenizer_has_the_models_files() -> None:
     for role, pod in pod_specs(children_on({"chip": "nvidia-h100"})):
         asked = {name for each in containers_of(pod) for name in each["resources"]["limits"] if "/" in name}
         assert asked == ({"nvidia.com/gpu"} if role == "worker" else set())
-        assert any(volume["name"] == "model" for volume in pod["volumes"]) == (role == "worker")
+        assert any(volume["name"] == "model" for volume in pod["volumes"]) == (role in ("worker", "tokenization"))
 
 
 def test_probes_need_nothing_in_the_image() -> None:
@@ -205,7 +267,7 @@ def test_probes_need_nothing_in_the_image() -> None:
 
 def test_pods_reach_what_is_named_and_nothing_else() -> None:
     manifests = children_on({"chip": "nvidia-h100"})
-    (policy,) = [each["spec"] for each in manifests if each["kind"] == "NetworkPolicy"]
+    policy, _ = [each["spec"] for each in manifests if each["kind"] == "NetworkPolicy"]
     assert policy["policyTypes"] == ["Ingress", "Egress"]
     for rule, peers in [*((rule, "from") for rule in policy["ingress"]), *((rule, "to") for rule in policy["egress"])]:
         assert rule[peers], "a rule without peers is open to everybody"
@@ -220,8 +282,8 @@ def test_object_stores_are_reached_by_models_that_are_fetched_alone() -> None:
     using = replace(settings(), openings=replace(settings().openings, objects=stores))
     for source, reaches in (("claim", False), ("object", True)):
         model, option = option_on({"chip": "nvidia-h100"}, model={"source": SOURCES[source], "config": CONFIG})
-        (policy,) = [each for each in children(option.template, model.meta, 1, using) if each["kind"] == "NetworkPolicy"]
-        assert any("10.9.0.0/24" in str(rule) for rule in policy["spec"]["egress"]) == reaches
+        for policy in [each for each in children(option.template, model.meta, 1, using) if each["kind"] == "NetworkPolicy"]:
+            assert any("10.9.0.0/24" in str(rule) for rule in policy["spec"]["egress"]) == reaches
 
 
 def test_an_opening_is_never_open_to_everybody() -> None:
@@ -247,7 +309,9 @@ def test_names_stay_within_what_kuberay_accepts() -> None:
     manifests = children_on({"chip": "nvidia-h100"})
     longest = "m" * 38  # of a ModelDeployment
     for each in manifests:
-        assert len(each["metadata"]["name"].replace("llama", longest)) <= 47, "MaxRayServiceNameLength of KubeRay 1.6.2"
+        name = each["metadata"]["name"].replace("llama", longest)
+        assert len(name) <= 63
+        assert each["kind"] != "RayService" or len(name) <= 47, "MaxRayServiceNameLength of KubeRay 1.6.2"
 
 
 def test_a_template_is_read_back_as_it_was_written() -> None:
@@ -294,13 +358,18 @@ def test_where_a_revision_runs_is_not_what_its_owner_decides() -> None:
 
 
 def test_routes_name_endpoints_with_requests_by_the_name_that_callers_use() -> None:
-    target, old = endpoint("models", "llama", Revision("0123abcd")), endpoint("models", "llama", Revision("89abcdef"))
+    def at(name: str, weight: int) -> RouteEndpoint:
+        return RouteEndpoint(
+            target=endpoint("models", "llama", Revision(name)),
+            tokenization=tokenization_endpoint("models", "llama", Revision(name)),
+            revision=Revision(name),
+            weight=weight,
+        )
+
     found = routes(
         "models",
         [
-            ModelRoute(
-                served_name="llama-8b", tenant="t1", endpoints=[(target, Revision("0123abcd"), 90), (old, Revision("89abcdef"), 0)]
-            ),
+            ModelRoute(served_name="llama-8b", tenant="t1", endpoints=[at("0123abcd", 90), at("89abcdef", 0)]),
             ModelRoute(served_name="empty", tenant=None, endpoints=[]),
         ],
     )
@@ -308,7 +377,14 @@ def test_routes_name_endpoints_with_requests_by_the_name_that_callers_use() -> N
         "models": {
             "empty": {"endpoints": [], "tenant": None},
             "llama-8b": {
-                "endpoints": [{"target": "dns:///llama-0123abcd.models.svc:50053", "weight": 90, "revision": "0123abcd"}],
+                "endpoints": [
+                    {
+                        "target": "dns:///llama-0123abcd.models.svc:50053",
+                        "tokenization": "dns:///llama-0123abcd-tok.models.svc:50052",
+                        "weight": 90,
+                        "revision": "0123abcd",
+                    }
+                ],
                 "tenant": "t1",
             },
         }

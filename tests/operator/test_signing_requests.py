@@ -119,6 +119,19 @@ def test_the_head_gets_the_name_by_which_workers_join_it() -> None:
     assert isinstance(judged(asked, in_ray_cluster("chat-0a1b2c3d-x7k2p", "head")), Granted)
 
 
+TOKENIZATION = pod(labels=pod().labels | {"lionrock.io/role": "tokenization"})
+TOKENIZATION_NAMES: tuple[x509.GeneralName, ...] = (
+    x509.UniformResourceIdentifier(f"spiffe://{DOMAIN}/service/tokenization"),
+    x509.DNSName("tokenization.lionrock.internal"),
+    x509.DNSName("chat-0a1b2c3d-tok.models.svc"),
+    x509.IPAddress(ipaddress.ip_address(ADDRESS)),
+)
+
+
+def test_tokenization_gets_its_own_identity() -> None:
+    assert isinstance(judged(request(pem(TOKENIZATION_NAMES)), TOKENIZATION), Granted)
+
+
 REFUSALS: dict[str, tuple[str, Callable[[], Verdict]]] = {
     "a user": ("NotAPod", lambda: judged(request(username="alice"))),
     "a token of no pod": ("NotAPod", lambda: judged(request(extra={}))),
@@ -173,6 +186,28 @@ REFUSALS: dict[str, tuple[str, Callable[[], Verdict]]] = {
         lambda: judged(
             request(pem((*NAMES, x509.DNSName("other-0a1b2c3d-x-head-svc.models.svc")))), in_ray_cluster("other-0a1b2c3d-x", "head")
         ),
+    ),
+    "the engine's identity for tokenization": ("WrongIdentity", lambda: judged(request(), TOKENIZATION)),
+    "tokenization's identity for a worker": ("WrongIdentity", lambda: judged(request(pem(TOKENIZATION_NAMES)))),
+    "tokenization's identity for a head": (
+        "WrongIdentity",
+        lambda: judged(request(pem(TOKENIZATION_NAMES)), in_ray_cluster("chat-0a1b2c3d-x7k2p", "head")),
+    ),
+    "the engine's name for tokenization": (
+        "WrongDnsName",
+        lambda: judged(request(pem((*TOKENIZATION_NAMES, x509.DNSName("inference.lionrock.internal")))), TOKENIZATION),
+    ),
+    "the engine's Service for tokenization": (
+        "WrongDnsName",
+        lambda: judged(request(pem((*TOKENIZATION_NAMES, x509.DNSName("chat-0a1b2c3d.models.svc")))), TOKENIZATION),
+    ),
+    "another model's tokenization": (
+        "WrongDnsName",
+        lambda: judged(request(pem((*TOKENIZATION_NAMES, x509.DNSName("other-0a1b2c3d-tok.models.svc")))), TOKENIZATION),
+    ),
+    "tokenization's Service for a worker": (
+        "WrongDnsName",
+        lambda: judged(request(pem((*NAMES, x509.DNSName("chat-0a1b2c3d-tok.models.svc"))))),
     ),
     "no DNS name": ("WrongDnsName", lambda: judged(request(pem((NAMES[0], NAMES[3]))))),
     "an e-mail address": ("UnusableRequest", lambda: judged(request(pem((*NAMES, x509.RFC822Name("a@example.com")))))),

@@ -50,6 +50,7 @@ POD: Final = Resource("", "v1", "Pod", "pods")
 SERVICE: Final = Resource("", "v1", "Service", "services")
 CONFIG_MAP: Final = Resource("", "v1", "ConfigMap", "configmaps")
 SECRET: Final = Resource("", "v1", "Secret", "secrets")
+DEPLOYMENT: Final = Resource("apps", "v1", "Deployment", "deployments")
 DISRUPTION_BUDGET: Final = Resource("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets")
 NETWORK_POLICY: Final = Resource("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies")
 LEASE: Final = Resource("coordination.k8s.io", "v1", "Lease", "leases")
@@ -58,7 +59,7 @@ SIGNING_REQUEST: Final = Resource(
     "certificates.k8s.io", "v1", "CertificateSigningRequest", "certificatesigningrequests", namespaced=False
 )
 
-CHILDREN: Final = (RAY_SERVICE, RAY_CLUSTER, SERVICE, CONFIG_MAP, DISRUPTION_BUDGET, NETWORK_POLICY)
+CHILDREN: Final = (RAY_SERVICE, RAY_CLUSTER, DEPLOYMENT, SERVICE, CONFIG_MAP, DISRUPTION_BUDGET, NETWORK_POLICY)
 """Kinds that belong to models: the operator makes them and keeps them as they should be, but for RayClusters, which KubeRay makes.
 
 Of those it changes the number of workers alone.

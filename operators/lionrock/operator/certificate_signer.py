@@ -21,6 +21,7 @@ from cryptography.x509.oid import ExtensionOID
 from lionrock.chassis.devca import DevelopmentCa
 
 MAX_REQUEST_BYTES: Final = 16 << 10
+_UNREADABLE: Final = (x509.DuplicateExtension, x509.InvalidVersion, x509.UnsupportedGeneralNameType)
 _CURVES: Final = (ec.SECP256R1, ec.SECP384R1)
 _EXTENSIONS: Final = frozenset(
     {
@@ -56,7 +57,7 @@ def parse_request(pem: bytes) -> RequestedCertificate:
             raise UnusableRequest("the request is not signed with its key")
         public_key = request.public_key()
         extensions = {extension.oid: extension.value for extension in request.extensions}
-    except (ValueError, InvalidSignature, UnsupportedAlgorithm, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
+    except (ValueError, InvalidSignature, UnsupportedAlgorithm, *_UNREADABLE):
         raise UnusableRequest("the request is not valid PKCS#10 in PEM") from None
     if not isinstance(public_key, ec.EllipticCurvePublicKey) or not isinstance(public_key.curve, _CURVES):
         raise UnusableRequest("the key is not one of ECDSA on P-256 or P-384")

@@ -70,6 +70,8 @@ class PodSizes:
     worker_memory_bytes: int = 3 << 30
     worker_memory_bytes_per_chip: int = 6 << 30
     """Of a chip that is the host's own CPU the plan says what a rank holds, and that is added."""
+    tokenization_cpu_m: int = 250
+    tokenization_memory_bytes: int = 1 << 30
     init_cpu_m: int = 100
     init_memory_bytes: int = 256 << 20
     object_store_bytes: int = 100 << 20
@@ -94,6 +96,11 @@ class PodSettings:
     priority_class: str | None = None
     user_id: int = 65532
     """Of the image's user; its group is the same."""
+    tokenization_image: str | None = None
+    """None: the engine image of the revision."""
+    tokenization_replicas: int = 1
+    tokenization_drain_s: int = 600
+    """Time in which tokenization that ends decodes the answers that it has begun: no less than the longest answer."""
     sizes: PodSizes = PodSizes()
     termination_grace_s: int = 60
     drain_s: int = 25

@@ -38,6 +38,7 @@ from lionrock.operator.resources import (
     Revision,
 )
 from lionrock.operator.revision_template import RevisionTemplate, basis_of
+from lionrock.operator.tokenization import TOKENIZATION_KEY, tokenization_children, tokenization_settings
 
 ROUTES_NAME: Final = "lionrock-routes"
 ROUTES_KEY: Final = "routes.json"
@@ -71,6 +72,7 @@ def children(template: RevisionTemplate, owner: Metadata, replicas: int, setting
         network_policy(metadata, settings.openings, fetches=isinstance(template.source, ObjectSource)),
         disruption_budget(metadata, template, replicas),
         service(metadata),
+        *tokenization_children(template, metadata, settings),
         ray_service(template, metadata, replicas, settings),
     ]
 
@@ -78,11 +80,12 @@ def children(template: RevisionTemplate, owner: Metadata, replicas: int, setting
 def record(template: RevisionTemplate, owner: Metadata, replicas: int, settings: DecisionSettings) -> Manifest:
     """ConfigMap of a revision: the settings of its pods, and the template from which all of it can be made again."""
     front = _yaml(json.dumps(front_settings(template, replicas, settings.pods), sort_keys=True))
+    tokenization = _yaml(json.dumps(tokenization_settings(template, settings.pods), sort_keys=True))
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": _metadata(template, owner),
-        "data": {FRONT_KEY: front, TEMPLATE_KEY: template.to_json()},
+        "data": {FRONT_KEY: front, TOKENIZATION_KEY: tokenization, TEMPLATE_KEY: template.to_json()},
     }
 
 
@@ -108,13 +111,22 @@ def facts_reader(source: ModelFiles, owner: Metadata, pool: ResolvedPool, settin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RouteEndpoint:
+    """One revision, as gateways find it. target, tokenization: as gRPC has them. weight: percent of the requests."""
+
+    target: str
+    tokenization: str
+    revision: Revision
+    weight: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
     """Where requests for one model go."""
 
     served_name: str
     tenant: str | None
-    endpoints: Sequence[tuple[str, Revision, int]]
-    """(gRPC target, revision, percent of the requests)."""
+    endpoints: Sequence[RouteEndpoint]
 
 
 def routes(namespace: str, found: Iterable[Route]) -> Manifest:
@@ -122,7 +134,9 @@ def routes(namespace: str, found: Iterable[Route]) -> Manifest:
     models = {
         route.served_name: {
             "endpoints": [
-                {"target": target, "revision": revision, "weight": weight} for target, revision, weight in route.endpoints if weight
+                {"target": each.target, "tokenization": each.tokenization, "revision": each.revision, "weight": each.weight}
+                for each in route.endpoints
+                if each.weight
             ],
             "tenant": route.tenant,
         }

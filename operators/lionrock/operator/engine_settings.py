@@ -37,9 +37,9 @@ def application_arguments(template: RevisionTemplate, replicas: int, settings: P
     arguments: dict[str, Any] = {
         "name": template.served_name,
         "model": _model(template, replicas),
-        "ray": {"tls": _tls(), "collective_interface": None},
+        "ray": {"tls": tls(), "collective_interface": None},
         "health": {"start_timeout_s": 1800, "process_start_timeout_s": 300},
-        "telemetry": _telemetry(settings),
+        "telemetry": telemetry(settings),
     }
     if (found := _DIGEST.search(template.image)) is not None:
         arguments["image_digest"] = found[1]
@@ -53,7 +53,7 @@ def front_settings(template: RevisionTemplate, replicas: int, settings: PodSetti
         "server": {
             "listen": f"0.0.0.0:{FRONT_PORT}",
             "probe_listen": f"0.0.0.0:{PROBE_PORT}",
-            "tls": _tls(),
+            "tls": tls(),
             "trust_domain": settings.trust_domain,
             "drain_grace_s": settings.drain_s - 5,
         },
@@ -92,7 +92,8 @@ def _model(template: RevisionTemplate, replicas: int) -> dict[str, Any]:
     return model
 
 
-def _tls() -> dict[str, str]:
+def tls() -> dict[str, str]:
+    """Where enrolment puts a pod's certificate: fields of TlsSettings."""
     return {
         "cert_file": f"{TLS_DIRECTORY}/tls.crt",
         "key_file": f"{TLS_DIRECTORY}/tls.key",
@@ -100,5 +101,6 @@ def _tls() -> dict[str, str]:
     }
 
 
-def _telemetry(settings: PodSettings) -> dict[str, Any]:
+def telemetry(settings: PodSettings) -> dict[str, Any]:
+    """Fields of TelemetrySettings."""
     return {} if settings.otlp_endpoint is None else {"otlp_endpoint": settings.otlp_endpoint}

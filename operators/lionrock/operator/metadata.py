@@ -33,6 +33,8 @@ TERRITORY_LABEL = f"{GROUP}/territory"
 ROLE_LABEL = f"{GROUP}/role"
 PROPOSED_LABEL = f"{GROUP}/proposed"
 GANG_GATE = f"{GROUP}/gang"
+TOKENIZATION_ROLE = "tokenization"
+"""Role of a revision's pods that know its tokenizer and have no chips."""
 
 
 class ObjectKey(NamedTuple):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from lionrock.operator.actions import Decision, Delete, Manifest, ObjectRef
-from lionrock.operator.desired_state import ROUTES_NAME, Route, differs, ray_token, routes
+from lionrock.operator.desired_state import ROUTES_NAME, Route, RouteEndpoint, differs, ray_token, routes
 from lionrock.operator.ray_pods import TOKEN_SECRET
 from lionrock.operator.resources import ChildKey, ModelDeployment, Revision
+from lionrock.operator.tokenization import tokenization_endpoint
 from lionrock.operator.world import World
 
 
@@ -34,8 +35,14 @@ def _routes(models: list[ModelDeployment]) -> list[Route]:
         if model.meta.is_deleting or model.served_name in taken:
             continue
         endpoints = [
-            (str(each["address"]), Revision(str(each.get("revision", ""))), int(each.get("weightPercent", 0)))
+            RouteEndpoint(
+                target=str(each["address"]),
+                tokenization=tokenization_endpoint(model.key.namespace, model.key.name, revision),
+                revision=revision,
+                weight=int(each.get("weightPercent", 0)),
+            )
             for each in model.status.body.get("endpoints") or ()
+            if (revision := Revision(str(each.get("revision", ""))))
         ]
         taken[model.served_name] = Route(served_name=model.served_name, tenant=model.spec.tenant, endpoints=endpoints)
     return list(taken.values())

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from lionrock.operator.decision_settings import Opening, Openings
 from lionrock.operator.engine_settings import FRONT_PORT
-from lionrock.operator.resources import MODEL_LABEL, REVISION_LABEL, ROLE_LABEL
+from lionrock.operator.resources import MODEL_LABEL, REVISION_LABEL, ROLE_LABEL, TOKENIZATION_ROLE
 from lionrock.operator.revision_template import RevisionTemplate
 
 _DNS_PROTOCOLS: Final = ("UDP", "TCP")
@@ -40,8 +40,12 @@ def service(metadata: Mapping[str, Any]) -> Manifest:
 
 
 def network_policy(metadata: Mapping[str, Any], openings: Openings, *, fetches: bool) -> Manifest:
-    """Policy of all pods of a revision. fetches: whether the model's files come from an object store."""
-    own = {"podSelector": {"matchLabels": selector(metadata)}}
+    """Policy of a revision's Ray cluster. fetches: whether the model's files come from an object store."""
+    cluster = {
+        "matchLabels": selector(metadata),
+        "matchExpressions": [{"key": ROLE_LABEL, "operator": "In", "values": ["head", "worker"]}],
+    }
+    own = {"podSelector": cluster}
     ingress: list[Manifest] = [{"from": [own]}]
     ingress += [_ingress(opening) for opening in (openings.gateways, openings.kuberay, openings.operator) if opening is not None]
     egress: list[Manifest] = [{"to": [own]}, _egress(openings.dns, _DNS_PROTOCOLS)]
@@ -52,10 +56,29 @@ def network_policy(metadata: Mapping[str, Any], openings: Openings, *, fetches: 
         "kind": "NetworkPolicy",
         "metadata": dict(metadata),
         "spec": {
-            "podSelector": {"matchLabels": selector(metadata)},
+            "podSelector": cluster,
             "policyTypes": ["Ingress", "Egress"],
             "ingress": ingress,
             "egress": egress,
+        },
+    }
+
+
+def tokenization_policy(metadata: Mapping[str, Any], openings: Openings, port: int, *, fetches: bool) -> Manifest:
+    """Policy of a revision's tokenization: gateways come in, nobody else; it reaches no pod of the revision."""
+    wanted = (openings.api_server, openings.telemetry, openings.objects if fetches else None)
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": dict(metadata),
+        "spec": {
+            "podSelector": {"matchLabels": selector(metadata, TOKENIZATION_ROLE)},
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": [_ingress(Opening(peers=openings.gateways.peers, ports=(port,)))],
+            "egress": [
+                _egress(openings.dns, _DNS_PROTOCOLS),
+                *(_egress(opening) for opening in wanted if opening is not None),
+            ],
         },
     }
 

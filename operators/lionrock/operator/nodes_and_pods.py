@@ -98,7 +98,7 @@ class Pod:
 
     @property
     def role(self) -> str | None:
-        """Its role in the Ray cluster, "head" or "worker"."""
+        """What it does for its revision: "head" or "worker" of the Ray cluster, or "tokenization"."""
         return self.labels.get(ROLE_LABEL)
 
     @property

@@ -82,6 +82,36 @@ def worker_pod(template: RevisionTemplate, labels: Mapping[str, str], settings: 
     return {"metadata": {"labels": dict(labels)}, "spec": spec}
 
 
+def tokenization_pod(template: RevisionTemplate, config_map: str, key: str, port: int, settings: PodSettings) -> Manifest:
+    """Spec of the pods of the tokenization. config_map, key: where its settings stand. port: where it listens.
+
+    They need no chips, and may stand on nodes that have some. Weights that are fetched stay in the store.
+    """
+    sizes, image = settings.sizes, settings.tokenization_image or template.image
+    container = _container("tokenization", image, sizes.tokenization_cpu_m, sizes.tokenization_memory_bytes, {})
+    container["command"] = ["python", "-m", "lionrock.tokenization", "--config", f"{CONFIG_DIRECTORY}/{key}"]
+    container["ports"] = [{"name": "grpc", "containerPort": port}, {"name": "probes", "containerPort": PROBE_PORT}]
+    container["volumeMounts"] = [
+        {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108  # of the pod
+        {"name": "tls", "mountPath": TLS_DIRECTORY, "readOnly": True},
+        {"name": "config", "mountPath": CONFIG_DIRECTORY, "readOnly": True},
+        {"name": "model", "mountPath": MODEL_DIRECTORY, "readOnly": True},
+    ]
+    _probe(container)
+    spec = _pod(template.basis, settings, [container])
+    spec["terminationGracePeriodSeconds"] = settings.tokenization_drain_s + 15
+    spec["volumes"] = [
+        *(volume for volume in spec["volumes"] if volume["name"] != "shm"),
+        {"name": "config", "configMap": {"name": config_map, "items": [{"key": key, "path": key}]}},
+        _model_volume(template.source),
+    ]
+    spec["initContainers"] = [_enrolment(image, settings, service="tokenization")]
+    if isinstance(template.source, ObjectSource):
+        # The engine image has what speaks with object stores.
+        spec["initContainers"].append(_fetch(template.image, template.source, settings, only_config=True))
+    return spec
+
+
 def facts_pod(basis: PodBasis, settings: PodSettings, path: str) -> Manifest:
     """Spec of the pod that reads a model's config, and ends with the facts as its last words. It needs no chips."""
     spec = _pod(basis, settings, [])
@@ -231,16 +261,21 @@ def _front(template: RevisionTemplate, settings: PodSettings) -> Manifest:
         {"name": "config", "mountPath": CONFIG_DIRECTORY, "readOnly": True},
         {"name": "ray-token", "mountPath": TOKEN_FILE.rpartition("/")[0], "readOnly": True},
     ]
+    _probe(container)
+    return container
+
+
+def _probe(container: Manifest) -> None:
+    """Have a gRPC service asked for its health in clear text, and drained when its pod ends."""
     alive = {"grpc": {"port": PROBE_PORT, "service": "liveness"}, "timeoutSeconds": 5}
     container["startupProbe"] = {**alive, "periodSeconds": 2, "failureThreshold": 150}
     container["readinessProbe"] = {**alive, "periodSeconds": 5, "failureThreshold": 3}
     container["livenessProbe"] = {**alive, "periodSeconds": 10, "failureThreshold": 6}
-    # Endpoints forget the pod first; then the front drains.
+    # Endpoints forget the pod first; then the service drains.
     container["lifecycle"] = {"preStop": {"sleep": {"seconds": 5}}}
-    return container
 
 
-def _enrolment(image: str, settings: PodSettings, *, head: bool = False) -> Manifest:
+def _enrolment(image: str, settings: PodSettings, *, service: str = "inference", head: bool = False) -> Manifest:
     """Make the init container that asks for the pod's certificate. It alone sees a token of the service account.
 
     Workers join the head by the name of KubeRay's Service for it, and Ray checks that name.
@@ -251,7 +286,7 @@ def _enrolment(image: str, settings: PodSettings, *, head: bool = False) -> Mani
         "python",
         "-m",
         "lionrock.chassis.enrolment",
-        "--service=inference",
+        f"--service={service}",
         f"--trust-domain={settings.trust_domain}",
         f"--signer={settings.certificate_signer}",
         f"--directory={TLS_DIRECTORY}",

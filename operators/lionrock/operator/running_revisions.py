@@ -15,7 +15,17 @@ from lionrock.operator.fields import Malformed
 from lionrock.operator.gang import Crew, muster
 from lionrock.operator.ray_service import HEAD
 from lionrock.operator.reports import NO_REPORT, Reports, RevisionReport
-from lionrock.operator.resources import Child, ChildKey, ModelDeployment, Pod, RayServiceView, Revision, RevisionStatus, Slot
+from lionrock.operator.resources import (
+    TOKENIZATION_ROLE,
+    Child,
+    ChildKey,
+    ModelDeployment,
+    Pod,
+    RayServiceView,
+    Revision,
+    RevisionStatus,
+    Slot,
+)
 from lionrock.operator.revision_template import RevisionTemplate, template_from_json
 from lionrock.operator.world import World
 
@@ -89,10 +99,11 @@ def _running(
     heads = [
         pod for pod in pods if pod.revision == revision.name and pod.role == HEAD and pod.deleted_at is None and not pod.has_ended
     ]
+    tokenization = any(pod.revision == revision.name and pod.role == TOKENIZATION_ROLE and _serves(pod) for pod in pods)
     head, report = heads[0] if len(heads) == 1 else None, reports.get((model.key, revision.name), NO_REPORT)
     child = ray_service_of(world, model, revision.name)
     view = None if child is None else child.ray_service
-    said = _silence(view, head, report, revision, asked=asked)
+    said = _silence(view, head, report, revision, tokenization=tokenization, asked=asked)
     replicas = _by_replica(slots)
     ready = 0 if said else sum(crew.is_running(own) for own in replicas.values())
     if view is not None and any(each.status == _BEING_DECLARED for each in view.applications):
@@ -103,14 +114,26 @@ def _running(
     return Running(status=status, template=template, slots=slots, crew=crew, head=head, report=report, said=said)
 
 
+def _serves(pod: Pod) -> bool:
+    return pod.is_ready and pod.deleted_at is None and not pod.has_ended
+
+
 def _silence(
-    view: RayServiceView | None, head: Pod | None, report: RevisionReport, revision: RevisionStatus, *, asked: bool
+    view: RayServiceView | None,
+    head: Pod | None,
+    report: RevisionReport,
+    revision: RevisionStatus,
+    *,
+    tokenization: bool,
+    asked: bool,
 ) -> str:
     """Why no replica answers; empty: some may."""
     if view is None:
         return "there is no RayService yet"
     if head is None or not head.is_ready:
         return "the head pod is not ready"
+    if not tokenization:
+        return "no pod of its tokenization is ready"
     if not view.is_ready:
         told = f": {view.ready.message}" if view.ready is not None and view.ready.message else ""
         return f"KubeRay's RayService is not ready{told}"

@@ -105,6 +105,8 @@ class PodSizeSettings(BaseModel):
     worker_cpu_m_per_chip: int = Field(default=1000, ge=0, description="a worker for each of its chips, thousandths of a core")
     worker_memory_mib: int = Field(default=3072, ge=512, description="a worker without chips, MiB")
     worker_memory_mib_per_chip: int = Field(default=6144, ge=0, description="a worker for each of its chips, MiB")
+    tokenization_cpu_m: int = Field(default=250, ge=10, description="a revision's tokenization, thousandths of a core")
+    tokenization_memory_mib: int = Field(default=1024, ge=128, description="a revision's tokenization, MiB")
     init_cpu_m: int = Field(default=100, ge=10, description="init containers, thousandths of a core")
     init_memory_mib: int = Field(default=256, ge=64, description="init containers, MiB")
     object_store_mib: int = Field(default=100, ge=80, description="Ray's object store, MiB")
@@ -133,9 +135,23 @@ class ModelPodSettings(BaseModel):
     otlp_endpoint: str | None = Field(default=None, description="OTLP collector of the pods; unset: nothing is sent")
     priority_class: str | None = Field(default=None, pattern=_NAME, description="priority class")
     user_id: int = Field(default=65532, ge=1, description="user and group that the images run as")
+    tokenization_replicas: int = Field(default=1, ge=1, le=64, description="pods of each revision's tokenization")
+    tokenization_drain_s: int = Field(
+        default=600, ge=1, le=3600, description="time in which tokenization that ends finishes the answers it decodes, in seconds"
+    )
     sizes: PodSizeSettings = PodSizeSettings()
     termination_grace_s: int = Field(default=60, ge=15, le=3600, description="time until a pod that ends is killed, in seconds")
     drain_s: int = Field(default=25, ge=6, description="of it, time in which answers are finished, in seconds")
+
+
+class ImageSettings(BaseModel):
+    """Images of what models' pods run beside their engine."""
+
+    model_config = _FROZEN
+
+    tokenization: str | None = Field(
+        default=None, min_length=1, description="image of the revisions' tokenization; unset: the engine image of each"
+    )
 
 
 class CertificateSettings(BaseModel):
@@ -212,6 +228,7 @@ class OperatorSettings(ProgramSettings):
     trust_domain: str = Field(pattern=r"^[a-z0-9._-]{1,255}$", description="SPIFFE trust domain of the mesh")
     territories: dict[str, TerritorySettings] = Field(min_length=1, max_length=64, description="by ISO 3166-1 code, e.g. HK")
     engine_images: dict[str, str] = Field(default={}, max_length=64, description="engine image by chip, for pools that name none")
+    images: ImageSettings = ImageSettings()
     gang: GangSettings = GangSettings()
     openings: OpeningsSettings
     pods: ModelPodSettings = ModelPodSettings()
@@ -250,6 +267,7 @@ class OperatorSettings(ProgramSettings):
             pods=PodSettings(
                 trust_domain=self.trust_domain,
                 certificate_signer=self.certificates.signer_name,
+                tokenization_image=self.images.tokenization,
                 sizes=self.pods.sizes.sizes(),
                 **pods,
             ),

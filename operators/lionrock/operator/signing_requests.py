@@ -1,4 +1,4 @@
-"""Who may have which certificate: the judgement on a CertificateSigningRequest of a Ray pod. Pure.
+"""Who may have which certificate: the judgement on a CertificateSigningRequest of a model's pod. Pure.
 
 The API server vouches for `spec.username` and `spec.extra`: a token that is bound to a pod carries that pod's name and uid. All
 else is a claim. A request is granted when the pod that the token is bound to runs, is one of a model's, belongs to the service
@@ -14,11 +14,13 @@ import binascii
 import ipaddress
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final
 
 from lionrock.operator.certificate_signer import RequestedCertificate, UnusableRequest, parse_request
 from lionrock.operator.desired_state import child_name
-from lionrock.operator.resources import ObjectKey, Pod, Revision
+from lionrock.operator.resources import TOKENIZATION_ROLE, ObjectKey, Pod, Revision
+from lionrock.operator.tokenization import tokenization_name
 
 POD_NAME: Final = "authentication.kubernetes.io/pod-name"
 POD_UID: Final = "authentication.kubernetes.io/pod-uid"
@@ -26,6 +28,8 @@ USAGES: Final = frozenset({"digital signature", "server auth", "client auth"})
 MAX_LIFETIME_S: Final = 7 * 24 * 3600
 MIN_LIFETIME_S: Final = 600  # the API server's own bound
 RAY_CLUSTER_LABEL: Final = "ray.io/cluster"
+SERVICES: Final = MappingProxyType({"head": "inference", "worker": "inference", TOKENIZATION_ROLE: "tokenization"})
+"""What pods of each role may be."""
 CLUSTER_DOMAINS: Final = (".svc", ".svc.cluster.local")
 
 
@@ -105,7 +109,7 @@ def _requester(request_name: str, spec: Mapping[str, Any], facts: Facts) -> Pod 
     pod = facts.pod(ObjectKey(namespace, name))
     if pod is None or pod.uid != uid:
         return NotYet(Denied("PodUnknown", "the pod is not there, or is none of a model's"))
-    if pod.model is None or pod.revision is None or pod.role not in ("head", "worker"):
+    if pod.model is None or pod.revision is None or pod.role not in SERVICES:
         return Denied("NotAModelsPod", "the pod does not carry the labels of a model's pod")
     if pod.service_account != account:
         return Denied("WrongServiceAccount", "the request was made by another service account than the pod's")
@@ -119,8 +123,9 @@ def _requester(request_name: str, spec: Mapping[str, Any], facts: Facts) -> Pod 
 
 
 def service_names(pod: Pod, model: ObjectKey, revision: Revision) -> frozenset[str]:
-    """DNS names of a revision's Service and, for the head, of the one that KubeRay makes, by which workers join."""
-    names = [child_name(model.name, revision)]
+    """DNS names of the Service before a pod and, for the head, of the one that KubeRay makes, by which workers join."""
+    tokenizes = pod.role == TOKENIZATION_ROLE
+    names = [tokenization_name(model.name, revision) if tokenizes else child_name(model.name, revision)]
     cluster = pod.labels.get(RAY_CLUSTER_LABEL, "")
     if pod.role == "head" and cluster.startswith(f"{names[0]}-"):
         names.append(f"{cluster}-head-svc")
@@ -133,11 +138,13 @@ def _wrong_names(requested: RequestedCertificate, pod: Pod, trust_domain: str) -
     assert pod.model is not None, "checked by _requester"
     assert pod.revision is not None, "checked by _requester"
     assert pod.pod_ip is not None, "checked by _requester"
+    assert pod.role is not None, "checked by _requester"
     if requested.addresses != (str(ipaddress.ip_address(pod.pod_ip)),):
         return Denied("WrongAddress", "the one address must be the pod's")
-    if requested.uris != (f"spiffe://{trust_domain}/service/inference",):
-        return Denied("WrongIdentity", "the one URI must be the SPIFFE id of the inference service in this trust domain")
-    mesh_name = "inference.lionrock.internal"
+    service = SERVICES[pod.role]
+    if requested.uris != (f"spiffe://{trust_domain}/service/{service}",):
+        return Denied("WrongIdentity", f"the one URI must be the SPIFFE id of the {service} service in this trust domain")
+    mesh_name = f"{service}.lionrock.internal"
     others = frozenset(requested.dns_names) - {mesh_name}
     if mesh_name not in requested.dns_names or not others <= service_names(pod, pod.model, pod.revision):
         return Denied("WrongDnsName", f"the DNS names must be {mesh_name} and names of the revision's own Services")

@@ -2,10 +2,11 @@
 
 Knows the document and the rule of choice; does no I/O, opens nothing. The document, at most 1 MiB:
 
-    {"models": {"smollm2": {"endpoints": [{"target": "dns:///m-r.ns.svc:50053", "weight": 90, "revision": "r"}], "tenant": null}}}
+    {"models": {"smollm2": {"endpoints": [{"target": "dns:///m-r.ns.svc:50053", "weight": 90, "revision": "r",
+                                           "tokenization": "dns:///m-r-tok.ns.svc:50052"}], "tenant": null}}}
 
 A weight is a share of the new requests; an endpoint of weight 0 gets none, and only continues answers that others lost. With a
-tenant the model is that tenant's alone. Nothing unknown is passed over: it might be a restriction.
+tenant the model is that tenant's alone. An endpoint without `tokenization` has that of the gateway's own settings. Nothing unknown is passed over: it might be a restriction.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ MAX_ROUTES_BYTES: Final = 1 << 20
 MAX_MODELS: Final = 2048
 MAX_ENDPOINTS: Final = 16
 """Of one model."""
-MAX_TARGETS: Final = 4096
-"""Of all models: each is a connection."""
+MAX_TARGETS: Final = 8192
+"""Of all models, engines and tokenization together: each is a connection."""
 MAX_WEIGHT: Final = 1_000_000
 
 _MODEL: Final = re.compile(r"[^\s\x00-\x1f\x7f]{1,128}")
@@ -38,11 +39,15 @@ class RoutesInvalid(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One engine, as gRPC finds it. revision: what runs there; empty where nobody says."""
+    """One engine, as gRPC finds it. revision: what runs there; empty where nobody says.
+
+    tokenization: what knows its tokenizer, as gRPC finds that; None: the gateway's own.
+    """
 
     target: str
     weight: int = 1
     revision: str = ""
+    tokenization: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,12 @@ class RouteTable:
         """Every engine's."""
         routed = {endpoint.target for route in self.models.values() for endpoint in route.endpoints}
         return frozenset(routed if self.only is None else {self.only.target})
+
+    @property
+    def tokenizations(self) -> frozenset[str]:
+        """Every tokenization's that the routes name."""
+        endpoints = (endpoint for route in self.models.values() for endpoint in route.endpoints)
+        return frozenset(endpoint.tokenization for endpoint in endpoints if endpoint.tokenization is not None)
 
     @property
     def revisions(self) -> frozenset[tuple[str, str]]:
@@ -102,7 +113,7 @@ def parse_routes(text: bytes) -> RouteTable:
     if not isinstance(models, dict) or len(models) > MAX_MODELS:
         raise RoutesInvalid(f"models: an object with {MAX_MODELS} names at most")
     table = RouteTable(MappingProxyType({_model(name): _route(name, value) for name, value in models.items()}))
-    if len(table.targets) > MAX_TARGETS:
+    if len(table.targets | table.tokenizations) > MAX_TARGETS:
         raise RoutesInvalid(f"more than {MAX_TARGETS} targets")
     return table
 
@@ -121,12 +132,18 @@ def _route(model: str, value: object) -> ModelRoute:
 
 
 def _endpoint(value: object, where: str) -> Endpoint:
-    fields = _fields(value, where, {"target", "weight", "revision"})
+    fields = _fields(value, where, {"target", "weight", "revision"}, optional={"tokenization"})
     weight = fields["weight"]
     if type(weight) is not int or not 0 <= weight <= MAX_WEIGHT:
         raise RoutesInvalid(f"{where}.weight: a whole number from 0 to {MAX_WEIGHT}")
     target = _text(fields["target"], _TARGET, f"{where}.target")
-    return Endpoint(target, weight, _text(fields["revision"], _REVISION, f"{where}.revision"))
+    tokenization = fields.get("tokenization")
+    return Endpoint(
+        target,
+        weight,
+        _text(fields["revision"], _REVISION, f"{where}.revision"),
+        None if tokenization is None else _text(tokenization, _TARGET, f"{where}.tokenization"),
+    )
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
