@@ -175,7 +175,7 @@ class DeclaredService(InferenceService):
             "kv_cache_bytes": 32 << 20,
             "limits": {"max_running": MAX_RUNNING, "max_waiting": MAX_WAITING},
         }
-        arguments = {"name": MODEL, "model": model | changed, "ray": {"tls": self._ray_tls}}
+        arguments = {"name": MODEL, "model": model | changed, "ray": {"tls": self._ray_tls}, "health": {"resume_timeout_s": 150}}
         application = {
             "name": MODEL,
             "route_prefix": None,

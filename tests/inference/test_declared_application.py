@@ -89,7 +89,7 @@ async def test_streams_outlive_the_loss_of_a_pod_whose_chips_come_back_elsewhere
         lost = next(address for address in ("127.0.0.3", "127.0.0.4") if not declared.pods.holds(address, "ServeReplica"))
         tokens: list[int] = []
         begin_s = time.monotonic()
-        async for message in stub.Generate(generate_request(max_tokens=60), timeout=120):
+        async for message in stub.Generate(generate_request(max_tokens=60), timeout=200):
             tokens += message.tokens.token_ids
             if tokens and lost in declared.pods.ranks():
                 declared.pods.lose(lost)

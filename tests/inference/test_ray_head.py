@@ -64,10 +64,42 @@ def test_a_token_file_that_others_can_read_is_refused(ray_settings: RaySettings)
         prepare_environment(ray_settings)
 
 
+def test_a_token_file_of_a_volume_may_be_read_by_the_pods_group_alone(
+    ray_settings: RaySettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status = ray_settings.token_file.stat()
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(os, "geteuid", lambda: status.st_uid + 65532)
+    monkeypatch.setattr(os, "getgroups", lambda: [status.st_gid])
+    ray_settings.token_file.chmod(0o440)
+    if status.st_uid != 0:
+        pytest.skip("files of root are made by root")
+    prepare_environment(ray_settings)
+    for mode in (0o444, 0o460):
+        ray_settings.token_file.chmod(mode)
+        with pytest.raises(RayUnavailable, match="0600"):
+            prepare_environment(ray_settings)
+    ray_settings.token_file.chmod(0o440)
+    monkeypatch.setattr(os, "getgroups", list)
+    with pytest.raises(RayUnavailable, match="0600"):
+        prepare_environment(ray_settings)
+
+
 def test_a_missing_token_file_is_refused(ray_settings: RaySettings) -> None:
     ray_settings.token_file.unlink()
     with pytest.raises(RayUnavailable, match="token_file"):
         prepare_environment(ray_settings)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [({"deploy": False}, "set address"), ({"deploy": False, "address": "10.0.0.1:6379", "undeploy": True}, "leave it off")],
+)
+def test_a_service_that_deploys_nothing_needs_a_cluster_of_others(
+    ray_settings: RaySettings, changed: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        RaySettings.model_validate({**ray_settings.model_dump(), **changed})
 
 
 def test_a_temporary_directory_too_long_for_unix_sockets_is_refused(ray_settings: RaySettings) -> None:

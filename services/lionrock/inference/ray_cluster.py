@@ -185,7 +185,10 @@ class RayCluster:
             ray.init(address=address, namespace=settings.namespace, log_to_driver=False, configure_logging=False)
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
             ray.shutdown()
-            raise RayUnavailable(f"Ray at {address} cannot be joined: {error}") from error
+            hint = (
+                "" if settings.deploy else " (Ray looks for its raylet among processes; in pods: shareProcessNamespace)"
+            )
+            raise RayUnavailable(f"Ray at {address} cannot be joined: {error}{hint}") from error
 
     def _temp_dir(self) -> str:
         if self._settings.temp_dir is not None:
