@@ -15,6 +15,7 @@ from testcluster.processes import Program, answers, free_port
 ROOT = Path(__file__).resolve().parents[2]
 NAMESPACE = "lionrock"
 USER = "lionrock-operator"
+SERVICE_ACCOUNT = "lionrock-engine"
 _LABELLED = {"podSelector": {"matchLabels": {"app.kubernetes.io/name": "lionrock"}}}
 
 
@@ -38,10 +39,16 @@ def operator_settings(
     }
 
 
-def make_operator_namespace(objects: Objects) -> None:
-    """Make the namespace of the operator's lease."""
+def make_namespaces(objects: Objects, models_namespace: str) -> None:
+    """Make the namespace of the operator's lease, and in that of the models the service account of their pods, as the chart does."""
     namespace: Manifest = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
+    account: Manifest = {
+        "apiVersion": "v1",
+        "kind": "ServiceAccount",
+        "metadata": {"name": SERVICE_ACCOUNT, "namespace": models_namespace},
+    }
     objects.apply(namespace)
+    objects.apply(account)
 
 
 def start_operator(control_plane: ControlPlane, settings: Mapping[str, Any]) -> Program:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 from fleet import TERRITORIES, make_fleet
-from operator_process import make_operator_namespace, operator_settings, start_operator
+from operator_process import make_namespaces, operator_settings, start_operator
 from placement_audit import MODEL, Seen, unexplained, violations
 from testcluster.control_plane import ControlPlane
 from testcluster.nodes import Nodes
@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 @pytest.fixture
 def operator(own_control_plane: ControlPlane, objects: Objects, namespace: str, lionrock_crds: list[str]) -> Iterator[Program]:
     """One operator for the fleet's territories and the test's namespace."""
-    make_operator_namespace(objects)
+    make_namespaces(objects, namespace)
     name = f"operator-{secrets.token_hex(3)}"
     running = start_operator(own_control_plane, operator_settings(own_control_plane, name, TERRITORIES, namespaces=[namespace]))
     yield running
@@ -47,11 +47,11 @@ def test_models_go_to_the_right_chips_whole_or_say_why_not(
     operator: Program,
 ) -> None:
     fleet = make_fleet(seed, namespace)
+    for pool in fleet.pools:  # before their nodes, or the operator proposes pools for these
+        objects.create(pool)
     nodes.add_manifests([node.manifest() for node in fleet.nodes.values()])
     for other in fleet.others:
         objects.create(other)
-    for pool in fleet.pools:
-        objects.create(pool)
     history = PodHistory(own_control_plane.client(), namespace, labels=MODEL)
     try:
         for model in fleet.models:
@@ -71,21 +71,23 @@ def test_models_go_to_the_right_chips_whole_or_say_why_not(
 def settle(objects: Objects, namespace: str, history: PodHistory) -> list[Manifest]:
     """Wait until every model was looked at and two looks in a row, two seconds apart, show the same. Returns the models."""
     before: object = None
+    busy: list[str] = []
 
     def look() -> list[Manifest]:
-        nonlocal before
+        nonlocal before, busy
         models = objects.list("lionrock.io/v1alpha1", "ModelDeployment", namespace)
         pods = {pod["metadata"]["uid"]: (pod["spec"].get("nodeName"), pod["status"]["phase"]) for pod in history.pods()}
         now = (pods, [(model["metadata"]["name"], model["metadata"]["resourceVersion"]) for model in models])
-        busy = any(being_placed(model) or any(unexplained(model)) for model in models)
+        busy = [sentence for model in models for sentence in (*unexplained(model), *being_placed(model))]
         done = now == before and not busy
         before = now
         return models if done else []
 
-    return wait_for(look, "the fleet has settled", timeout_s=SETTLES_WITHIN_S, interval_s=2)
+    return wait_for(look, "the fleet has settled", timeout_s=SETTLES_WITHIN_S, interval_s=2, seen=lambda: busy)
 
 
-def being_placed(model: Manifest) -> bool:
-    """Whether its chips are kept and pods are still being made or let go."""
-    conditions = {condition["type"]: condition for condition in model.get("status", {}).get("conditions", ())}
-    return bool(conditions.get("Scheduled", {}).get("reason") == "Placing")
+def being_placed(model: Manifest) -> Iterator[str]:
+    """Name a model whose chips are kept while pods are still being made or let go."""
+    for condition in model.get("status", {}).get("conditions", ()):
+        if condition["type"] == "Scheduled" and condition["reason"] == "Placing":
+            yield f"{model['metadata']['name']}: {condition['message']}"
