@@ -41,6 +41,8 @@ NAMESPACE = "models"
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 CHILD_KINDS = ("RayService", "RayCluster", "Deployment", "Service", "ConfigMap", "PodDisruptionBudget", "NetworkPolicy", "Secret")
 REGION = "topology.kubernetes.io/region"
+LOOK_S = 10.0
+"""How often a decision wants to be made again while something is on its way."""
 
 CONFIG: Object = {
     "architectures": ["LlamaForCausalLM"],
@@ -243,20 +245,19 @@ class SimulatedCluster:
 
     def settle(self, *, rounds: int = 60, wait: bool = True, horizon_s: float = 6 * 3600) -> None:
         """Let everybody act until nobody has anything to do. wait: also for times that decisions name, up to the horizon."""
-        until = self.now + timedelta(seconds=horizon_s)
+        until, idle_s = self.now + timedelta(seconds=horizon_s), 0.0
         for _ in range(rounds):
-            self.act()
-            soonest = [
-                decision.requeue_after_s for key in self.all_keys() if (decision := self.decide(key)).requeue_after_s is not None
-            ]
-            due_s = min((after for after in soonest if after is not None), default=None)
-            if not wait or due_s is None or self.now + timedelta(seconds=due_s) > until:
-                return
             before = self.writes
-            self.pass_time(max(1.0, due_s))
             self.act()
-            if self.writes == before and due_s <= 10.0:
-                self.pass_time(60.0)  # nothing came of looking again: look seldom
+            dues = [after_s for key in self.all_keys() if (after_s := self.decide(key).requeue_after_s) is not None]
+            if not wait or not dues:
+                return
+            # Who only looks again now and then is waited for longer and longer, yet no other time is passed over.
+            idle_s = max(60.0, 2 * idle_s) if self.writes == before and min(dues) <= LOOK_S else 0.0
+            pause_s = min([max(LOOK_S, idle_s), *(due_s for due_s in dues if due_s > LOOK_S)]) if idle_s else max(1.0, min(dues))
+            if self.now + timedelta(seconds=pause_s) > until:
+                return
+            self.pass_time(pause_s)
 
     def act(self, *, rounds: int = 80) -> None:
         """Let everybody act, at this time, until nothing changes."""

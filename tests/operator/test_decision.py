@@ -11,6 +11,7 @@ from cluster_rules import always, at_rest
 from simulated_cluster import BEGIN, CONFIG, NAMESPACE, SimulatedCluster, settings
 
 from lionrock.operator.actions import FINALIZER, Decision, model_key
+from lionrock.operator.decision_settings import Gang
 from lionrock.operator.reports import RevisionReport
 from lionrock.operator.resources import GANG_GATE, ObjectKey, Revision
 from lionrock.operator.rollout import RevisionFigures
@@ -175,6 +176,18 @@ def test_a_node_on_which_the_scheduler_refuses_a_shard_is_left_and_no_half_of_th
     cluster.add_node("npu-2")
     cluster.settle(horizon_s=500)
     assert nodes_of(cluster) == ["npu-0", "npu-2"]
+
+
+def test_where_kueue_places_gangs_nothing_is_gated_or_moved_and_readiness_is_counted() -> None:
+    cluster = SimulatedCluster(settings(gang=Gang(by="kueue", queue="gold")))
+    for number in range(4):
+        cluster.add_node(f"npu-{number}")
+    key = cluster.add_model("llama", replicas=2, parallelism=TWO_NODES)
+    cluster.settle()
+    assert states(cluster)["Ready"] == ("True", "Serving")
+    assert cluster.model("llama")["status"]["replicas"] == {"desired": 2, "ready": 2}
+    assert len(nodes_of(cluster)) == 4
+    assert cluster.decide(model_key(*key)).quiet
 
 
 def test_models_that_fit_nowhere_say_what_would() -> None:

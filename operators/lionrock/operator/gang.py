@@ -35,6 +35,11 @@ class Crew:
     leaving: tuple[Pod, ...]
     """That are being deleted, or have ended."""
 
+    @property
+    def ready(self) -> int:
+        """How many pods are ready, wherever they stand: where another scheduler of gangs places them, none has a slot."""
+        return sum(pod.is_ready for pod in (*self.at.values(), *self.strays))
+
     def is_running(self, slots: Iterable[Slot]) -> bool:
         """Whether a pod is ready in each of the slots."""
         return all((pod := self.at.get(slot)) is not None and pod.is_ready for slot in slots)

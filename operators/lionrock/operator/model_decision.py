@@ -72,8 +72,7 @@ class _Deciding:
         """Put the decision together."""
         model, now = self.model, self.now
         record = record_of(model.status)
-        asked = self.settings.fronts_are_asked
-        running = running_revisions(self.world, model, self.reports, now, fronts_are_asked=asked)
+        running = running_revisions(self.world, model, self.reports, now, settings=self.settings)
         scaling = self._scaling(running, record)
         options, problem = self._options()
         refused, look_again = self._refused(running, record)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from lionrock.operator.decision_settings import DecisionSettings
 from lionrock.operator.desired_state import TEMPLATE_KEY, child_name
 from lionrock.operator.fields import Malformed
 from lionrock.operator.gang import Crew, muster
@@ -48,15 +49,13 @@ class Running:
 
 
 def running_revisions(
-    world: World, model: ModelDeployment, reports: Reports, now: datetime, *, fronts_are_asked: bool
+    world: World, model: ModelDeployment, reports: Reports, now: datetime, *, settings: DecisionSettings
 ) -> dict[Revision, Running]:
-    """Revisions in the model's status, the newest first. fronts_are_asked: whether one that starts must say that it answers."""
+    """Revisions in the model's status, the newest first."""
     templates = recorded_templates(world, model)
     alone = len(model.status.revisions) == 1
     return {
-        revision.name: _running(
-            world, model, revision, templates.get(revision.name), reports, now, alone=alone, asked=fronts_are_asked
-        )
+        revision.name: _running(world, model, revision, templates.get(revision.name), reports, now, settings, alone=alone)
         for revision in model.status.revisions
     }
 
@@ -89,9 +88,9 @@ def _running(
     template: RevisionTemplate | None,
     reports: Reports,
     now: datetime,
+    settings: DecisionSettings,
     *,
     alone: bool,
-    asked: bool,
 ) -> Running:
     slots = tuple(slot for slot in world.slots_of(model.key) if slot.revision == revision.name)
     pods = world.pods_of(model.key)
@@ -103,9 +102,11 @@ def _running(
     head, report = heads[0] if len(heads) == 1 else None, reports.get((model.key, revision.name), NO_REPORT)
     child = ray_service_of(world, model, revision.name)
     view = None if child is None else child.ray_service
-    said = _silence(view, head, report, revision, tokenization=tokenization, asked=asked)
+    said = _silence(view, head, report, revision, tokenization=tokenization, asked=settings.fronts_are_asked)
     replicas = _by_replica(slots)
     ready = 0 if said else sum(crew.is_running(own) for own in replicas.values())
+    if not said and settings.gang.by != "operator" and template is not None:
+        ready = min(len(replicas), crew.ready // template.pods_per_replica)
     if view is not None and any(each.status == _BEING_DECLARED for each in view.applications):
         ready = min(ready, revision.ready_replicas)  # which replicas are new and load yet is not to be seen from here
     enough = 1 if alone else max(1, len(replicas))
