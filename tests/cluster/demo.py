@@ -140,7 +140,7 @@ class Demonstration:
             )
             for pool in pools:
                 wait_for(lambda pool=pool: self._applied(pool), f"pool {pool['metadata']['name']} is accepted")
-            say(self.kubectl("get", "chippools"))
+            say(wait_for(self._pools_shown, "kubectl knows the new resources") or "")
         with self.step("helm install lionrock") as say:
             self.values = self.directory / "values.json"
             api_port = int(self.lab.control_plane.api_url.rsplit(":", 1)[1])
@@ -320,6 +320,12 @@ class Demonstration:
             self.objects.apply(manifest)
             return True
         return False
+
+    def _pools_shown(self) -> str | None:
+        """Pools as kubectl prints them; None while what it finds in the cluster is older than they are."""
+        with contextlib.suppress(CommandFailed):
+            return self.kubectl("get", "chippools")
+        return None
 
     def _helm_install(self, verb: str) -> None:
         chart = self.bundle / "charts" / f"lionrock-{VERSION}.tgz"

@@ -59,7 +59,7 @@ def _rules(network: Network) -> list[list[str]]:
         ["-A", CHAIN, *known],
         ["-A", CHAIN, "-s", network.pods, *decide],
         ["-A", CHAIN, "-d", network.pods, *decide],
-        ["-A", "POSTROUTING", "-s", network.pods, "-j", CHAIN],
-        ["-A", "POSTROUTING", "-d", network.pods, "-m", "owner", "!", "--uid-owner", "0", "-j", CHAIN],
+        # To a pod this machine speaks as the pods' gateway, an address of theirs.
+        *(["-A", "POSTROUTING", end, network.pods, "-m", "owner", "!", "--uid-owner", "0", "-j", CHAIN] for end in ("-s", "-d")),
         ["-A", "INPUT", "-s", network.pods, "-j", CHAIN],
     ]
