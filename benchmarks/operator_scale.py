@@ -52,10 +52,7 @@ _API_SERVER = (
 )
 _CONTROLLERS = (
     "--controllers=*,-node-lifecycle-controller",  # it would want 500 leases renewed a second, which the operator never sees
-    "--kube-api-qps=500",
-    "--kube-api-burst=1000",
 )
-_SCHEDULER = ("--kube-api-qps=500", "--kube-api-burst=1000")
 _KUBERAY = ("--qps=500", "--burst=1000", "--reconcile-concurrency=4")
 _KWOK = ("--node-lease-duration-seconds=3600",)
 
@@ -84,7 +81,7 @@ def measure(nodes: int, models: int, changes: int, steady_s: float) -> list[Row]
             for document in documents(crds, "CustomResourceDefinition"):
                 objects.apply(document)
         _running(stack, components.start_controller_manager(control_plane, _CONTROLLERS))
-        _running(stack, components.start_scheduler(control_plane, _SCHEDULER))
+        _running(stack, components.start_scheduler(control_plane))
         _running(stack, components.start_kwok(control_plane, _KWOK))
         kuberay = _running(stack, components.start_kuberay(control_plane, _KUBERAY))
         objects.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})

@@ -40,7 +40,7 @@ def operator_settings(
 
 
 def make_namespaces(objects: Objects, models_namespace: str) -> None:
-    """Make the namespace of the operator's lease, and in that of the models the service account of their pods, as the chart does."""
+    """Make the namespace of the operator's lease, and the service account that models' pods run as, as the chart does."""
     namespace: Manifest = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
     account: Manifest = {
         "apiVersion": "v1",

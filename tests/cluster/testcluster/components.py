@@ -13,6 +13,9 @@ from .control_plane import ControlPlane
 from .objects import Objects
 from .processes import Program, answers, free_port
 
+_ALONE = ("--leader-elect=false", "--kube-api-qps=500", "--kube-api-burst=1000")
+"""The only copy, beside an API server of its own: no election, and no pacing meant for a shared one."""
+
 
 def start_controller_manager(control_plane: ControlPlane, flags: Sequence[str] = ()) -> Program:
     """Start kube-controller-manager with all controllers: service accounts, garbage collection, taints of lost nodes, …"""
@@ -28,7 +31,7 @@ def start_controller_manager(control_plane: ControlPlane, flags: Sequence[str] =
             f"--cluster-signing-cert-file={ca.ca_file}",
             f"--cluster-signing-key-file={ca.ca_key_file}",
             "--use-service-account-credentials",
-            "--leader-elect=false",
+            *_ALONE,
             "--bind-address=127.0.0.1",
             f"--secure-port={port}",
             f"--tls-cert-file={certificate}",
@@ -52,7 +55,7 @@ def start_scheduler(control_plane: ControlPlane, flags: Sequence[str] = ()) -> P
         [
             control_plane.binary("kube-scheduler"),
             f"--kubeconfig={control_plane.user_kubeconfig('system:kube-scheduler')}",
-            "--leader-elect=false",
+            *_ALONE,
             "--bind-address=127.0.0.1",
             f"--secure-port={port}",
             f"--tls-cert-file={certificate}",

@@ -49,7 +49,7 @@ class Nodes:
             self.wait_until_ready(names)
         return names
 
-    def wait_until_ready(self, names: Sequence[str], *, timeout_s: float = 60) -> None:
+    def wait_until_ready(self, names: Sequence[str], *, timeout_s: float = 180) -> None:
         """Wait until the nodes are ready and carry no taint of a node that is not."""
         wanted = set(names)
 
