@@ -9,16 +9,17 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import kubernetes.client
 import opentelemetry.metrics
+import urllib3
 from fault_proxy import Fault, FaultProxy, Plan, no_faults, proxy_to
 from testcluster.control_plane import ControlPlane
-from testcluster.objects import Manifest, Objects
+from testcluster.objects import Manifest, Objects, Refused
 from testcluster.waiting import wait_for
 
 from lionrock.operator.cluster import Call, Cluster
@@ -263,22 +264,28 @@ def play_kuberay(place: Place) -> Iterator[None]:
     over = threading.Event()
 
     def play() -> None:
-        while not over.wait(0.05):
-            services = place.objects.list("ray.io/v1", "RayService", place.namespace)
-            wanted = {each["metadata"]["name"]: each for service in services for each in _pods_of(service)}
-            there = {each["metadata"]["name"]: each for each in place.pods()}
-            for name, each in wanted.items():
-                if name not in there:
-                    place.objects.create(each)
-            for name, each in there.items():
-                if name not in wanted and each["metadata"].get("labels", {}).get("lionrock.io/role") in ("head", "worker"):
-                    place.objects.delete(each, grace_s=0)
+        services = place.objects.list("ray.io/v1", "RayService", place.namespace)
+        wanted = {each["metadata"]["name"]: each for service in services for each in _pods_of(service)}
+        there = {each["metadata"]["name"]: each for each in place.pods()}
+        for name, each in wanted.items():
+            if name not in there:
+                place.objects.create(each)
+        for name, each in there.items():
+            if name not in wanted and each["metadata"].get("labels", {}).get("lionrock.io/role") in ("head", "worker"):
+                place.objects.delete(each, grace_s=0)
 
-    thread = threading.Thread(target=play, daemon=True)
+    def play_on() -> None:
+        while not over.wait(0.05):
+            with suppress(Refused, urllib3.exceptions.HTTPError):  # made meanwhile, or the API server is away
+                play()
+
+    thread = threading.Thread(target=play_on, daemon=True)
     thread.start()
-    yield
-    over.set()
-    thread.join(30)
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(30)
 
 
 def _pods_of(service: Manifest) -> Iterator[Manifest]:

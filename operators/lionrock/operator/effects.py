@@ -15,6 +15,8 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from lionrock.operator.actions import Decision, Delete, Key, Kind, Manifest, ObjectRef, Patch, RandomSecret
@@ -32,6 +34,13 @@ SECRET_FRESH_S: Final = 600.0
 
 class NotLeading(Exception):
     """Another operator leads, or may soon; nothing more is written."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far the writes of one decision came."""
+
+    writes: int = 0
 
 
 class Observers:
@@ -86,7 +95,7 @@ class Effects:
         self._overwritten: OrderedDict[ObjectRef, tuple[bytes, str]] = OrderedDict()
         self._secrets: dict[ObjectRef, float] = {}
 
-    def write_status(self, key: Key, uid: str, status: Mapping[str, Any]) -> None:
+    def write_status(self, key: Key, uid: str, status: Mapping[str, Any], progress: Progress) -> None:
         """Apply the status of a key's object. Raises ApiError, NotLeading."""
         self._fence()
         metadata: Object = {"name": key.name, "uid": uid}
@@ -94,17 +103,19 @@ class Effects:
             metadata["namespace"] = key.namespace
         manifest = {"apiVersion": API_VERSION, "kind": str(key.kind), "metadata": metadata, "status": dict(status)}
         self._observed(resource_of_manifest(manifest), self._cluster.apply_status(manifest))
+        progress.writes += 1
 
-    def carry_out(self, decision: Decision) -> None:
+    def carry_out(self, decision: Decision, progress: Progress) -> None:
         """Write everything of a decision but the status. Raises ApiError, NotLeading; what was not reached comes again."""
-        for secret in decision.secrets:
-            self._make(secret)
-        for manifest in decision.apply:
-            self._apply(manifest)
-        for deletion in decision.delete:
-            self._delete(deletion)
-        for patch in decision.pod_patches:
-            self._patch(patch)
+        steps = (
+            *(partial(self._make, secret) for secret in decision.secrets),
+            *(partial(self._apply, manifest) for manifest in decision.apply),
+            *(partial(self._delete, deletion) for deletion in decision.delete),
+            *(partial(self._patch, patch) for patch in decision.pod_patches),
+        )
+        for step in steps:
+            step()
+            progress.writes += 1
         for event in decision.events:
             self._fence()
             self._events.record(event)

@@ -19,7 +19,7 @@ from opentelemetry import trace
 
 from lionrock.operator.actions import Decision, Key, Kind, model_key
 from lionrock.operator.api_errors import ApiError, Conflict, NotFound, Refused
-from lionrock.operator.effects import Effects, NotLeading, is_uncertain
+from lionrock.operator.effects import Effects, NotLeading, Progress, is_uncertain
 from lionrock.operator.observation import Observation, uid_of
 from lionrock.operator.resources import ObjectKey, parse_model_status
 from lionrock.operator.telemetry import OperatorMetrics, continued
@@ -159,14 +159,17 @@ class Reconciler:
             self._free_writers.release()
 
     def _write_in_order(self, key: Key, uid: str | None, decision: Decision, begun: float, span: trace.Span) -> None:
+        progress = Progress()
         try:
             if decision.status is not None and uid is not None:
-                self._write_status(key, uid, decision)
-            self._effects.carry_out(decision)
+                self._write_status(key, uid, decision, progress)
+            self._effects.carry_out(decision, progress)
         except NotLeading:
             self._ended(key, "not leading", begun, span)
             self._queue.fail(key)
         except ApiError as error:
+            if progress.writes:  # it gets on, if not without trouble
+                self._queue.forget(key)
             self._failed(key, error, begun, span)
         except Exception:
             log.exception("%s could not be written", key)
@@ -176,10 +179,10 @@ class Reconciler:
             self._ended(key, "written", begun, span)
             self._queue.succeed(key, again_after_s=decision.requeue_after_s)
 
-    def _write_status(self, key: Key, uid: str, decision: Decision) -> None:
+    def _write_status(self, key: Key, uid: str, decision: Decision, progress: Progress) -> None:
         assert decision.status is not None, "asked by the caller"
         try:
-            self._effects.write_status(key, uid, decision.status)
+            self._effects.write_status(key, uid, decision.status, progress)
         except ApiError as error:
             if is_uncertain(error):
                 self._uncertain.add(key)  # the chips stay assumed until the object has been read

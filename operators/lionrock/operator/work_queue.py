@@ -221,6 +221,11 @@ class WorkQueue(Generic[K]):
             self._changed.notify_all()
             return delay_s
 
+    def forget(self, key: K) -> None:
+        """Begin the back-off of a key anew."""
+        with self._changed:
+            self._schedule.forget(key)
+
     def take_overflow(self) -> bool:
         """Whether adds were dropped since the last call; the caller adds all keys again."""
         with self._changed:
