@@ -91,9 +91,12 @@ class Faulty:
 
 
 class CodePointTokenizer(Faulty, tok_rpc.TokenizationServiceServicer):
-    """A token is a code point."""
+    """A token is a code point. opened: the streams of answers."""
 
-    digest = "sha256:" + "1" * 64
+    def __init__(self) -> None:
+        super().__init__()
+        self.digest = "sha256:" + "1" * 64
+        self.opened: list[tok.DecodeOpen] = []
 
     async def Encode(self, request: tok.EncodeRequest, context: Any) -> tok.EncodeResponse:
         self.requests.append(request)
@@ -102,11 +105,18 @@ class CodePointTokenizer(Faulty, tok_rpc.TokenizationServiceServicer):
         return tok.EncodeResponse(token_ids=[0, *map(ord, text)], tokenizer_digest=self.digest, content_tokens=len(text))
 
     async def CountTokens(self, request: tok.CountTokensRequest, context: Any) -> tok.CountTokensResponse:
+        self.requests.append(request)
         await self.at("CountTokens")
         return tok.CountTokensResponse(tokens=1 + sum(len(message.content) for message in request.request.conversation.messages))
 
+    async def GetTokenizer(self, request: tok.GetTokenizerRequest, context: Any) -> tok.GetTokenizerResponse:
+        self.requests.append(request)
+        return tok.GetTokenizerResponse(tokenizer_digest=self.digest)
+
     async def Decode(self, request_iterator: AsyncIterator[tok.DecodeRequest], context: Any) -> AsyncIterator[tok.DecodeResponse]:
         async for request in request_iterator:
+            if request.HasField("open"):
+                self.opened.append(request.open)
             await self.at(f"Decode.{request.WhichOneof('message')}")
             try:
                 yield tok.DecodeResponse(text="".join(map(chr, request.chunk.token_ids)))
@@ -322,6 +332,9 @@ class ScriptedMesh:
         self.routes_directory = directory / "routes"
         self.routed = False
         self.engines: dict[str, Parrot] = {}
+        self.tokenizers: dict[str, CodePointTokenizer] = {}
+        self.own_tokenization = True
+        """Whether the gateway's settings name one."""
         self._services: dict[str, tuple[Any, Any, str]] = {
             "tokenization": (
                 tok_rpc.add_TokenizationServiceServicer_to_server,
@@ -361,6 +374,16 @@ class ScriptedMesh:
         self.targets[name] = f"127.0.0.1:{self.servers[name].port}"
         return engine
 
+    async def start_tokenization(self, name: str) -> CodePointTokenizer:
+        """Start the tokenization of one of several engines; its target is known by its name."""
+        tokenizer = self.tokenizers.setdefault(name, CodePointTokenizer())
+        add, _, service = self._services["tokenization"]
+        settings = PeerServiceSettings(**self.server_settings("tokenization"))
+        registration = Registration(add, tokenizer, service, frozenset({"gateway"}))
+        self.servers[name] = await start_server(settings, "tokenization", [registration])
+        self.targets[name] = f"127.0.0.1:{self.servers[name].port}"
+        return tokenizer
+
     def write_routes(self, text: str) -> None:
         """Change the routes file as a mounted ConfigMap changes: a new directory, and a link that is swapped."""
         generation = self.routes_directory / f"..{secrets.token_hex(8)}"
@@ -376,7 +399,7 @@ class ScriptedMesh:
         peers: dict[str, Any] = {
             name: PeerSettings(target=self.targets[name], service=name, timeout_s=self.peer_timeout_s)
             for name in self._services
-            if not (self.routed and name == "inference")
+            if not (self.routed and name == "inference") and (self.own_tokenization or name != "tokenization")
         }
         if self.routed:
             peers["routes_file"] = self.routes_directory / "routes.json"

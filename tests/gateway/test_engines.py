@@ -17,6 +17,7 @@ from lionrock.gateway.settings import GatewaySettings
 from lionrock.gateway.v1 import gateway_pb2 as gw
 from lionrock.gateway.v1 import stats_pb2 as pb
 from lionrock.gateway.v1 import stats_pb2_grpc as stats_rpc
+from lionrock.tokenization.v1 import tokenization_pb2 as tok
 from scripted_mesh import EngineFull, ScriptedMesh, ShardGroupLost, raising
 
 LOST = ShardGroupLost("a shard died", retry_after_s=0.05)
@@ -211,6 +212,121 @@ async def test_an_engine_that_leaves_the_routes_finishes_its_answers(routed: Scr
         rest = [response async for response in call]
     assert "".join(response.delta.text for response in rest) == routed.engines["old"].text
     assert rest[-1].HasField("finished")
+
+
+# Who knows the tokenizer
+
+
+@pytest.fixture
+async def tokenized(routed: ScriptedMesh) -> AsyncIterator[ScriptedMesh]:
+    """Each engine with a tokenization of its own, `old-tok` and `new-tok`; the gateway has none."""
+    routed.own_tokenization = False
+    for name in ("old-tok", "new-tok"):
+        await routed.start_tokenization(name)
+    yield routed
+    for name in ("old-tok", "new-tok"):
+        if name in routed.servers:
+            await routed.servers.pop(name).stop()
+
+
+def tokenized_route(mesh: ScriptedMesh, weights: dict[str, int]) -> dict[str, Any]:
+    found = route(mesh, weights)
+    for name, endpoint in zip(weights, found["endpoints"], strict=True):
+        endpoint["tokenization"] = mesh.targets[f"{name}-tok"]
+    return found
+
+
+def decoded(mesh: ScriptedMesh) -> dict[str, int]:
+    """Answers that each tokenization decoded."""
+    return {name: len(tokenizer.opened) for name, tokenizer in mesh.tokenizers.items()}
+
+
+async def test_prompts_and_answers_go_through_the_tokenization_of_the_engine_that_answers(
+    tokenized: ScriptedMesh, ask: Any, hear: Any
+) -> None:
+    write(tokenized, parrot=tokenized_route(tokenized, {"old": 1, "new": 0}))
+    async with tokenized.running(), tokenized.calling() as stub:
+        assert (await hear(stub.Chat(ask(model="parrot")))).kinds[-1] == "finished"
+        assert (decoded(tokenized), generated(tokenized)) == ({"old-tok": 1, "new-tok": 0}, {"old": 1, "new": 0})
+        write(tokenized, parrot=tokenized_route(tokenized, {"new": 1}))
+        async with asyncio.timeout(10):
+            while not generated(tokenized)["new"]:
+                assert (await hear(stub.Chat(ask(model="parrot")))).kinds[-1] == "finished"
+        assert decoded(tokenized) == {f"{name}-tok": count for name, count in generated(tokenized).items()}
+        count = await stub.CountTokens(gw.CountTokensRequest(model="parrot", messages=ask().messages))
+        assert count.tokens
+        assert isinstance(tokenized.tokenizers["new-tok"].requests[-1], tok.CountTokensRequest)
+
+
+async def test_an_answer_that_goes_on_elsewhere_is_decoded_where_it_began(tokenized: ScriptedMesh, ask: Any, hear: Any) -> None:
+    tokenized.engines["old"].losses = [(5, LOST)]
+    tokenized.tokenizers["new-tok"].digest = "sha256:" + "9" * 64  # the same weights are told by their own digest
+    write(tokenized, parrot=tokenized_route(tokenized, {"old": 1, "new": 0}))
+    async with tokenized.running(), tokenized.calling() as stub:
+        assert (await hear(stub.Chat(ask(model="parrot")))).text == tokenized.engines["old"].text
+    assert generated(tokenized) == {"old": 1, "new": 1}
+    assert decoded(tokenized) == {"old-tok": 1, "new-tok": 0}
+
+
+@pytest.mark.parametrize("same", [True, False])
+async def test_an_engine_that_was_not_asked_first_answers_if_it_reads_the_prompt_alike(
+    tokenized: ScriptedMesh, ask: Any, hear: Any, failure: Any, same: bool
+) -> None:
+    tokenized.engines["old"].faults["Generate"] = raising(EngineFull("full", retry_after_s=60))
+    if not same:
+        tokenized.tokenizers["new-tok"].digest = "sha256:" + "9" * 64
+    write(tokenized, parrot=tokenized_route(tokenized, {"old": 1, "new": 0}))
+    async with tokenized.running(), tokenized.calling() as stub:
+        call = stub.Chat(ask(model="parrot"))
+        if same:
+            assert (await hear(call)).text == tokenized.engines["new"].text
+        else:
+            error = await failure(call)
+            assert (error.reason, error.metadata["peer_reason"]) == ("INFERENCE_UNAVAILABLE", "MODEL_CHANGED")
+    assert decoded(tokenized) == {"old-tok": 1, "new-tok": 0}
+
+
+async def test_a_choice_holds_its_channels_from_the_prompt_to_the_answer(tokenized: ScriptedMesh, ask: Any, hear: Any) -> None:
+    encoding, go_on = asyncio.Event(), asyncio.Event()
+
+    async def wait() -> None:
+        encoding.set()
+        await go_on.wait()
+
+    tokenized.tokenizers["old-tok"].faults["Encode"] = wait
+    write(tokenized, parrot=tokenized_route(tokenized, {"old": 1}))
+    async with tokenized.running(), tokenized.calling() as stub:
+        call = asyncio.create_task(hear(stub.Chat(ask(model="parrot"))))
+        await encoding.wait()
+        write(tokenized, parrot=tokenized_route(tokenized, {"new": 1}), another=route(tokenized, {}))
+        async with asyncio.timeout(10):
+            while len((await stub.ListModels(gw.ListModelsRequest())).models) == 1:
+                pass
+        assert (await hear(stub.Chat(ask(model="parrot")))).text == tokenized.engines["new"].text
+        go_on.set()
+        assert (await call).text == tokenized.engines["old"].text
+    assert generated(tokenized) == {"old": 1, "new": 1}
+    assert decoded(tokenized) == {"old-tok": 1, "new-tok": 1}
+
+
+async def test_a_model_that_nothing_encodes_for_is_unavailable_and_others_are_not(
+    tokenized: ScriptedMesh, ask: Any, hear: Any, failure: Any
+) -> None:
+    write(tokenized, parrot=tokenized_route(tokenized, {"old": 1}), bare=route(tokenized, {"new": 1}), empty=route(tokenized, {}))
+    async with tokenized.running(), tokenized.calling() as stub:
+        assert (await failure(stub.Chat(ask(model="bare")))).reason == "TOKENIZATION_UNAVAILABLE"
+        counted = stub.CountTokens(gw.CountTokensRequest(model="empty", messages=ask().messages))
+        assert (await failure(counted)).reason == "INFERENCE_UNAVAILABLE"
+        assert (await hear(stub.Chat(ask(model="parrot")))).kinds[-1] == "finished"
+
+
+def test_a_gateway_without_routes_needs_tokenization(idle_mesh: ScriptedMesh) -> None:
+    idle_mesh.targets = dict.fromkeys(("tokenization", "guardrails", "audit", "inference"), "127.0.0.1:1")
+    one = dict(idle_mesh.gateway_settings())
+    with pytest.raises(ValueError, match="state tokenization"):
+        GatewaySettings(**(one | {"tokenization": None}))
+    routed = GatewaySettings(**(one | {"tokenization": None, "inference": None, "routes_file": "routes.json"}))
+    assert routed.tokenization is None
 
 
 # Who sees which model

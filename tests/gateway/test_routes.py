@@ -67,6 +67,9 @@ def test_one_engine_for_all_is_asked_for_every_model() -> None:
         (document(m={"endpoints": [OLD | {"target": "unix:/tmp/socket"}]}), "target"),
         (document(m={"endpoints": [OLD | {"target": ""}]}), "target"),
         (document(m={"endpoints": [OLD | {"revision": "r\n"}]}), "revision"),
+        (document(m={"endpoints": [OLD | {"tokenization": "unix:/tmp/socket"}]}), "tokenization"),
+        (document(m={"endpoints": [OLD | {"tokenization": ""}]}), "tokenization"),
+        (document(m={"endpoints": [OLD | {"tokenization": 1}]}), "tokenization"),
         (document(m={"endpoints": [OLD, OLD]}), "twice"),
         (document(m={"endpoints": [OLD | {"target": f"h:{n}"} for n in range(MAX_ENDPOINTS + 1)]}), "at most"),
         (document(m={"endpoints": [OLD], "tenant": "Bank"}), "tenant"),
@@ -80,11 +83,10 @@ def test_a_document_that_may_not_be_followed_says_where(text: str, where: str) -
         parse_routes(text.encode())
 
 
+KEYS = ["target", "weight", "revision", "tokenization", "x"]
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["target", "weight", "revision", "x"]), inner, max_size=4)
-    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
     max_leaves=12,
 )
 

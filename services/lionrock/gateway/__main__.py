@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import grpc
@@ -20,8 +20,9 @@ from lionrock.gateway.admission import Admission
 from lionrock.gateway.context import CacheSalts
 from lionrock.gateway.engines import Engines
 from lionrock.gateway.model_stats import ModelStats
-from lionrock.gateway.peers import AuditLog, Guardrails, Peers, Tokenization
+from lionrock.gateway.peers import AuditLog, Guardrails, Inference, Peers, Tokenization
 from lionrock.gateway.pipeline import ChatPipeline
+from lionrock.gateway.routed_channels import RoutedChannels
 from lionrock.gateway.routes import Endpoint, RoutesInvalid, RouteTable
 from lionrock.gateway.routes_file import RoutesFile
 from lionrock.gateway.served_models import ServedModels
@@ -55,15 +56,16 @@ async def gateway(settings: GatewaySettings) -> AsyncIterator[Sequence[Registrat
 
         peers = Peers(
             Guardrails(await channel(settings.guardrails), settings.guardrails.timeout_s),
-            Tokenization(await channel(settings.tokenization), settings.tokenization.timeout_s),
             AuditLog(await channel(settings.audit), settings.audit.timeout_s),
         )
+        own = settings.tokenization
+        tokenization = None if own is None else Tokenization(await channel(own), own.timeout_s)
         metrics, stats = GatewayMetrics(meter()), ModelStats()
-        engines = await stack.enter_async_context(_engines(settings, metrics, stats))
+        engines = await stack.enter_async_context(_engines(settings, tokenization, metrics, stats))
         models = ServedModels(engines, settings.limits.models_fresh_s)
         admission = Admission(settings.limits.max_streams)
         pipeline = ChatPipeline(peers, engines, models, admission, _cache_salts(settings), settings.limits, metrics, stats)
-        servicer = GatewayServicer(settings.directory(), pipeline, peers, models)
+        servicer = GatewayServicer(settings.directory(), pipeline, peers, engines, models)
         yield (
             Registration(add_GatewayServiceServicer_to_server, servicer, SERVICE_NAME, AnyTenant()),
             Registration(add_GatewayStatsServiceServicer_to_server, StatsServicer(stats), STATS_SERVICE_NAME, STATS_CALLERS),
@@ -76,18 +78,25 @@ async def gateway(settings: GatewaySettings) -> AsyncIterator[Sequence[Registrat
 
 
 @asynccontextmanager
-async def _engines(settings: GatewaySettings, metrics: GatewayMetrics, stats: ModelStats) -> AsyncIterator[Engines]:
-    """Open the channels to the engines that are named, and, where a file names them, follow it."""
+async def _engines(
+    settings: GatewaySettings, own_tokenization: Tokenization | None, metrics: GatewayMetrics, stats: ModelStats
+) -> AsyncIterator[Engines]:
+    """Open the channels to the engines that are named and to their tokenization, and, where a file names them, follow it."""
     peer = settings.inference or PeerSettings(target=NO_TARGET, service="inference")
+    beside = settings.tokenization or PeerSettings(target=NO_TARGET, service="tokenization")
 
-    def open_engine(target: str) -> MeshChannel:
-        return MeshChannel(peer.model_copy(update={"target": target}), settings.server.tls)
+    def opening(peer: PeerSettings) -> Callable[[str], MeshChannel]:
+        return lambda target: MeshChannel(peer.model_copy(update={"target": target}), settings.server.tls)
 
     def follow(table: RouteTable) -> None:
         engines.follow(table)
         stats.keep(table.revisions)
 
-    engines = Engines(open_engine, peer.timeout_s)
+    engines = Engines(
+        RoutedChannels(opening(peer), lambda channel: Inference(channel, peer.timeout_s)),
+        RoutedChannels(opening(beside), lambda channel: Tokenization(channel, beside.timeout_s)),
+        own_tokenization,
+    )
     async with AsyncExitStack() as stack:
         stack.push_async_callback(engines.close)
         if settings.routes_file is None:

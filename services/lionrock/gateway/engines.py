@@ -1,71 +1,110 @@
-"""The engines behind the routes: a channel each, opened and closed as routes change, and the choice of one for each call.
+"""The engines behind the routes, and what knows their tokenizers: the choice of one for each answer, before its prompt is encoded.
 
-Knows channels and routes. Does not know where routes come from (routes_file.py) or what an answer is: generation.py asks for
-calls, and says when the engine of the last one will not do.
+Knows routes and the rule of choice. Does not know where routes come from (routes_file.py), how channels live (routed_channels.py)
+or what an answer is: generation.py asks for calls, and says when the engine of the last one will not do.
 
-An engine that leaves the routes gets no new calls; its channel is closed once the calls that run on it have ended.
+A prompt is encoded for one engine. Another one may take the answer over when it serves the same weights; while it has said nothing
+yet, its tokenizer must be the one that encoded the prompt (`EngineChoice.check_tokenizer`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from lionrock.chassis.channel import MeshChannel
 from lionrock.chassis.errors import MeshError
 from lionrock.gateway import errors
 from lionrock.gateway.generation import GenerateCall
 from lionrock.gateway.model_stats import AnswerStats
-from lionrock.gateway.peers import Deadline, Inference
+from lionrock.gateway.peers import Deadline, Inference, Tokenization
+from lionrock.gateway.routed_channels import RoutedChannels
 from lionrock.gateway.routes import Endpoint, ModelRoute, RouteTable, pick
 from lionrock.inference.v1 import inference_pb2 as inf
 
-DRAIN_S = 600.0
-"""Longest time that a channel out of the routes stays open: the longest deadline of a call. One without calls is closed at once."""
 LIST_TIMEOUT_S = 3.0
 """Of one engine among several: one that does not answer must not hold the list up."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Engine:
-    channel: MeshChannel
-    client: Inference
+class Chosen:
+    """The engine of one answer, and what encodes for it. Both can be called until the choice is given up, whatever routes say."""
+
+    model: str
+    tenant: str
+    endpoint: Endpoint
+    engine: Inference
+    tokenization: Tokenization
 
 
 class Engines:
     """All engines of a gateway. One event loop uses it. Close it at the end."""
 
-    def __init__(self, open_channel: Callable[[str], MeshChannel], timeout_s: float) -> None:
-        """`open_channel` of a target; `timeout_s`: of calls that are not answers."""
-        self._open_channel = open_channel
-        self._timeout_s = timeout_s
-        self._engines: Mapping[str, _Engine] = {}
-        self._draining: dict[asyncio.Task[None], MeshChannel] = {}
+    def __init__(
+        self,
+        engines: RoutedChannels[Inference],
+        tokenizations: RoutedChannels[Tokenization],
+        own_tokenization: Tokenization | None,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        """`own_tokenization`: for endpoints that name none; None: the gateway has none. `draw`: from [0, 1), evenly."""
+        self._engines = engines
+        self._tokenizations = tokenizations
+        self._own_tokenization = own_tokenization
+        self._draw = draw
         self.table = RouteTable()
         self.version = 0
         """Another one whenever the routes are others."""
 
     def follow(self, table: RouteTable) -> None:
         """Go by these routes from now on. Raises TlsFilesUnusable, and then goes by the former ones."""
-        opened = {target: self._opened(target) for target in sorted(table.targets - self._engines.keys())}
-        kept = {target: engine for target, engine in self._engines.items() if target in table.targets}
-        left = [engine for target, engine in self._engines.items() if target not in table.targets]
-        self._engines, self.table = {**kept, **opened}, table
+        engines, tokenizations = self._engines.opened(table.targets), self._tokenizations.opened(table.tokenizations)
+        self._engines.follow(table.targets, engines)
+        self._tokenizations.follow(table.tokenizations, tokenizations)
+        self.table = table
         self.version += 1
-        for engine in left:
-            self._drain(engine.channel)
 
-    def answering(self, model: str, tenant: str, deadline: Deadline, stats: AnswerStats) -> EngineChoice:
-        """Return what makes the Generate calls of one answer. Raises ModelNotFound."""
-        if self.table.route(model, tenant) is None:
+    @contextmanager
+    def choose(self, model: str, tenant: str) -> Iterator[Chosen]:
+        """Choose an engine by weight. Raises ModelNotFound, InferenceUnavailable and TokenizationUnavailable."""
+        endpoint = pick(self.endpoints(model, tenant), self._draw())
+        if endpoint is None:
+            raise no_endpoint()
+        with ExitStack() as holding:
+            tokenization = self._tokenization(endpoint, holding)
+            yield Chosen(model, tenant, endpoint, holding.enter_context(self._engines.held(endpoint.target)), tokenization)
+
+    @contextmanager
+    def tokenizing(self, model: str, tenant: str) -> Iterator[Tokenization]:
+        """Have what encodes for a model, also while no engine of it takes requests. Raises like choose."""
+        endpoints = self.endpoints(model, tenant)
+        endpoint = pick(endpoints, self._draw()) or next(iter(endpoints), None)
+        with ExitStack() as holding:
+            if endpoint is not None:
+                yield self._tokenization(endpoint, holding)
+            elif self._own_tokenization is not None:
+                yield self._own_tokenization
+            else:
+                raise no_endpoint()
+
+    def endpoints(self, model: str, tenant: str) -> Sequence[Endpoint]:
+        """Return where a model is answered for a tenant. Raises ModelNotFound."""
+        route = self.table.route(model, tenant)
+        if route is None:
             raise no_such_model()
-        return EngineChoice(self, model, tenant, deadline, stats)
+        return route.endpoints
 
     def client(self, target: str) -> Inference:
         """Return the client of an engine that the present routes name."""
-        return self._engines[target].client
+        return self._engines.client(target)
+
+    def tokenization(self, endpoint: Endpoint) -> Tokenization:
+        """Return what encodes for an endpoint of the present routes. Raises TokenizationUnavailable."""
+        if endpoint.tokenization is not None:
+            return self._tokenizations.client(endpoint.tokenization)
+        return self._own()
 
     async def list_models(self, deadline: Deadline) -> Sequence[inf.ServedModel]:
         """Return what is served, by name. With routes, a model that no engine speaks for now is one that is not ready.
@@ -82,12 +121,7 @@ class Engines:
 
     async def close(self) -> None:
         """End every channel and the calls on them."""
-        draining = dict(self._draining)
-        for task in draining:
-            task.cancel()
-        await asyncio.gather(*draining, return_exceptions=True)
-        channels = [*draining.values(), *(engine.channel for engine in self._engines.values())]
-        await asyncio.gather(*(channel.close() for channel in channels))
+        await asyncio.gather(self._engines.close(), self._tokenizations.close())
 
     async def _list(self, target: str, deadline: Deadline) -> Mapping[str, inf.ServedModel]:
         try:
@@ -96,32 +130,30 @@ class Engines:
             return {}
         return {model.identity.model: model for model in models}
 
-    def _opened(self, target: str) -> _Engine:
-        channel = self._open_channel(target)
-        channel.get_state(try_to_connect=True)  # so that the first question does not pay for the handshake
-        return _Engine(channel, Inference(channel, self._timeout_s))
+    def _tokenization(self, endpoint: Endpoint, holding: ExitStack) -> Tokenization:
+        if endpoint.tokenization is not None:
+            return holding.enter_context(self._tokenizations.held(endpoint.tokenization))
+        return self._own()
 
-    def _drain(self, channel: MeshChannel) -> None:
-        task = asyncio.create_task(channel.close(DRAIN_S), name="lionrock-drain")
-        self._draining[task] = channel
-        task.add_done_callback(lambda done: self._draining.pop(done, None))
+    def _own(self) -> Tokenization:
+        if self._own_tokenization is None:
+            raise errors.TokenizationUnavailable(
+                "nothing is named that encodes for the model", metadata={"peer_reason": "NO_ENDPOINT"}, retry_after_s=1.0
+            )
+        return self._own_tokenization
 
 
 class EngineChoice:
-    """Makes the Generate calls of one answer: each on an engine that has not failed it, of the same revision if there is one."""
+    """Makes the Generate calls of one answer: the first on the chosen engine, others on engines that have not failed it.
+
+    Of those it prefers the revision of the last one.
+    """
 
     def __init__(
-        self,
-        engines: Engines,
-        model: str,
-        tenant: str,
-        deadline: Deadline,
-        stats: AnswerStats,
-        draw: Callable[[], float] = random.random,
+        self, engines: Engines, chosen: Chosen, deadline: Deadline, stats: AnswerStats, draw: Callable[[], float] = random.random
     ) -> None:
         self._engines = engines
-        self._model = model
-        self._tenant = tenant
+        self._chosen = chosen
         self._deadline = deadline
         self._stats = stats
         self._draw = draw
@@ -130,16 +162,35 @@ class EngineChoice:
         self._unfit: set[str] = set()
 
     def start(self, request: inf.GenerateRequest) -> GenerateCall:
-        """Start a call: the first by weight, a further one elsewhere if there is an elsewhere. Raises InferenceUnavailable."""
-        endpoint = self._first() if self._last is None else self._next()
+        """Start a call: the first where the prompt was encoded for, a further one elsewhere if there is an elsewhere.
+
+        Raises InferenceUnavailable.
+        """
+        first = self._last is None
+        endpoint = self._chosen.endpoint if first else self._next()
         if endpoint is None:
-            raise errors.InferenceUnavailable(
-                "no engine serves the model now", metadata={"peer_reason": "NO_ENDPOINT"}, retry_after_s=1.0
-            )
+            raise no_endpoint()
         self._last = endpoint
         self._tried.add(endpoint.target)
         self._stats.asked(endpoint.revision)
-        return self._engines.client(endpoint.target).generate(request, self._deadline)
+        engine = self._chosen.engine if first else self._engines.client(endpoint.target)
+        return engine.generate(request, self._deadline)
+
+    async def check_tokenizer(self, tokenizer_digest: str) -> None:
+        """Make sure that the engine that took the sequence has the tokenizer that encoded it, before anything it says is used.
+
+        Only where another than the chosen one took it is there anything to ask. Raises InferenceUnavailable when it has not, and
+        what Tokenization raises.
+        """
+        first, last = self._chosen.endpoint, self._last
+        assert last is not None, "an engine was asked"
+        if last.tokenization == first.tokenization:
+            return
+        if last.tokenization is not None and last.tokenization not in self._engines.table.tokenizations:
+            raise another_tokenizer()
+        tokenization = self._engines.tokenization(last)
+        if await tokenization.digest(self._chosen.model, self._deadline) != tokenizer_digest:
+            raise another_tokenizer()
 
     def elsewhere(self) -> bool:
         """Whether an engine is left that this answer has not been tried on."""
@@ -152,9 +203,6 @@ class EngineChoice:
         self._stats.withdrawn()
         return bool(self._candidates())
 
-    def _first(self) -> Endpoint | None:
-        return pick(self._candidates(), self._draw())
-
     def _next(self) -> Endpoint | None:
         assert self._last is not None, "an engine was asked"
         candidates = self._candidates()
@@ -166,13 +214,25 @@ class EngineChoice:
         return pick(alike, self._draw()) or next(iter(alike), None)
 
     def _candidates(self) -> list[Endpoint]:
-        route: ModelRoute | None = self._engines.table.route(self._model, self._tenant)
+        route: ModelRoute | None = self._engines.table.route(self._chosen.model, self._chosen.tenant)
         return [] if route is None else [endpoint for endpoint in route.endpoints if endpoint.target not in self._unfit]
 
 
 def no_such_model() -> errors.ModelNotFound:
     """Return what a caller hears of a model that is not served, and of one that is not theirs."""
     return errors.ModelNotFound("no such model is served")
+
+
+def no_endpoint() -> errors.InferenceUnavailable:
+    """Return what a caller hears of a model that no engine takes requests for."""
+    return errors.InferenceUnavailable("no engine serves the model now", metadata={"peer_reason": "NO_ENDPOINT"}, retry_after_s=1.0)
+
+
+def another_tokenizer() -> errors.InferenceUnavailable:
+    """Return what a caller hears when another revision took the prompt over, and reads its ids otherwise."""
+    return errors.InferenceUnavailable(
+        "the model changed before the answer began", metadata={"peer_reason": "MODEL_CHANGED"}, retry_after_s=0.1
+    )
 
 
 def _merged(model: str, route: ModelRoute, told: Mapping[str, Mapping[str, inf.ServedModel]]) -> inf.ServedModel:

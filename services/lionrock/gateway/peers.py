@@ -110,6 +110,12 @@ class Tokenization:
             )
         return response.tokens
 
+    async def digest(self, model: str, deadline: Deadline) -> str:
+        """Return the digest of a model's tokenizer."""
+        request = tok.GetTokenizerRequest(model=model)
+        with translated(from_tokenization):
+            return (await self._stub.GetTokenizer(request, timeout=deadline.left_s(self._timeout_s))).tokenizer_digest
+
     def decode_answer(self, context: ctx.RequestContext, model: str, tokenizer_digest: str, deadline: Deadline) -> Decoding:
         """Open the stream that turns ids into text, with the tokenizer that encoded the prompt and no other."""
         opening = tok.DecodeRequest(open=tok.DecodeOpen(context=context, model=model, tokenizer_digest=tokenizer_digest))
@@ -162,8 +168,7 @@ class AuditLog:
 
 @dataclass(frozen=True, slots=True)
 class Peers:
-    """The inner services of one gateway, but for the engines, of which there may be many (engines.py)."""
+    """The inner services of one gateway, but for engines and their tokenization, of which there may be many (engines.py)."""
 
     guardrails: Guardrails
-    tokenization: Tokenization
     audit: AuditLog

@@ -1,6 +1,6 @@
-"""The way of one question through the mesh. Read `_answer` from top to bottom.
+"""The way of one question through the mesh. Read `_answer_from` from top to bottom.
 
-    admission → authorization → guardrails Inspect ∥ tokenization Encode → audit INTENT ∥ engine prefill
+    admission → authorization → choice of an engine → guardrails Inspect ∥ tokenization Encode → audit INTENT ∥ engine prefill
     → (ids → text → guardrails → client)* → audit OUTCOME → `finished` with its receipt
 
 Knows the order and what may overlap. Does not know wires (servicer.py), retries of the engine (generation.py), how text is released
@@ -41,7 +41,7 @@ from lionrock.gateway.context import (
     engine_sampling,
     request_context,
 )
-from lionrock.gateway.engines import Engines
+from lionrock.gateway.engines import Chosen, EngineChoice, Engines
 from lionrock.gateway.generation import Generation, ResumePolicy
 from lionrock.gateway.model_stats import AnswerStats, ModelStats
 from lionrock.gateway.peers import Deadline, Peers
@@ -151,19 +151,26 @@ class ChatPipeline:
         await self._idle.wait()
 
     async def _answer(self, turn: Turn) -> None:
-        record = turn.record
         model = await self._authorize(turn)
-        prompt = await self._prepare(turn, model)
+        with self._engines.choose(model, turn.principal.tenant.name) as chosen:
+            await self._answer_from(chosen, turn)
+
+    async def _answer_from(self, chosen: Chosen, turn: Turn) -> None:
+        record, model = turn.record, chosen.model
+        prompt = await self._prepare(turn, chosen)
         record.answer_verdict = Verdict()
         stops = bool(turn.params.stop) and await self._models.offers(model, "stop", turn.deadline)
-        generation = self._generation(turn, model, prompt, stops=stops)
-        async with generation, self._text(turn, model, prompt) as text:
+        stats = turn.engine_stats = self._stats.answer(model)
+        choice = EngineChoice(self._engines, chosen, turn.deadline, stats)
+        generation = self._generation(turn, choice, model, prompt, stops=stops)
+        async with generation, self._text(turn, chosen, prompt) as text:
             try:
                 # The engine prefills already. Nothing it says goes further before the intent is durable.
                 record.intent = asyncio.create_task(self._append_intent(turn, model, prompt))
                 intent = await asyncio.shield(record.intent)
                 with stage("gateway.await_engine"):
                     record.engine = with_tokenizer(await generation.started(), prompt.tokenizer_digest)
+                    await choice.check_tokenizer(prompt.tokenizer_digest)
                     await text.opened()
                 await turn.send(started(record, record.engine, turn.params.seed, prompt.verdict))
                 with stage("gateway.stream"):
@@ -212,12 +219,12 @@ class ChatPipeline:
         permit(turn.principal, asked)
         return await self._models.resolve(turn.principal, turn.request.model, turn.deadline)
 
-    async def _prepare(self, turn: Turn, model: str) -> Prompt:
+    async def _prepare(self, turn: Turn, chosen: Chosen) -> Prompt:
         """Judge and encode side by side. The encoding of a text that gets masked is thrown away: most texts are not."""
-        context, deadline = turn.record.context, turn.deadline
+        context, deadline, model, tokenization = turn.record.context, turn.deadline, chosen.model, chosen.tokenization
         messages: Sequence[chat.ChatMessage] = turn.request.messages
         with stage("gateway.prepare"):
-            async with _beside(self._peers.tokenization.encode(context, model, messages, deadline)) as encoding:
+            async with _beside(tokenization.encode(context, model, messages, deadline)) as encoding:
                 judged = await self._peers.guardrails.inspect_prompt(context, messages, deadline)
                 verdict = turn.record.prompt_verdict = prompt_verdict(judged)
                 refuse_what_the_policy_refuses(judged)
@@ -226,10 +233,10 @@ class ChatPipeline:
                 else:
                     messages = masked(messages, judged)
                     encoding.cancel()
-                    encoded = await self._peers.tokenization.encode(context, model, messages, deadline)
+                    encoded = await tokenization.encode(context, model, messages, deadline)
         return Prompt(messages, verdict, encoded.token_ids, encoded.tokenizer_digest)
 
-    def _generation(self, turn: Turn, model: str, prompt: Prompt, *, stops: bool) -> Generation:
+    def _generation(self, turn: Turn, choice: EngineChoice, model: str, prompt: Prompt, *, stops: bool) -> Generation:
         request = inf.GenerateRequest(
             context=turn.record.context,
             model=model,
@@ -240,8 +247,6 @@ class ChatPipeline:
         if turn.request.HasField("constraint"):
             request.constraint.CopyFrom(turn.request.constraint)
         policy = ResumePolicy(self._limits.max_resumptions, self._limits.resume_window_s)
-        turn.engine_stats = self._stats.answer(model)
-        choice = self._engines.answering(model, turn.principal.tenant.name, turn.deadline, turn.engine_stats)
         return Generation(
             choice.start,
             request,
@@ -251,9 +256,10 @@ class ChatPipeline:
             reject=choice.reject,
         )
 
-    def _text(self, turn: Turn, model: str, prompt: Prompt) -> AnswerText:
+    def _text(self, turn: Turn, chosen: Chosen, prompt: Prompt) -> AnswerText:
+        """Open the streams of the answer's text. It is decoded where the prompt was encoded, whichever engine goes on with it."""
         context, deadline = turn.record.context, turn.deadline
-        decoding = self._peers.tokenization.decode_answer(context, model, prompt.tokenizer_digest, deadline)
+        decoding = chosen.tokenization.decode_answer(context, chosen.model, prompt.tokenizer_digest, deadline)
         guarding = self._peers.guardrails.guard_answer(context, deadline)
         assert turn.record.answer_verdict is not None
         return AnswerText(decoding, guarding, turn.params.stop, turn.record.answer_verdict)

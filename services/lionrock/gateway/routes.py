@@ -6,7 +6,8 @@ Knows the document and the rule of choice; does no I/O, opens nothing. The docum
                                            "tokenization": "dns:///m-r-tok.ns.svc:50052"}], "tenant": null}}}
 
 A weight is a share of the new requests; an endpoint of weight 0 gets none, and only continues answers that others lost. With a
-tenant the model is that tenant's alone. An endpoint without `tokenization` has that of the gateway's own settings. Nothing unknown is passed over: it might be a restriction.
+tenant the model is that tenant's alone. An endpoint without `tokenization` has that of the gateway's own settings. Nothing unknown
+is passed over: it might be a restriction.
 """
 
 from __future__ import annotations

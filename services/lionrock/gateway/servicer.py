@@ -16,6 +16,7 @@ from lionrock.common.v1 import context_pb2 as ctx
 from lionrock.gateway import errors
 from lionrock.gateway.authorization import AccessRequest, Action
 from lionrock.gateway.context import request_context
+from lionrock.gateway.engines import Engines
 from lionrock.gateway.peers import Deadline, Peers
 from lionrock.gateway.pipeline import ChatPipeline
 from lionrock.gateway.refusals import permit
@@ -30,10 +31,13 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class GatewayServicer(GatewayServiceServicer):
     """The RPCs of gateway.proto."""
 
-    def __init__(self, directory: TenantDirectory, pipeline: ChatPipeline, peers: Peers, models: ServedModels) -> None:
+    def __init__(
+        self, directory: TenantDirectory, pipeline: ChatPipeline, peers: Peers, engines: Engines, models: ServedModels
+    ) -> None:
         self._directory = directory
         self._pipeline = pipeline
         self._peers = peers
+        self._engines = engines
         self._models = models
 
     async def Chat(self, request: gw.ChatRequest, context: Context) -> None:  # type: ignore[override]  # noqa: N802
@@ -48,7 +52,8 @@ class GatewayServicer(GatewayServiceServicer):
         principal, deadline = self._caller()
         permit(principal, AccessRequest(Action.COUNT_TOKENS, model=request.model or None))
         model = await self._models.resolve(principal, request.model, deadline)
-        tokens = await self._peers.tokenization.count(_context(principal), model, request.messages, deadline)
+        with self._engines.tokenizing(model, principal.tenant.name) as tokenization:
+            tokens = await tokenization.count(_context(principal), model, request.messages, deadline)
         return gw.CountTokensResponse(tokens=tokens)
 
     async def ListModels(self, request: gw.ListModelsRequest, context: Context) -> gw.ListModelsResponse:  # noqa: N802

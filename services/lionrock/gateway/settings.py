@@ -138,7 +138,9 @@ class GatewaySettings(ServiceSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix="LIONROCK_GATEWAY_", env_nested_delimiter="__")
 
-    tokenization: PeerSettings
+    tokenization: PeerSettings | None = Field(
+        default=None, description="what encodes and decodes for engines whose routes name no tokenization; unset: there are none"
+    )
     inference: PeerSettings | None = Field(
         default=None, description="the one engine that answers for every model; unset: engines are learnt from routes_file"
     )
@@ -161,6 +163,8 @@ class GatewaySettings(ServiceSettings):
     def _engines_are_named_once(self) -> Self:
         if (self.inference is None) == (self.routes_file is None):
             raise ValueError("state either inference, the one engine, or routes_file, which names the engines of each model")
+        if self.routes_file is None and self.tokenization is None:
+            raise ValueError("state tokenization: only a routes_file can name that of each engine")
         return self
 
     @model_validator(mode="after")
