@@ -37,11 +37,13 @@ def labels(release: Any) -> dict[str, dict[str, str]]:
 
 
 HEAD = {"app.kubernetes.io/part-of": "lionrock", "lionrock.io/role": "head"}
+TOKENIZATION = {"app.kubernetes.io/part-of": "lionrock", "lionrock.io/role": "tokenization"}
 CALLS = {
     ("gateway", "tokenization", 50052),
     ("gateway", "guardrails", 50054),
     ("gateway", "audit", 50055),
     ("gateway", "head", 50053),
+    ("gateway", "models-tokenization", 50052),
     ("operator", "head", 50054),
     ("test", "gateway", 50051),
 }
@@ -50,14 +52,15 @@ CALLS = {
 @pytest.mark.parametrize("case", ["minimal", "everything"])
 def test_exactly_the_calls_of_the_mesh_pass(render: Callable[..., Any], case: str) -> None:
     release = render(case)
-    pods = {**labels(release), "head": HEAD}
+    pods = {**labels(release), "head": HEAD, "models-tokenization": TOKENIZATION}
+    by_operator = ("head", "models-tokenization")
     found = set()
     for caller, own in pods.items():
         for called, other in pods.items():
             for port in (50051, 50052, 50053, 50054, 50055, 8081, 8080, 8265):
-                if caller == "head" or not passes(release, "Egress", own, other, port):
+                if caller in by_operator or not passes(release, "Egress", own, other, port):
                     continue
-                if called == "head" or passes(release, "Ingress", other, own, port):
+                if called in by_operator or passes(release, "Ingress", other, own, port):
                     found.add((caller, called, port))
     assert found == CALLS
 

@@ -22,6 +22,17 @@ CHART = ROOT / "charts" / "lionrock"
 CASES = [*sorted((CHART / "ci").glob("*.yaml")), ROOT / "charts" / "development.yaml"]
 
 
+@pytest.mark.parametrize("unset", ["models=null", "models={}", "tokenization.enabled=false"])
+def test_without_models_of_its_own_the_mesh_has_no_tokenization(render: Callable[..., Any], unset: str) -> None:
+    release = render("minimal", unset, "modelVolume=null")
+    names = {each["metadata"]["name"] for each in release.objects}
+    assert "lionrock-gateway" in names
+    assert not any("tokenization" in name for name in names)
+    assert "tokenization" not in release.settings("gateway")
+    with pytest.raises(Exception, match="models: which models"):
+        render("minimal", "models=null", "tokenization.enabled=true")
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda path: path.stem)
 def test_the_chart_lints_strictly(helm: Callable[..., str], case: Path) -> None:
     assert "0 chart(s) failed" in helm("lint", "--strict", CHART, "--values", case)
@@ -46,7 +57,6 @@ def test_the_chart_of_the_resources_lints_strictly(helm: Callable[..., str]) -> 
         ("audit.settings.max_batch=0", ["audit/settings/max_batch"]),
         ('certificates.mode="vault"', ["certificates/mode"]),
         ('models={"smollm2":"../../etc"}', ["models/smollm2"]),
-        ("models={}", ["models"]),
         ('image.digests={"gateway":"sha256:1"}', ["image/digests/gateway"]),
         ('image.digests={"redis":"sha256:1"}', ["image/digests", "redis"]),
         ("telemetry.sampleRatio=2", ["telemetry/sampleRatio"]),
@@ -71,6 +81,8 @@ def test_a_wrong_value_is_refused_by_its_name(render: Callable[..., Any], wrong:
         ('telemetry.otlpEndpoint="https://collector:4317"', "telemetry.otlpPeers"),
         ('test.tenant="retail"', "test.tenant"),
         ("kuberay.enabled=true", "package_chart.py"),
+        ("modelVolume={}", "modelVolume"),
+        ("modelVolume=null", "modelVolume"),
     ],
 )
 def test_values_that_do_not_fit_together_are_refused_with_what_to_do(render: Callable[..., Any], wrong: str, words: str) -> None:
@@ -79,7 +91,7 @@ def test_values_that_do_not_fit_together_are_refused_with_what_to_do(render: Cal
     assert words in str(refused.value)
 
 
-@pytest.mark.parametrize("missing", ["territories", "tenants", "models", "modelVolume"])
+@pytest.mark.parametrize("missing", ["territories", "tenants"])
 def test_what_has_no_default_must_be_stated(render: Callable[..., Any], missing: str) -> None:
     with pytest.raises(Exception, match=missing):
         render("minimal", f"{missing}=null")

@@ -25,6 +25,27 @@
 {{- printf "%s-%s" .Release.Namespace (include "lionrock.fullname" .) -}}
 {{- end -}}
 
+{{/* Whether the mesh has a tokenization of its own, "true" or empty. Models that the operator runs bring theirs. */}}
+{{- define "lionrock.owntokenization" -}}
+{{- $enabled := .Values.tokenization.enabled -}}
+{{- if kindIs "invalid" $enabled }}{{ $enabled = not (empty .Values.models) }}{{ end -}}
+{{- if $enabled -}}
+{{- if not .Values.models }}{{ fail "models: which models has tokenization? (or tokenization.enabled=false)" }}{{ end -}}
+{{- if not .Values.modelVolume }}{{ fail "modelVolume: where are the files of models? (or tokenization.enabled=false)" }}{{ end -}}
+true
+{{- end -}}
+{{- end -}}
+
+{{/* Services that the gateway calls in the mesh itself, as JSON. */}}
+{{- define "lionrock.innerservices" -}}
+{{- toJson (concat (ternary (list "tokenization") list (eq (include "lionrock.owntokenization" .) "true")) (list "guardrails" "audit")) -}}
+{{- end -}}
+
+{{/* All services of the mesh, as JSON. */}}
+{{- define "lionrock.services" -}}
+{{- toJson (concat (list "gateway") (include "lionrock.innerservices" . | fromJsonArray)) -}}
+{{- end -}}
+
 {{/* What selects the pods of a component. Takes (list $ component). */}}
 {{- define "lionrock.selector" -}}
 app.kubernetes.io/name: {{ include "lionrock.name" (index . 0) }}

@@ -35,7 +35,7 @@ telemetry:
 
 {{- define "lionrock.settings.gateway" -}}
 {{- $root := . -}}
-{{- range $peer := list "tokenization" "guardrails" "audit" }}
+{{- range $peer := include "lionrock.innerservices" . | fromJsonArray }}
 {{ $peer }}:
   target: dns:///{{ include "lionrock.component" (list $root $peer) }}.{{ $root.Release.Namespace }}.svc:{{ include "lionrock.port" $peer }}
   service: {{ $peer }}

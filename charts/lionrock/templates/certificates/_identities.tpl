@@ -1,6 +1,6 @@
 {{/* Components that have a certificate of their own, as JSON. */}}
 {{- define "lionrock.identities" -}}
-{{- $identities := list "gateway" "tokenization" "guardrails" "audit" -}}
+{{- $identities := include "lionrock.services" . | fromJsonArray -}}
 {{- toJson $identities -}}
 {{- end -}}
 

@@ -14,6 +14,7 @@ trust_domain: {{ .Values.trustDomain }}
 listen: "[::]:{{ include "lionrock.operatorport" . }}"
 territories: {{ toJson .Values.territories }}
 engine_images: {{ toJson .Values.operator.engineImages }}
+images: {tokenization: {{ include "lionrock.image" (list . "tokenization") | quote }}}
 gang: {by: {{ .Values.operator.gang }}}
 certificates: {{ toJson $certificates }}
 lease: {name: {{ include "lionrock.component" (list . "operator") }}}
