@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from simulated_cluster import NAMESPACE, SimulatedCluster
 
-from lionrock.operator.resources import ObjectKey
+from lionrock.operator.resources import NodeName, ObjectKey
 
 NODES = [f"npu-{number}" for number in range(4)] + [f"mlu-{number}" for number in range(2)]
 MODELS = ["m0", "m1", "m2"]
@@ -89,8 +89,8 @@ def happen(cluster: SimulatedCluster, event: tuple[str, Any, Any]) -> None:
         case ("stranger", node, chips):
             cluster.delete("Pod", "others", f"stranger-{node}", grace_s=0)
             resource = "huawei.com/Ascend910" if node.startswith("npu") else "cambricon.com/mlu"
-            taken = sum(slot.chips for slots in cluster.world.slots_on(node).values() for slot in slots)  # type: ignore[arg-type]
-            if ("Node", "", node) in cluster.objects and 0 < chips <= 8 - taken:
+            free = cluster.world.chips(NodeName(node), resource).free
+            if ("Node", "", node) in cluster.objects and 0 < chips <= free:
                 cluster.add_foreign_pod(f"stranger-{node}", node, chips, resource)
         case ("delete pool", name, _):
             cluster.delete("ChipPool", "", name)
