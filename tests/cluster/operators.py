@@ -227,6 +227,7 @@ class Place:
 
 CHILD_KINDS = (
     ("ray.io/v1", "RayService"),
+    ("apps/v1", "Deployment"),
     ("v1", "Service"),
     ("v1", "ConfigMap"),
     ("policy/v1", "PodDisruptionBudget"),

@@ -75,6 +75,7 @@ def test_what_others_change_of_a_child_is_put_right(place: Place, operator: Test
         ("Service", {"spec": {"ports": [{"name": "grpc", "port": 1, "targetPort": 1}]}}),
         ("Service", {"spec": {"ports": [{"name": "grpc", "port": 50053}, {"name": "more", "port": 1}]}}),
         ("NetworkPolicy", {"spec": {"egress": [{}]}}),
+        ("Deployment", {"spec": {"replicas": 0, "minReadySeconds": 0}}),
         ("PodDisruptionBudget", {"spec": {"unhealthyPodEvictionPolicy": "IfHealthyBudget"}}),
         ("RayService", {"spec": {"rayClusterConfig": {"workerGroupSpecs": []}}}),
     ):
