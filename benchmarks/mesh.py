@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,28 +92,25 @@ class EngineAlone:
     """Runs in a Ray actor: the shard group and the engine's public asynchronous interface, nothing around it."""
 
     def __init__(self, config: dict[str, Any], name: str) -> None:
-        from lionrock.inference.deployment import rank_settings
+        from lionrock.inference.backends.choice import engine_backend
+        from lionrock.inference.placement import place
+        from lionrock.inference.serve_application import rank_settings
         from lionrock.inference.served_model import describe_model
+        from lionrock.inference.shard_actors import actor_group_builder
+        from lionrock.inference.sharding import ShardGroup
 
-        settings = InferenceSettings(**config)
-        self._settings = settings
-        self._model = describe_model(name, settings.models[name])
-        self._ranks = rank_settings(self._model, settings)
-        self._engine: Any = None
+        settings = InferenceSettings(**config).application(name)
+        model = describe_model(name, settings.model)
+        self._builder = builder = actor_group_builder(rank_settings(model, settings), settings.health, place(settings.model))
+
+        async def start(on_lost: Callable[[str], None]) -> ShardGroup:
+            return await builder.build(lambda _, reason: on_lost(reason))
+
+        self._engine = engine_backend(model, settings, start)
 
     async def start(self) -> None:
         """Build the group."""
-        from lionrock.inference.engine.async_engine import AsyncEngine
-        from lionrock.inference.engine.engine import Engine, EngineLimits
-        from lionrock.inference.shard_actors import start_group
-
-        group = await start_group(self._ranks, self._settings.health, lambda *_: None)
-        limits = self._model.settings.limits
-        engine = Engine(
-            group, EngineLimits(limits.max_running, limits.max_waiting, limits.max_step_tokens, limits.max_answer_tokens)
-        )
-        self._engine = AsyncEngine(engine)
-        self._engine.start()
+        await self._engine.start(lambda reason: sys.exit(f"the engine alone lost its ranks: {reason}"))
 
     async def ask(self, prompts: Sequence[tuple[int, ...]], max_tokens: int) -> list[Heard]:
         """Answer all prompts at once."""
@@ -125,16 +122,21 @@ class EngineAlone:
 
         request = Request(RequestId(uuid7()), prompt, Sampling(max_tokens=max_tokens, ignore_eos=True))
         begun, first_s, tokens = time.perf_counter(), 0.0, 0
-        async for output in self._engine.generate(request):
-            if output.token_ids and not tokens:
-                first_s = time.perf_counter() - begun
-            tokens += len(output.token_ids)
+        stream = self._engine.submit(request)
+        try:
+            async for output in stream:
+                if output.token_ids and not tokens:
+                    first_s = time.perf_counter() - begun
+                tokens += len(output.token_ids)
+        finally:
+            stream.close()
         return Heard(first_s, time.perf_counter() - begun, tokens)
 
 
 @asynccontextmanager
 async def engine_alone(mesh: Mesh, name: str) -> AsyncIterator[Any]:
     """Start the engine in a Ray cluster of its own, with the mesh's settings of the model and its certificates."""
+    from lionrock.inference import placement
     from lionrock.inference.ray_cluster import RayCluster, prepare_environment
 
     config = yaml.safe_load((mesh.state / "config" / "inference.yaml").read_text())
@@ -147,13 +149,12 @@ async def engine_alone(mesh: Mesh, name: str) -> AsyncIterator[Any]:
     try:
 
         def place() -> Any:
+            # Here, because Ray reads its settings when it is imported, and starting the cluster writes them.
             import ray
             from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-            # Here, because Ray reads its settings when it is imported, and starting the cluster writes them.
-            from lionrock.inference.shard_actors import bundles
-
-            group = ray.util.placement_group(bundles("cpu", ranks), strategy="PACK")
+            wanted = placement.place(settings.models[name])
+            group = ray.util.placement_group([dict(bundle) for bundle in wanted.bundles], strategy=wanted.strategy)
             ray.get(group.ready(), timeout=60)
             strategy = PlacementGroupSchedulingStrategy(
                 placement_group=group, placement_group_bundle_index=0, placement_group_capture_child_tasks=True
