@@ -25,7 +25,7 @@ from lionrock.operator.tokenization import tokenization_name
 POD_NAME: Final = "authentication.kubernetes.io/pod-name"
 POD_UID: Final = "authentication.kubernetes.io/pod-uid"
 USAGES: Final = frozenset({"digital signature", "server auth", "client auth"})
-MAX_LIFETIME_S: Final = 7 * 24 * 3600
+MAX_LIFETIME_S: Final = 90 * 24 * 3600
 MIN_LIFETIME_S: Final = 600  # the API server's own bound
 RAY_CLUSTER_LABEL: Final = "ray.io/cluster"
 SERVICES: Final = MappingProxyType({"head": "inference", "worker": "inference", TOKENIZATION_ROLE: "tokenization"})

@@ -59,7 +59,7 @@ class Enrolment:
     dns_names: tuple[str, ...] = ()
     """Beside <service>.lionrock.internal."""
     signer: str = "lionrock.io/mesh"
-    lifetime_s: int = 7 * 24 * 3600
+    lifetime_s: int = 90 * 24 * 3600
     timeout_s: float = 300.0
     directory: Path = Path("/run/lionrock/tls")
     authority_file: Path | None = None
@@ -252,7 +252,7 @@ def _parse(argv: Sequence[str]) -> Enrolment:
     add("--address", required=True, help="IP address of the pod")
     add("--dns-name", dest="dns_names", action="append", metavar="NAME", help="a further DNS name; may be repeated")
     add("--signer", help="signerName of the request (default: lionrock.io/mesh)")
-    add("--lifetime-s", type=int, help="life of the certificate, at least that of the pod (default: 604800)")
+    add("--lifetime-s", type=int, help="life of the certificate, at least that of the pod (default: 7776000, 90 days)")
     add("--timeout-s", type=float, help="longest wait for the certificate (default: 300)")
     add("--directory", type=Path, help="where tls.crt, tls.key and ca.crt go (default: /run/lionrock/tls)")
     add("--authority", dest="authority_file", type=Path, help="authorities to trust, PEM; unset: the root that the signer gives")
