@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import threading
@@ -26,6 +27,7 @@ def main() -> int:
     told_to_end = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: told_to_end.set())
+    logging.getLogger("kubernetes").setLevel(logging.ERROR)  # its informer tells what ours has told already
     telemetry = start_telemetry("operator", settings.telemetry, [PrometheusMetricReader()])
     measured = OperatorMetrics(meter())
     try:

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from lionrock.operator.actions import Decision, Delete, Key, Kind, Manifest, ObjectRef, Patch, RandomSecret
 from lionrock.operator.api_errors import ApiError, Conflict, NotFound, Refused
-from lionrock.operator.api_resources import Resource, resource_of, resource_of_manifest
+from lionrock.operator.api_resources import CHIP_POOL, Resource, resource_of, resource_of_manifest
 from lionrock.operator.cluster import Cluster, Object
 from lionrock.operator.event_recorder import EventRecorder
 from lionrock.operator.metadata import API_VERSION
@@ -155,6 +155,9 @@ class Effects:
 
     def _apply(self, manifest: Manifest) -> None:
         ref, resource = _ref(manifest), resource_of_manifest(manifest)
+        if resource is CHIP_POOL and "spec" in manifest:
+            self._propose(resource, manifest)
+            return
         digest = hashlib.blake2b(json.dumps(manifest, sort_keys=True).encode(), digest_size=16).digest()
         version = self._observers.version(resource, ref.namespace or None, ref.name)
         with self._lock:
@@ -176,6 +179,17 @@ class Effects:
                 self._overwritten.move_to_end(ref)
                 if len(self._overwritten) > REMEMBERED:
                     self._overwritten.popitem(last=False)
+        self._observed(resource, body)
+
+    def _propose(self, resource: Resource, manifest: Manifest) -> None:
+        """Make a pool that its owner may change from then on: its spec is not applied, so nothing that is applied later removes it."""
+        self._fence()
+        try:
+            body = self._cluster.create(manifest)
+        except Conflict as error:
+            if error.reason != "AlreadyExists":
+                raise
+            return
         self._observed(resource, body)
 
     def _overwrite(self, resource: Resource, ref: ObjectRef, manifest: Manifest) -> Object:
