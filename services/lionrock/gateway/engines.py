@@ -115,20 +115,15 @@ class Engines:
         if table.only is not None:
             return await self.client(table.only.target).list_models(deadline)
         targets = sorted(table.targets)
-        answers = await asyncio.gather(*(self._list(target, deadline) for target in targets))
+        with ExitStack() as holding:  # routes may change while they answer
+            engines = [holding.enter_context(self._engines.held(target)) for target in targets]
+            answers = await asyncio.gather(*(_list(engine, deadline) for engine in engines))
         told = dict(zip(targets, answers, strict=True))
         return [_merged(model, table.models[model], told) for model in sorted(table.models)]
 
     async def close(self) -> None:
         """End every channel and the calls on them."""
         await asyncio.gather(self._engines.close(), self._tokenizations.close())
-
-    async def _list(self, target: str, deadline: Deadline) -> Mapping[str, inf.ServedModel]:
-        try:
-            models = await self.client(target).list_models(Deadline.after(deadline.left_s(LIST_TIMEOUT_S)))
-        except MeshError:
-            return {}
-        return {model.identity.model: model for model in models}
 
     def _tokenization(self, endpoint: Endpoint, holding: ExitStack) -> Tokenization:
         if endpoint.tokenization is not None:
@@ -216,6 +211,14 @@ class EngineChoice:
     def _candidates(self) -> list[Endpoint]:
         route: ModelRoute | None = self._engines.table.route(self._chosen.model, self._chosen.tenant)
         return [] if route is None else [endpoint for endpoint in route.endpoints if endpoint.target not in self._unfit]
+
+
+async def _list(engine: Inference, deadline: Deadline) -> Mapping[str, inf.ServedModel]:
+    try:
+        models = await engine.list_models(Deadline.after(deadline.left_s(LIST_TIMEOUT_S)))
+    except MeshError:
+        return {}
+    return {model.identity.model: model for model in models}
 
 
 def no_such_model() -> errors.ModelNotFound:
