@@ -100,7 +100,7 @@ async def drain(call: Any) -> None:
 async def test_a_passed_deadline_ends_the_answer_and_is_recorded_as_such(mesh: ScriptedMesh, stub: Any, ask: Any) -> None:
     mesh.engine.pace = asyncio.Semaphore(3)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await drain(stub.Chat(ask(), timeout=0.5))
+        await drain(stub.Chat(ask(), timeout=2))
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     await mesh.engine.cancelled.wait()
     outcome = (await mesh.log.outcome()).outcome
