@@ -44,6 +44,7 @@ from lionrock.inference.settings import HealthSettings
 from lionrock.inference.shard_process import RankSettings
 from lionrock.inference.sharding import ShardGroup
 from lionrock.inference.v1 import inference_pb2 as pb
+from lionrock.planner.chips import chip
 
 LIMITS = EngineLimits(max_running=6, max_waiting=8, max_step_tokens=48, max_answer_tokens=400)
 HEALTH = HealthSettings(process_start_timeout_s=120, start_timeout_s=120, warm_spares=2)
