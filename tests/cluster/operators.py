@@ -213,7 +213,8 @@ class Place:
         """Remove everything. Finalizers are taken off: no operator runs any more."""
         for kind, namespace in (("ModelDeployment", self.namespace), ("ChipPool", None)):
             for each in self.objects.list("lionrock.io/v1alpha1", kind, namespace):
-                if kind == "ChipPool" and self.region not in each["metadata"]["name"]:
+                proposed = "lionrock.io/proposed" in each["metadata"].get("labels", {})
+                if kind == "ChipPool" and self.region not in each["metadata"]["name"] and not proposed:
                     continue
                 if each["metadata"].get("finalizers"):
                     self.objects.merge(each, {"metadata": {"finalizers": None}})
@@ -261,12 +262,18 @@ def make_place(objects: Objects, nodes: int = 2) -> Place:
 
 @contextmanager
 def play_kuberay(place: Place) -> Iterator[None]:
-    """Make the pods of every RayService, and take them away with it, as KubeRay does; nothing of them runs."""
+    """Make a RayCluster of every RayService and the pods of that, and take them away with it; nothing of them runs."""
     over = threading.Event()
 
     def play() -> None:
-        services = place.objects.list("ray.io/v1", "RayService", place.namespace)
-        wanted = {each["metadata"]["name"]: each for service in services for each in _pods_of(service)}
+        services = {each["metadata"]["name"]: each for each in place.objects.list("ray.io/v1", "RayService", place.namespace)}
+        clusters = {each["metadata"]["name"]: each for each in place.objects.list("ray.io/v1", "RayCluster", place.namespace)}
+        for name, service in services.items():
+            if name not in clusters:
+                clusters[name] = place.objects.create(_cluster_of(service))
+        for name in clusters.keys() - services.keys():
+            place.objects.delete(clusters.pop(name))
+        wanted = {each["metadata"]["name"]: each for cluster in clusters.values() for each in _pods_of(cluster)}
         there = {each["metadata"]["name"]: each for each in place.pods()}
         for name, each in wanted.items():
             if name not in there:
@@ -289,11 +296,17 @@ def play_kuberay(place: Place) -> Iterator[None]:
         thread.join(30)
 
 
-def _pods_of(service: Manifest) -> Iterator[Manifest]:
-    name, namespace = service["metadata"]["name"], service["metadata"]["namespace"]
-    cluster = service["spec"]["rayClusterConfig"]
-    yield _pod(f"{name}-head", namespace, cluster["headGroupSpec"]["template"])
-    for group in cluster["workerGroupSpecs"]:
+def _cluster_of(service: Manifest) -> Manifest:
+    metadata = service["metadata"]
+    owner = {"apiVersion": "ray.io/v1", "kind": "RayService", "name": metadata["name"], "uid": metadata["uid"], "controller": True}
+    kept = {"name": metadata["name"], "namespace": metadata["namespace"], "labels": metadata["labels"], "ownerReferences": [owner]}
+    return {"apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": kept, "spec": service["spec"]["rayClusterConfig"]}
+
+
+def _pods_of(cluster: Manifest) -> Iterator[Manifest]:
+    name, namespace = cluster["metadata"]["name"], cluster["metadata"]["namespace"]
+    yield _pod(f"{name}-head", namespace, cluster["spec"]["headGroupSpec"]["template"])
+    for group in cluster["spec"]["workerGroupSpecs"]:
         for index in range(group["replicas"]):
             yield _pod(f"{name}-worker-{index}", namespace, group["template"])
 
