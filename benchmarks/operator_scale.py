@@ -53,7 +53,6 @@ _API_SERVER = (
 _CONTROLLERS = (
     "--controllers=*,-node-lifecycle-controller",  # it would want 500 leases renewed a second, which the operator never sees
 )
-_KUBERAY = ("--qps=500", "--burst=1000", "--reconcile-concurrency=4")
 _KWOK = ("--node-lease-duration-seconds=3600",)
 
 
@@ -83,7 +82,7 @@ def measure(nodes: int, models: int, changes: int, steady_s: float) -> list[Row]
         _running(stack, components.start_controller_manager(control_plane, _CONTROLLERS))
         _running(stack, components.start_scheduler(control_plane))
         _running(stack, components.start_kwok(control_plane, _KWOK))
-        kuberay = _running(stack, components.start_kuberay(control_plane, _KUBERAY))
+        kuberay = _running(stack, components.start_kuberay(control_plane))
         objects.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
         make_namespaces(objects, NAMESPACE)
         with _said(f"{nodes} nodes"):

@@ -78,6 +78,9 @@ def start_kuberay(control_plane: ControlPlane, flags: Sequence[str] = ()) -> Pro
             "--enable-leader-election=false",
             "--use-kubernetes-proxy",  # it runs outside the cluster and reaches no pod by itself
             "--metrics-addr=0",
+            "--reconcile-concurrency=8",
+            "--qps=500",
+            "--burst=1000",
             f"--health-probe-bind-address=127.0.0.1:{probes}",
             *flags,
         ],
@@ -102,6 +105,8 @@ def start_kwok(control_plane: ControlPlane, flags: Sequence[str] = ()) -> Progra
             "--manage-all-nodes=false",
             "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
             "--node-lease-duration-seconds=40",
+            # Nobody must be reached at the addresses of pods that are not there; the API server refuses to proxy to these at once.
+            "--cidr=127.128.0.1/10",
             f"--server-address=127.0.0.1:{port}",
             *flags,
         ],
