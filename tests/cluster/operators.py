@@ -271,6 +271,7 @@ def play_kuberay(place: Place) -> Iterator[None]:
         for name, service in services.items():
             if name not in clusters:
                 clusters[name] = place.objects.create(_cluster_of(service))
+                place.objects.merge(service, {"status": {"pendingServiceStatus": {"rayClusterName": name}}}, subresource="status")
         for name in clusters.keys() - services.keys():
             place.objects.delete(clusters.pop(name))
         wanted = {each["metadata"]["name"]: each for cluster in clusters.values() for each in _pods_of(cluster)}

@@ -1,7 +1,7 @@
 """The operator with exactly the rights that the chart gives it: nothing is refused, and nothing is granted that it does not use.
 
-Rights are those that the chart renders; what was used is read from the API server's audit log. On the way pods get certificates from
-it, by their own enrolment with tokens that the API server bound to them.
+Rights are those that the chart renders; what was used is read from the API server's audit log. On the way pods get certificates
+from it, by their own enrolment with tokens that the API server bound to them.
 """
 
 from __future__ import annotations
@@ -194,6 +194,8 @@ def make_authority(place: Place, name: str) -> DevelopmentCa:
 def enrol_pod(place: Place, control_plane: ControlPlane, pod: Manifest, directory: Path, **changes: Any) -> bytes:
     """Let a pod ask for its certificate, as its init container does. Returns the authority that it trusts then."""
     objects, name, address = place.objects, pod["metadata"]["name"], "10.77.0.9"
+    found = objects.read("v1", "Pod", name, place.namespace)
+    assert found is not None
     account = pod["spec"]["serviceAccountName"]
     rbac = "rbac.authorization.k8s.io/v1"
     role = f"enrolment-{place.region}"
@@ -205,7 +207,7 @@ def enrol_pod(place: Place, control_plane: ControlPlane, pod: Manifest, director
         {"apiVersion": rbac, "kind": "ClusterRoleBinding", "metadata": {"name": role}, "roleRef": reference, "subjects": [subject]}
     )
     path = f"/api/v1/namespaces/{place.namespace}"
-    if not pod["spec"].get("nodeName"):
+    if not found["spec"].get("nodeName"):
         target = {"apiVersion": "v1", "kind": "Node", "name": place.nodes[0]}
         binding = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name}, "target": target}
         objects.call("POST", f"{path}/pods/{name}/binding", binding)
@@ -244,7 +246,7 @@ def test_pods_get_their_own_names_and_no_others(own_control_plane: ControlPlane,
             "WrongAddress": {"address": "10.77.0.10"},
             "WrongIdentity": {"service": "gateway"},
             "WrongDnsName": {"dns_names": ("audit.lionrock.internal",)},
-            "WrongLifetime": {"lifetime_s": 30 * 86400},
+            "WrongLifetime": {"lifetime_s": 100 * 86400},
         }.items():
             with pytest.raises(EnrolmentFailed, match=f"is Denied: {case}"):
                 enrol_pod(place, own_control_plane, worker, tmp_path / case, **wrong)

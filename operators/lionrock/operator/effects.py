@@ -182,7 +182,7 @@ class Effects:
         self._observed(resource, body)
 
     def _propose(self, resource: Resource, manifest: Manifest) -> None:
-        """Make a pool that its owner may change from then on: its spec is not applied, so nothing that is applied later removes it."""
+        """Make a pool that is its owner's from then on. What is applied to it later must not take away what was applied here."""
         self._fence()
         try:
             body = self._cluster.create(manifest)
