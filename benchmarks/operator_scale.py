@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "clust
 
 import cluster_tools
 from fleet import KINDS, SIZES_BY_NAME, TERRITORIES
-from operator_process import USER, make_namespaces, operator_settings, start_operator
+from operator_process import USER, operator_settings, prepare_namespaces, start_operator
 from testcluster import components
 from testcluster.audit import AuditLog
 from testcluster.control_plane import ControlPlane
@@ -84,7 +84,7 @@ def measure(nodes: int, models: int, changes: int, steady_s: float) -> list[Row]
         _running(stack, components.start_kwok(control_plane, _KWOK))
         kuberay = _running(stack, components.start_kuberay(control_plane))
         objects.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
-        make_namespaces(objects, NAMESPACE)
+        prepare_namespaces(objects, NAMESPACE)
         with _said(f"{nodes} nodes"):
             Nodes(objects).add_manifests(list(_nodes(nodes)), wait=False)
         for pool in _pools():

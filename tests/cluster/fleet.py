@@ -174,7 +174,7 @@ def _pools() -> Iterator[Manifest]:
 
 
 def _model(chance: random.Random, namespace: str, index: int) -> Manifest:
-    size = NOT_SERVED if chance.random() < 0.04 else chance.choices(SIZES, weights=(3, 4, 3, 3))[0]
+    size = NOT_SERVED if chance.random() < 0.04 else chance.choices(SIZES, weights=(2, 3, 3, 6))[0]
     territory = chance.choice(list(TERRITORIES))
     spec: dict[str, Any] = {
         "model": {"source": {"persistentVolumeClaim": {"claimName": "models"}}, "config": size.config()},
@@ -186,7 +186,7 @@ def _model(chance: random.Random, namespace: str, index: int) -> Manifest:
         names = [f"{kind.name}-{territory.lower()}" for kind in KINDS]
         names += [f"any-910b-{territory.lower()}", "not-there", f"mlu-{'sg' if territory == 'HK' else 'hk'}"]
         spec["pools"] = [{"name": name} for name in chance.sample(names, chance.randint(1, 3))]
-    if size.name == "70b" and chance.random() < 0.5:
+    if size.name == "70b" and chance.random() < 0.7:
         tensor, pipeline = chance.choice(((8, 2), (4, 4), (8, 4), (4, 2)))
         spec["parallelism"] = {"type": "Given", "tensor": tensor, "pipeline": pipeline}
     return {

@@ -16,6 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 NAMESPACE = "lionrock"
 USER = "lionrock-operator"
 SERVICE_ACCOUNT = "lionrock-engine"
+CLAIM = "models"
+"""Volume claim that holds every model's files."""
 _LABELLED = {"podSelector": {"matchLabels": {"app.kubernetes.io/name": "lionrock"}}}
 
 
@@ -39,16 +41,31 @@ def operator_settings(
     }
 
 
-def make_namespaces(objects: Objects, models_namespace: str) -> None:
-    """Make the namespace of the operator's lease, and the service account that models' pods run as, as the chart does."""
-    namespace: Manifest = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
-    account: Manifest = {
-        "apiVersion": "v1",
-        "kind": "ServiceAccount",
-        "metadata": {"name": SERVICE_ACCOUNT, "namespace": models_namespace},
+def prepare_namespaces(objects: Objects, models_namespace: str) -> None:
+    """Make the namespace of the operator's lease, and in that of the models what their pods need: service account and volume."""
+    for manifest in _prepared(models_namespace):
+        objects.apply(manifest)
+
+
+def _prepared(namespace: str) -> list[Manifest]:
+    volume = {
+        "capacity": {"storage": "1Ti"},
+        "accessModes": ["ReadOnlyMany"],
+        "hostPath": {"path": "/models"},
+        "claimRef": {"namespace": namespace, "name": CLAIM},
     }
-    objects.apply(namespace)
-    objects.apply(account)
+    claim = {
+        "accessModes": ["ReadOnlyMany"],
+        "resources": {"requests": {"storage": "1Ti"}},
+        "volumeName": f"{namespace}-{CLAIM}",
+        "storageClassName": "",
+    }
+    return [
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}},
+        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": SERVICE_ACCOUNT, "namespace": namespace}},
+        {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": f"{namespace}-{CLAIM}"}, "spec": volume},
+        {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": CLAIM, "namespace": namespace}, "spec": claim},
+    ]
 
 
 def start_operator(control_plane: ControlPlane, settings: Mapping[str, Any]) -> Program:

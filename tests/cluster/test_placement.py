@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 from fleet import TERRITORIES, make_fleet
-from operator_process import make_namespaces, operator_settings, start_operator
+from operator_process import operator_settings, prepare_namespaces, start_operator
 from placement_audit import MODEL, Seen, unexplained, violations
 from testcluster.control_plane import ControlPlane
 from testcluster.nodes import Nodes
@@ -20,15 +20,15 @@ from testcluster.pod_history import PodHistory
 from testcluster.processes import Program
 from testcluster.waiting import wait_for
 
-SETTLES_WITHIN_S = 240
+SETTLES_WITHIN_S = 400
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture
 def operator(own_control_plane: ControlPlane, objects: Objects, namespace: str, lionrock_crds: list[str]) -> Iterator[Program]:
     """One operator for the fleet's territories and the test's namespace."""
-    make_namespaces(objects, namespace)
+    prepare_namespaces(objects, namespace)
     name = f"operator-{secrets.token_hex(3)}"
     running = start_operator(own_control_plane, operator_settings(own_control_plane, name, TERRITORIES, namespaces=[namespace]))
     yield running
