@@ -30,6 +30,8 @@ from testcluster.commands import Command, CommandFailed
 from testcluster.objects import Refused
 from testcluster.waiting import NeverHappened, wait_for
 
+from lionrock.cli.errors import EXIT_UNAVAILABLE
+
 from . import demo_objects as wanted
 from .lab.collector import Collector
 from .lab.commands import LabError, run
@@ -179,7 +181,20 @@ class Demonstration:
         address = f"{service['spec']['clusterIP']}:{service['spec']['ports'][0]['port']}"
         options = ["--gateway", address, "--certificates", str(certificates), "--state-dir", str(self.state), "--json"]
         command = [*_CLI, "chat", *options, "--model", wanted.MODEL, "--max-tokens", "24", question]
-        events = [json.loads(line) for line in run(command, timeout_s=180, environment=_environment()).splitlines()]
+
+        def answer() -> str | None:
+            """What the command prints; None while gateways have not read where the model's engines are now."""
+            done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=180, env=_environment())
+            if done.returncode == EXIT_UNAVAILABLE:
+                unavailable.append(done.stdout.strip())
+                return None
+            if done.returncode != 0:
+                raise LabError(f"lionrock chat ended with {done.returncode}: {done.stdout}{done.stderr}")
+            return done.stdout
+
+        unavailable: list[str] = []
+        said = wait_for(answer, "the gateway answers", timeout_s=120, interval_s=1, seen=lambda: unavailable[-1:])
+        events = [json.loads(line) for line in (said or "").splitlines()]
         finished: dict[str, Any] = next(event for event in events if event["event"] == "finished")
         assert finished["verified"], "the receipt is not good"
         return {**finished, **{key: value for key, value in events[0].items() if key != "event"}}
