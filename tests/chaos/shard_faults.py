@@ -32,7 +32,7 @@ from small_models import plan_for
 
 from lionrock.chassis.errors import MeshError
 from lionrock.chassis.settings import TelemetrySettings
-from lionrock.common.v1 import context_pb2, sampling_pb2
+from lionrock.common.v1 import context_pb2, model_pb2, sampling_pb2
 from lionrock.inference.backends.torch_engine import TorchEngine
 from lionrock.inference.engine.engine import EngineLimits
 from lionrock.inference.errors import EngineFull, ShardGroupLost, decode_error
@@ -153,7 +153,7 @@ class ShardFaults:
 
             return await self._builder.build(lost)
 
-        self._replica = Replica("tiny", "chaos", TorchEngine(LIMITS, start))
+        self._replica = Replica(pb.ServedModel(identity=model_pb2.ModelIdentity(model="tiny")), "chaos", TorchEngine(LIMITS, start))
         await self._ready()
         at_once = asyncio.Semaphore(LIMITS.max_running)
 

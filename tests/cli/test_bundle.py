@@ -352,7 +352,7 @@ def test_a_manifest_that_can_be_made_survives_being_read_again(parts: list[str])
     assert all(len(line.split("/")) == 3 or line.endswith(MANIFEST_NAME) for line in lines)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50, deadline=None)
 @given(position=st.floats(0, 1, exclude_max=True), which=st.integers(0, 10), bit=st.integers(0, 7))
 def test_any_flipped_bit_is_found(packed: Path, position: float, which: int, bit: int) -> None:
     files = sorted(path for path in packed.rglob("*") if path.is_file())

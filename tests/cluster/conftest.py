@@ -117,19 +117,19 @@ def helm(control_plane: Cluster, program: Callable[[str], Path]) -> Command:
     return Command(program("helm"), control_plane.kubeconfig, control_plane.directory / "helm")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def controller_manager(control_plane: Cluster, program: Callable[[str], Path]) -> Iterator[Program | None]:
     """kube-controller-manager; None where the cluster is somebody else's and has one."""
     yield from _component(control_plane, program, "kube-controller-manager", components.start_controller_manager)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def scheduler(control_plane: Cluster, program: Callable[[str], Path]) -> Iterator[Program | None]:
     """kube-scheduler; None where the cluster is somebody else's and has one."""
     yield from _component(control_plane, program, "kube-scheduler", components.start_scheduler)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def kwok(own_control_plane: ControlPlane, program: Callable[[str], Path], controller_manager: Program) -> Iterator[Program | None]:
     """KWOK's controller, which plays kubelet for the nodes of `nodes`."""
     yield from _component(own_control_plane, program, "kwok", components.start_kwok)
@@ -142,7 +142,7 @@ def ray_crds(objects: Objects, program: Callable[[str], Path]) -> list[str]:
     return apply_crds(objects, cluster_tools.shared_files("ray-operator"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def kuberay(own_control_plane: ControlPlane, program: Callable[[str], Path], ray_crds: list[str]) -> Iterator[Program | None]:
     """KubeRay's operator, for all namespaces."""
     yield from _component(own_control_plane, program, "ray-operator", components.start_kuberay)

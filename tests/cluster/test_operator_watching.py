@@ -208,7 +208,7 @@ def test_pods_that_do_not_matter_are_not_kept(cluster: Cluster, objects: Objects
             "spec": {"containers": [container], "automountServiceAccountToken": False},
         }
 
-    objects.create({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default", "namespace": place}})
+    objects.apply({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default", "namespace": place}})
     objects.create(pod("plain"))
     objects.create(pod("with-chips", **{"huawei.com/Ascend910": "8"}))
     with watching(cluster, place, resource=POD) as watched:

@@ -9,12 +9,14 @@ from typing import cast
 
 import pytest
 
+from lionrock.common.v1 import model_pb2
 from lionrock.inference.backends.backend import EngineBackend
 from lionrock.inference.group_builder import _while_alive
 from lionrock.inference.links import Kind, Link
 from lionrock.inference.loading import LoadProgress
 from lionrock.inference.replica import Replica
 from lionrock.inference.settings import HealthSettings
+from lionrock.inference.v1 import inference_pb2 as pb
 
 
 class Clock:
@@ -100,7 +102,8 @@ class Loading:
 
 async def test_a_replica_that_loads_says_how_far_it_is() -> None:
     percent: list[int | None] = [None]
-    replica = Replica("model", "replica-1", cast("EngineBackend", Loading()), lambda: percent[0])
+    served = pb.ServedModel(identity=model_pb2.ModelIdentity(model="model"))
+    replica = Replica(served, "replica-1", cast("EngineBackend", Loading()), lambda: percent[0])
     assert replica.status().problem == "starting"
     percent[0] = 47
     assert replica.status().problem == "loading, 40 % of the weights read"

@@ -185,9 +185,7 @@ class RayCluster:
             ray.init(address=address, namespace=settings.namespace, log_to_driver=False, configure_logging=False)
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
             ray.shutdown()
-            hint = (
-                "" if settings.deploy else " (Ray looks for its raylet among processes; in pods: shareProcessNamespace)"
-            )
+            hint = "" if settings.deploy else " (Ray looks for its raylet among processes; in pods: shareProcessNamespace)"
             raise RayUnavailable(f"Ray at {address} cannot be joined: {error}{hint}") from error
 
     def _temp_dir(self) -> str:
