@@ -15,7 +15,9 @@ from lionrock.chassis.telemetry import meter, start_telemetry
 from lionrock.operator.api_errors import ApiError
 from lionrock.operator.cluster import Cluster, ClusterUnknown
 from lionrock.operator.front_health import FrontHealth
+from lionrock.operator.gateway_stats import GatewayStats
 from lionrock.operator.probe_server import ProbeServer
+from lionrock.operator.reports import JoinedReports, no_reports
 from lionrock.operator.running_operator import GangSchedulerMissing, RunningOperator, check_gang_scheduler
 from lionrock.operator.settings import OperatorSettings
 from lionrock.operator.telemetry import OperatorMetrics
@@ -34,7 +36,13 @@ def main() -> int:
         cluster = Cluster.connect(settings.kubeconfig, measured.call, call_timeout_s=settings.call_timeout_s)
         check_gang_scheduler(cluster, settings)
         health = FrontHealth()
-        operator = RunningOperator(cluster, settings, measured, reports=health.reports)
+        stats = (
+            None
+            if settings.gateways is None
+            else GatewayStats(settings.gateways, settings.gateways.namespace or settings.namespace)
+        )
+        reports = JoinedReports(health.reports, no_reports if stats is None else stats.reports)
+        operator = RunningOperator(cluster, settings, measured, reports=reports)
         probes = ProbeServer(settings.listen, operator.unhealthy, operator.unready, prometheus_client.generate_latest)
     except (ApiError, ClusterUnknown, GangSchedulerMissing, OSError) as error:
         print(f"lionrock operator: {error}", file=sys.stderr)
@@ -42,8 +50,12 @@ def main() -> int:
     probes.start()
     operator.start()
     health.start(operator.fronts, operator.look_at)
+    if stats is not None:
+        stats.start(operator.models, lambda: operator.leads, operator.look_at)
     told_to_end.wait()
     health.stop()
+    if stats is not None:
+        stats.stop()
     clean = operator.stop()
     probes.close()
     cluster.close()

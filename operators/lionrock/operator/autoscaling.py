@@ -2,7 +2,8 @@
 
 Up at once when requests wait or the first token comes late, and not again before the new replicas answer; down by one after a time
 of little load, where little means that one replica less would still be well below the targets. So a load that stays moves the
-number in one direction only. Unknown load moves nothing. Does not know where the load is measured.
+number in one direction only. Unknown load moves nothing; load that is known in part adds replicas and takes none away. Does not
+know where the load is measured.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ class Load:
     waiting: int
     """Requests that wait, all replicas together."""
     ttft_p95_ms: float | None
+    partial: bool = False
+    """Whether there may be more load than is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +37,8 @@ class Scaling:
     replicas: int
     low_since: datetime | None
     why: str = ""
+    unknown: str = ""
+    """What is not known of the load, and what follows."""
     recheck_after_s: float | None = None
 
 
@@ -45,11 +50,13 @@ def scale(
     if before is None or current != before:
         return Scaling(replicas=current, low_since=None, why=f"between {bounds.min_replicas} and {bounds.max_replicas}")
     if load is None:
-        return Scaling(replicas=current, low_since=None)
+        return Scaling(replicas=current, low_since=None, unknown="the load is unknown, so the number of replicas stays")
     if (needed := _needed(bounds, current, load)) > current:
         if ready < current:  # what was added before does not answer yet
             return Scaling(replicas=current, low_since=None)
         return Scaling(replicas=needed, low_since=None, why=_told(load))
+    if load.partial:
+        return Scaling(replicas=current, low_since=None, unknown="a gateway does not tell its load, so no replica is taken away")
     if current == bounds.min_replicas or not _is_low(bounds, current, load):
         return Scaling(replicas=current, low_since=None)
     since = low_since or now

@@ -131,6 +131,8 @@ class DecisionSettings:
     gang: Gang = field(default_factory=Gang)
     fronts_are_asked: bool = False
     """Whether reports say of every revision that starts if its model answers. If not, it does when Serve says RUNNING."""
+    figures_of: str | None = None
+    """Namespace of whose models the gateways tell figures; None: no gateways are asked."""
     revision_drain_s: float = 60
     """How long a revision without requests goes on, for the answers that it has begun."""
     return_after_s: float = 300

@@ -120,7 +120,11 @@ class _Deciding:
         load = None
         if told:
             times = [report.ttft_p95_ms for report in told if report.ttft_p95_ms is not None]
-            load = Load(waiting=sum(report.waiting or 0 for report in told), ttft_p95_ms=max(times, default=None))
+            load = Load(
+                waiting=sum(report.waiting or 0 for report in told),
+                ttft_p95_ms=max(times, default=None),
+                partial=any(report.partial for report in told),
+            )
         ready = max((one.status.ready_replicas for one in running.values()), default=0)
         before = self.model.status.desired_replicas or None  # 0 was asked for before there was autoscaling
         return scale(spec.autoscaling, before, ready=ready, load=load, low_since=record.low_since, now=self.now)
@@ -212,6 +216,8 @@ class _Deciding:
                 room=room,
                 elsewhere=any(option.template.digest not in {wanted, *rejected} for option in options),
                 figures={name: one.report.figures for name, one in running.items() if one.report.figures is not None},
+                partial=any(one.report.partial for one in running.values()),
+                asked=self.settings.figures_of == self.model.key.namespace,
                 promoted_at=record.promoted_at,
                 now=self.now,
                 drain_s=self.settings.revision_drain_s,

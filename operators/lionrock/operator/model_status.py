@@ -155,7 +155,7 @@ def _degraded(picture: Picture) -> Finding:
         return Finding(kind, Status.TRUE, Reason.FALLBACK_POOL, _joined(told, _told(picture.choice)))
     if picture.step.phase is not Phase.STEADY:
         return Finding(kind, Status.FALSE, Reason.ROLLING_OUT, picture.step.message or f"revision {picture.step.target} is coming")
-    return Finding(kind, Status.FALSE, Reason.AS_ASKED, "everything is as it was asked for")
+    return Finding(kind, Status.FALSE, Reason.AS_ASKED, _joined("everything is as it was asked for", picture.scaling.unknown))
 
 
 def _rolled_back(picture: Picture) -> Finding:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from lionrock.operator.actions import Decision, Delete, Manifest, ObjectRef
 from lionrock.operator.desired_state import ROUTES_NAME, Route, RouteEndpoint, differs, ray_token, routes
 from lionrock.operator.ray_pods import TOKEN_SECRET
@@ -28,12 +30,18 @@ def decide_namespace(world: World, namespace: str) -> Decision:
     return Decision(secrets=() if there else (token,), apply=apply)
 
 
-def _routes(models: list[ModelDeployment]) -> list[Route]:
-    """Routes of models that are not going. Of two with one name the older one has it."""
-    taken: dict[str, Route] = {}
+def routed_models(models: Iterable[ModelDeployment]) -> dict[str, ModelDeployment]:
+    """Models of one namespace that are not going, by the name that they are served under. Of two the older one has it."""
+    taken: dict[str, ModelDeployment] = {}
     for model in sorted(models, key=lambda model: (model.meta.created_at is None, model.meta.created_at or 0, model.key)):
-        if model.meta.is_deleting or model.served_name in taken:
-            continue
+        if not model.meta.is_deleting:
+            taken.setdefault(model.served_name, model)
+    return taken
+
+
+def _routes(models: Iterable[ModelDeployment]) -> list[Route]:
+    found: list[Route] = []
+    for name, model in routed_models(models).items():
         endpoints = [
             RouteEndpoint(
                 target=str(each["address"]),
@@ -44,5 +52,5 @@ def _routes(models: list[ModelDeployment]) -> list[Route]:
             for each in model.status.body.get("endpoints") or ()
             if (revision := Revision(str(each.get("revision", ""))))
         ]
-        taken[model.served_name] = Route(served_name=model.served_name, tenant=model.spec.tenant, endpoints=endpoints)
-    return list(taken.values())
+        found.append(Route(served_name=name, tenant=model.spec.tenant, endpoints=endpoints))
+    return found

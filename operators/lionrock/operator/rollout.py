@@ -83,6 +83,10 @@ class Moment:
     """Whether there is another pool that the model could run on, and that has not failed it."""
     figures: Mapping[Revision, RevisionFigures]
     """Those that are known."""
+    partial: bool = False
+    """Whether a gateway has not told its figures."""
+    asked: bool = True
+    """Whether any gateway is asked for figures."""
     promoted_at: datetime | None
     """Since when the wanted revision has all requests."""
     now: datetime
@@ -225,11 +229,15 @@ def _observe(moment: Moment, canary: Canary, target: RevisionStatus, serving: Re
                 return _give_up(serving, _rejection(moment, target, Reason.CANARY_SLOW, message))
     left_s = (target.ready_at + timedelta(seconds=canary.observe_s) - moment.now).total_seconds()
     known = figures is not None and usual is not None and figures.answers >= MIN_CANARY_ANSWERS
-    if left_s <= 0 and known:
+    if left_s <= 0 and known and not moment.partial:
         return _promote(moment, target, serving)
     weights = {serving.name: 100 - canary.percent, target.name: canary.percent}
     message = f"canary {target.name} gets {canary.percent} % of the requests"
-    if not known:
+    if not moment.asked and not known:
+        message += "; its figures are unknown, since no gateways are asked (the operator's setting gateways), so it is not promoted"
+    elif moment.partial:
+        message += "; it is not promoted while a gateway does not tell its figures"
+    elif not known:
         message += f"; it is not promoted before both revisions' figures are known ({MIN_CANARY_ANSWERS} answers at least)"
     return Step(
         target=target.name,

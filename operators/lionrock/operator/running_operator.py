@@ -43,7 +43,7 @@ from lionrock.operator.lease_store import ClusterLease
 from lionrock.operator.metadata import MANAGED_BY, MANAGED_BY_LABEL
 from lionrock.operator.observation import Observation
 from lionrock.operator.reconciler import Reconciler
-from lionrock.operator.reports import NO_REPORTS, Reports
+from lionrock.operator.reports import Reports, no_reports
 from lionrock.operator.resources import ChildKey, ModelDeployment, ObjectKey, Pod, Revision
 from lionrock.operator.settings import OperatorSettings
 from lionrock.operator.signing_requests import Facts
@@ -55,10 +55,6 @@ log = logging.getLogger("lionrock.operator")
 
 _GANG_GROUPS = {"kueue": "kueue.x-k8s.io", "volcano": "scheduling.volcano.sh"}
 _STOP_S = 5.0
-
-
-def _no_reports() -> Reports:
-    return NO_REPORTS
 
 
 class GangSchedulerMissing(Exception):
@@ -81,12 +77,12 @@ class RunningOperator:
         settings: OperatorSettings,
         measured: OperatorMetrics,
         *,
-        reports: Callable[[], Reports] = _no_reports,
+        reports: Callable[[], Reports] = no_reports,
         pace: Pace | None = None,
     ) -> None:
         """Put it together; nothing is asked of the cluster yet. reports: what revisions say of themselves now."""
         self._settings = settings
-        self._decisions = replace(settings.decisions(), fronts_are_asked=reports is not _no_reports)
+        self._decisions = replace(settings.decisions(), fronts_are_asked=reports is not no_reports)
         self._reports = reports
         self._pace = pace or Pace(relist_s=settings.timing.relist_s)
         self._cluster = cluster

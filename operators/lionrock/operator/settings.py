@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from lionrock.chassis.settings import ProgramSettings
+from lionrock.chassis.settings import ProgramSettings, TlsSettings
 from lionrock.operator.cluster import SERVER_SHARE
 from lionrock.operator.decision_settings import DecisionSettings, Gang, Opening, Openings, PodSettings, PodSizes
 from lionrock.operator.election import LeaseTimes
@@ -216,6 +216,23 @@ class TimingSettings(BaseModel):
     drain_s: float = Field(default=10, gt=0, description="time in which the operator finishes its writes when it is told to end")
 
 
+class GatewaysSettings(BaseModel):
+    """Gateways that are asked how revisions answer: what canaries and autoscaling go by."""
+
+    model_config = _FROZEN
+
+    target: str = Field(
+        pattern=r"^.+:\d{1,5}$",
+        description="host:port whose addresses are the gateways' pods: that of a headless Service",
+    )
+    namespace: str | None = Field(
+        default=None, pattern=_NAMESPACE, description="namespace whose routes the gateways read; unset: the operator's own"
+    )
+    tls: TlsSettings
+    interval_s: float = Field(default=15, ge=0.1, le=600, description="time between two rounds of asking, in seconds")
+    answer_s: float = Field(default=3, gt=0, le=60, description="deadline of each gateway's answer, in seconds")
+
+
 class OperatorSettings(ProgramSettings):
     """The operator: places models on chips and keeps them there."""
 
@@ -233,6 +250,9 @@ class OperatorSettings(ProgramSettings):
     openings: OpeningsSettings
     pods: ModelPodSettings = ModelPodSettings()
     certificates: CertificateSettings
+    gateways: GatewaysSettings | None = Field(
+        default=None, description="whom to ask for figures; unset: nobody, so that canaries are held and nothing is scaled by load"
+    )
     lease: LeaseSettings = LeaseSettings()
     timing: TimingSettings = TimingSettings()
     listen: str = Field(
@@ -273,6 +293,7 @@ class OperatorSettings(ProgramSettings):
             ),
             openings=self.openings.openings(),
             gang=Gang(by=self.gang.by, queue=self.gang.queue),
+            figures_of=None if self.gateways is None else self.gateways.namespace or self.namespace,
             revision_drain_s=self.timing.revision_drain_s,
             return_after_s=self.timing.return_after_s,
             unschedulable_after_s=self.timing.unschedulable_after_s,
