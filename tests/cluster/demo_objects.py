@@ -127,8 +127,6 @@ def values(*, collector: str, api_address: str, api_port: int, version: str, reg
     return {
         "image": {"registry": registry, "prefix": "lionrock/", "tag": version, "pullPolicy": "Never"},
         "territories": {"HK": {"key": "topology.kubernetes.io/region", "values": ["hk-1"]}},
-        "models": {MODEL: MODEL_ENTRY},
-        "modelVolume": {"persistentVolumeClaim": {"claimName": "models", "readOnly": True}},
         "tenants": [
             {
                 "name": TENANT,

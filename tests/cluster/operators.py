@@ -239,7 +239,8 @@ CHILD_KINDS = (
 def _settled(manifest: Manifest) -> Manifest:
     metadata = manifest["metadata"]
     kept = {key: metadata[key] for key in ("name", "namespace", "labels", "finalizers", "ownerReferences") if key in metadata}
-    managers = sorted({f"{each['manager']} {each['operation']}" for each in metadata.get("managedFields", ())})
+    fields = [each for each in metadata.get("managedFields", ()) if each.get("subresource") != "status"]
+    managers = sorted({f"{each['manager']} {each['operation']}" for each in fields})
     body = {key: value for key, value in manifest.items() if key not in ("metadata", "status")}
     if manifest["kind"] == "Service":
         body["spec"] = {key: value for key, value in body["spec"].items() if key not in ("clusterIP", "clusterIPs")}

@@ -64,7 +64,7 @@ def wrong_nodes(fleet: Fleet, bound: Iterable[tuple[Manifest, set[str]]]) -> Ite
 
 def too_much_memory(fleet: Fleet, model: Manifest, bound: Iterable[tuple[Manifest, set[str]]]) -> Iterator[str]:
     """Name ranks that their chips cannot hold, by the plan's own sums and by the model's bare weights."""
-    kinds = {fleet.nodes[node].kind for pod, nodes in bound if chips_of(pod) for node in nodes}
+    kinds = [fleet.nodes[node].kind for pod, nodes in bound if chips_of(pod) for node in nodes]
     smallest = min((kind.memory_gib for kind in kinds if kind is not None), default=None)
     if smallest is None:
         return

@@ -160,7 +160,14 @@ def live(place: Place, operator: TestedOperator, control_plane: ControlPlane, di
     # Everything ends.
     for name in ("chat", "unknown"):
         objects.delete(place.model(name))
-    wait_for(lambda: not objects.list("lionrock.io/v1alpha1", "ModelDeployment", place.namespace), "the models are gone")
+    wait_for(
+        lambda: not objects.list("lionrock.io/v1alpha1", "ModelDeployment", place.namespace),
+        "the models are gone",
+        seen=lambda: (
+            sorted(place.children()),
+            [(pod["metadata"]["name"], pod["metadata"].get("finalizers")) for pod in place.pods()],
+        ),
+    )
     wait_for(
         lambda: not objects.list("v1", "Secret", place.namespace, labels="app.kubernetes.io/part-of=lionrock"), "the token is gone"
     )
