@@ -25,15 +25,22 @@ _PORTS = range(20_000, 32_000)
 """Below the ports that the kernel hands out by itself, so that a port stays ours while its program is being restarted."""
 
 
+_random = random.SystemRandom()  # tests seed the other one, and two runs at once would want the same ports
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    """A port of the loopback address that nobody listens on."""
-    for port in random.sample(_PORTS, 200):
+    """A port of the loopback address that nobody listens on, and that this process was not given before."""
+    for port in _random.sample(_PORTS, 200):
+        if port in _given:
+            continue
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
+            _given.add(port)
             return port
     raise RuntimeError("no free port")
 
