@@ -12,6 +12,8 @@ from lionrock.chassis.identity import SpiffeId
 from lionrock.chassis.issuing import IssuePlan
 
 SERVICES = {"gateway", "tokenization", "guardrails", "audit"}
+IDENTITIES = SERVICES | {"operator"}
+WITH_OPERATOR = ("operator.enabled=true", 'networkPolicy.apiServer.cidrs=["10.0.0.1/32"]')
 CALLER = 'certificates.builtin.callers=[{"tenant":"retail","kind":"user","name":"ada"}]'
 
 
@@ -24,8 +26,8 @@ def plans(render: Callable[..., Any]) -> dict[str, IssuePlan]:
 
 def test_every_service_and_caller_is_issued_a_certificate(plans: dict[str, IssuePlan]) -> None:
     issued = {certificate.secret: certificate for certificate in plans["mesh.yaml"].certificates}
-    assert set(issued) == {f"lionrock-{name}-tls" for name in SERVICES} | {"lionrock-caller-retail-ada-tls"}
-    for name in SERVICES:
+    assert set(issued) == {f"lionrock-{name}-tls" for name in IDENTITIES} | {"lionrock-caller-retail-ada-tls"}
+    for name in IDENTITIES:
         certificate = issued[f"lionrock-{name}-tls"]
         assert SpiffeId.parse(certificate.spiffe_id).service == name
         assert certificate.dns_names == (f"{name}.lionrock.internal",)
@@ -71,14 +73,15 @@ def test_pods_mount_the_secret_that_is_made_for_them(render: Callable[..., Any],
     release = render(case)
     if case == "everything":
         made = {each["metadata"]["name"]: each["spec"]["secretName"] for each in release.of("Certificate")}
-        assert set(made.values()) == {f"{prefix}-{name}-tls" for name in SERVICES | {"test"}}
+        assert set(made.values()) == {f"{prefix}-{name}-tls" for name in IDENTITIES | {"test"}}
     for name, pod in release.pods():
         component = pod["metadata"]["labels"]["app.kubernetes.io/component"]
         tls = [volume["secret"] for volume in pod["spec"]["volumes"] if volume["name"] == "tls"]
-        assert bool(tls) == (component in SERVICES | {"test"}), name
+        assert bool(tls) == (component in IDENTITIES | {"test"}), name
         for secret in tls:
             assert secret["secretName"] == f"{prefix}-{component}-tls"
             assert secret["defaultMode"] == 0o440
+            assert secret.get("optional", False) is (component == "operator"), "models are placed before there is a certificate"
 
 
 def test_cert_manager_is_asked_for_the_same_identities(render: Callable[..., Any], plans: dict[str, IssuePlan]) -> None:
@@ -107,3 +110,12 @@ def test_spire_identities_are_the_same_and_are_there_before_the_service(render: 
         assert second["restartPolicy"] == "Always"
         assert any(volume.get("csi", {}).get("driver") == "csi.spiffe.io" for volume in pod["spec"]["volumes"])
     assert not release.of("Secret")[1:]
+
+
+def test_the_operator_has_an_identity_where_there_is_one(render: Callable[..., Any]) -> None:
+    entries = {each["spec"]["spiffeIDTemplate"] for each in render("spire", *WITH_OPERATOR).of("ClusterSPIFFEID")}
+    assert entries == {f"spiffe://lionrock.local/service/{name}" for name in IDENTITIES}
+    plan = yaml.safe_load(
+        render("minimal", "operator.enabled=false").one("ConfigMap", "lionrock-certificates")["data"]["mesh.yaml"]
+    )
+    assert "lionrock-operator-tls" not in {each["secret"] for each in plan["certificates"]}

@@ -44,6 +44,7 @@ CALLS = {
     ("gateway", "audit", 50055),
     ("gateway", "head", 50053),
     ("gateway", "models-tokenization", 50052),
+    ("operator", "gateway", 50051),
     ("operator", "head", 50054),
     ("test", "gateway", 50051),
 }

@@ -89,6 +89,19 @@ def test_gateways_find_their_peers_where_these_listen(load: Callable[..., Any], 
         assert getattr(gateway, peer).service == peer
 
 
+def test_the_operator_asks_every_gateway_for_its_figures(load: Callable[..., Any], render: Callable[..., Any]) -> None:
+    operator, rendered = load("operator"), render()
+    service = rendered.one("Service", "lionrock-gateway-pods")["spec"]
+    assert service["clusterIP"] == "None", "one address would stand for one gateway"
+    assert service["selector"] == rendered.one("Deployment", "lionrock-gateway")["spec"]["selector"]["matchLabels"]
+    assert operator.gateways.target == f"lionrock-gateway-pods.bank.svc:{service['ports'][0]['port']}"
+    assert load("gateway").server.listen == f"[::]:{service['ports'][0]['port']}"
+    assert operator.decisions().figures_of == "bank"
+    assert load("operator", "minimal", "operator.settings.gateways.interval_s=30").gateways.interval_s == 30
+    without = render("minimal", "operator.enabled=false").of("Service")
+    assert "lionrock-gateway-pods" not in {each["metadata"]["name"] for each in without}
+
+
 def test_a_tenant_of_the_values_has_a_log_and_so_has_one_that_left(load: Callable[..., Any]) -> None:
     assert load("audit", "everything").tenants == ("markets", "private", "probe", "retail")
     directory = [tenant.name for tenant in load("gateway", "everything").tenants]

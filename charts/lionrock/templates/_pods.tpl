@@ -70,7 +70,8 @@ priorityClassName: {{ . }}
 {{- end }}
 {{- end -}}
 
-{{/* Volumes with the certificate of a component. Takes (list $ component). */}}
+{{/* Volumes with the certificate of a component. Takes (list $ component), or (list $ component "optional") for a pod that has other
+work to do and starts without its certificate. */}}
 {{- define "lionrock.tlsvolumes" -}}
 {{- $root := index . 0 -}}
 {{- if eq $root.Values.certificates.mode "spire" }}
@@ -82,7 +83,7 @@ priorityClassName: {{ . }}
   configMap: {name: {{ include "lionrock.component" (list $root "spiffe-helper") }}}
 {{- else }}
 - name: tls
-  secret: {secretName: {{ include "lionrock.component" . }}-tls, defaultMode: 0440}
+  secret: {secretName: {{ include "lionrock.component" . }}-tls, defaultMode: 0440{{ if has "optional" . }}, optional: true{{ end }}}
 {{- end }}
 {{- end -}}
 

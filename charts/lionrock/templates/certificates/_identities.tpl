@@ -1,6 +1,7 @@
 {{/* Components that have a certificate of their own, as JSON. */}}
 {{- define "lionrock.identities" -}}
 {{- $identities := include "lionrock.services" . | fromJsonArray -}}
+{{- if .Values.operator.enabled }}{{ $identities = append $identities "operator" }}{{ end -}}
 {{- toJson $identities -}}
 {{- end -}}
 

@@ -17,6 +17,9 @@ engine_images: {{ toJson .Values.operator.engineImages }}
 images: {tokenization: {{ include "lionrock.image" (list . "tokenization") | quote }}}
 gang: {by: {{ .Values.operator.gang }}}
 certificates: {{ toJson $certificates }}
+gateways:
+  target: {{ include "lionrock.component" (list . "gateway-pods") }}.{{ .Release.Namespace }}.svc:{{ include "lionrock.port" "gateway" }}
+  tls: {cert_file: /etc/lionrock/tls/tls.crt, key_file: /etc/lionrock/tls/tls.key, ca_file: /etc/lionrock/tls/ca.crt}
 lease: {name: {{ include "lionrock.component" (list . "operator") }}}
 pods:
   service_account: {{ include "lionrock.component" (list . "engine") }}
