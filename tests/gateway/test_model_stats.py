@@ -44,6 +44,7 @@ def test_the_window_holds_what_a_list_of_all_answers_would(steps: list[tuple[flo
     assert (figures.open, figures.waiting) == (0, 0)
     times = sorted(ttft_s for _, ttft_s in lately if ttft_s is not None)
     assert sum(figures.window_ttft_counts) == len(times)
+    assert sum(figures.ttft_counts) == sum(ttft_s is not None for _, _, ttft_s in answers)
     if not times:
         assert figures.window_ttft_p95_s is None
         return
@@ -102,6 +103,18 @@ def test_revisions_out_of_the_routes_are_forgotten_once_nothing_is_open() -> Non
     assert [f.revision for f in stats.figures()] == ["new"]
     stats.keep([])
     assert stats.figures() == []
+
+
+def test_what_is_routed_has_figures_before_anybody_asks_it() -> None:
+    stats = ModelStats()
+    stats.keep([("m", "new")])
+    (idle,) = stats.figures()
+    assert (idle.revision, idle.waiting, idle.answers, idle.window_ttft_p95_s) == ("new", 0, 0, None)
+    answer = stats.answer("m")
+    answer.asked("new")
+    answer.ended(failed=False, ttft_s=0.1)
+    stats.keep([("m", "new")])
+    assert [figures.answers for figures in stats.figures()] == [1], "routes that stay begin no new count"
 
 
 def test_there_are_so_many_revisions_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,8 @@
 
 Pure: knows neither gRPC nor clocks. Counters are of one gateway's life, so differences to what the same gateway told before are
 added; one that has begun anew, that is new, or that had forgotten a revision counts from zero. Who comes to lead later so begins
-with all that the living gateways have counted for a revision, and they count from when it was routed.
+with all that the living gateways have counted for a revision, and they count from when it was routed. Times to the first text are
+compared over the time that revisions were asked about side by side, for how fast a model answers depends on the hour.
 
 Partial: where a gateway did not tell, or left revisions out, sums are at least what is said, and percentiles are the others'.
 Partial figures may send a canary back and add replicas, for what is known of failures and of waiting requests is there; they never
@@ -39,12 +40,15 @@ class Unreadable(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RevisionReading:
-    """One revision as one gateway tells. ttft_counts: one more than the gateway's bounds, or empty."""
+    """One revision as one gateway tells. Counts by time to the first text: one more than the gateway's bounds, or none."""
 
     waiting: int
     answers: int
     failed: int
     ttft_counts: tuple[int, ...] = ()
+    """Since it counts."""
+    window_ttft_counts: tuple[int, ...] = ()
+    """Of the last minute."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +66,8 @@ class GatewayReading:
         bounds = self.ttft_bounds_s
         if any(not math.isfinite(bound) for bound in bounds) or sorted(set(bounds)) != list(bounds):
             raise Unreadable("the bounds of its buckets do not ascend")
-        if any(len(each.ttft_counts) not in (0, len(bounds) + 1) for each in self.revisions.values()):
+        told = [counts for each in self.revisions.values() for counts in (each.ttft_counts, each.window_ttft_counts)]
+        if any(counts and (not bounds or len(counts) != len(bounds) + 1) for counts in told):
             raise Unreadable("its buckets do not fit their bounds")
 
 
@@ -70,8 +75,8 @@ class GatewayReading:
 class _Total:
     answers: int = 0
     failed: int = 0
-    ttft_p95_ms: float | None = None
-    """Of the last window in which there was any."""
+    ttft: dict[float, int] = field(default_factory=dict)
+    """Answers by upper bound of their time to the first text, seconds."""
 
 
 @dataclass(slots=True)
@@ -80,11 +85,13 @@ class GatewayFigures:
 
     _last: dict[str, GatewayReading] = field(default_factory=dict)
     _totals: dict[Served, _Total] = field(default_factory=dict)
+    _compared: dict[ObjectKey, frozenset[Served]] = field(default_factory=dict)
 
     def forget(self) -> None:
         """Begin anew."""
         self._last.clear()
         self._totals.clear()
+        self._compared.clear()
 
     def add(
         self, told: Mapping[str, GatewayReading | None], wanted: Mapping[Served, ObjectKey]
@@ -94,6 +101,7 @@ class GatewayFigures:
         named = {served for reading in readings for served in reading.revisions}
         for served in [served for served in self._totals if served not in named and served not in wanted]:
             del self._totals[served]
+        self._compare(wanted)
         for address, reading in told.items():
             if reading is not None:
                 self._count(address, reading)
@@ -104,6 +112,17 @@ class GatewayFigures:
             if served in named or (partial and served in self._totals)
         }
 
+    def _compare(self, wanted: Mapping[Served, ObjectKey]) -> None:
+        """Begin to compare anew where a model's revisions are others than before."""
+        models: dict[ObjectKey, set[Served]] = {}
+        for served, model in wanted.items():
+            models.setdefault(model, set()).add(served)
+        for model, revisions in models.items():
+            if self._compared.get(model) != revisions:
+                for served in revisions & self._totals.keys():
+                    self._totals[served].ttft.clear()
+        self._compared = {model: frozenset(revisions) for model, revisions in models.items()}
+
     def _count(self, address: str, reading: GatewayReading) -> None:
         """Add what a gateway has counted since it was last asked."""
         last = self._last.pop(address, None)
@@ -112,45 +131,57 @@ class GatewayFigures:
             old = before.get(served)
             if old is None or now.answers < old.answers or now.failed < old.failed:  # it had forgotten the revision meanwhile
                 old = RevisionReading(waiting=0, answers=0, failed=0)
+                times = now.window_ttft_counts  # those before belong to a time of which the others' are not known
+            else:
+                times = _since(old.ttft_counts, now.ttft_counts)
             total = self._totals.setdefault(served, _Total())
             total.answers += now.answers - old.answers
             total.failed += now.failed - old.failed
+            _add(total.ttft, reading.ttft_bounds_s, times)
         self._last[address] = reading
         while len(self._last) > MAX_REMEMBERED:
             del self._last[next(iter(self._last))]  # the one that was silent longest
 
     def _report(self, served: Served, readings: Iterable[GatewayReading], *, partial: bool) -> RevisionReport:
-        of_it = [(reading, reading.revisions[served]) for reading in readings if served in reading.revisions]
-        p95_s = percentile(((reading.ttft_bounds_s, one.ttft_counts) for reading, one in of_it), _SHARE)
-        p95_ms = None if p95_s is None else 1000 * p95_s
+        waiting, lately = 0, dict[float, int]()
+        for reading in readings:
+            if (one := reading.revisions.get(served)) is not None:
+                waiting += one.waiting
+                _add(lately, reading.ttft_bounds_s, one.window_ttft_counts)
         total = self._totals[served]
-        total.ttft_p95_ms = p95_ms if p95_ms is not None else total.ttft_p95_ms
+        compared = percentile(total.ttft, _SHARE) if sum(total.ttft.values()) >= MIN_CANARY_ANSWERS else None
         return RevisionReport(
-            waiting=sum(one.waiting for _, one in of_it),
-            ttft_p95_ms=p95_ms,
-            figures=RevisionFigures(answers=total.answers, failed=total.failed, ttft_p95_ms=total.ttft_p95_ms),
+            waiting=waiting,
+            ttft_p95_ms=_milliseconds(percentile(lately, _SHARE)),
+            figures=RevisionFigures(answers=total.answers, failed=total.failed, ttft_p95_ms=_milliseconds(compared)),
             partial=partial,
         )
 
 
-def percentile(told: Iterable[tuple[tuple[float, ...], tuple[int, ...]]], share: float) -> float | None:
-    """Value within which that share of what was counted lies, by its bucket's upper bound; None: nothing was counted.
-
-    told: bounds and counts. The last count is of what is above all bounds, and stands for the highest.
-    """
-    buckets: dict[float, int] = {}
-    for bounds, counts in told:
-        if bounds and counts:
-            for bound, count in zip((*bounds, bounds[-1]), counts, strict=True):
-                buckets[bound] = buckets.get(bound, 0) + count
-    left = share * sum(buckets.values())
-    if not left:
-        return None
+def percentile(buckets: Mapping[float, int], share: float) -> float | None:
+    """Value within which that share of what was counted lies, by its bucket's upper bound; None: nothing was counted."""
+    rank = share * sum(buckets.values())
+    counted = 0
     for bound in sorted(buckets):
-        left -= buckets[bound]
-        if left <= 0:
+        counted += buckets[bound]
+        if counted and counted >= rank:
             return bound
-    return max(buckets)
+    return None
+
+
+def _add(buckets: dict[float, int], bounds: tuple[float, ...], counts: tuple[int, ...]) -> None:
+    """Add a gateway's counts. The last is of what is above all bounds, and stands for the highest."""
+    if counts:
+        for bound, count in zip((*bounds, bounds[-1]), counts, strict=True):
+            buckets[bound] = buckets.get(bound, 0) + count
+
+
+def _since(before: tuple[int, ...], now: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(max(0, count - old) for count, old in zip(now, before, strict=True)) if before and now else now
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else 1000 * seconds
 
 
 def wanted_of(models: Iterable[ModelDeployment], namespace: str) -> dict[Served, ObjectKey]:

@@ -14,6 +14,8 @@ import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -71,8 +73,7 @@ class GatewayStats:
         self._matters: Mapping[ObjectKey, object] = {}
         self._reports: tuple[float, Reports] = (clock(), NO_REPORTS)
         self._stop = threading.Event()
-        self._stopped: asyncio.Event | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._cancel: Callable[[], object] | None = None
         self._thread: threading.Thread | None = None
 
     def reports(self) -> Reports:
@@ -87,15 +88,20 @@ class GatewayStats:
         look_at: Callable[[Iterable[ObjectKey]], None],
     ) -> None:
         """Begin to ask while `leads`. look_at is told of models for which something has changed that matters."""
-        run = self._run(models, leads, look_at)
-        self._thread = threading.Thread(target=lambda: asyncio.run(run), name="gateway-stats", daemon=True)
+
+        def run() -> None:
+            with suppress(asyncio.CancelledError):
+                asyncio.run(self._run(models, leads, look_at))
+
+        self._thread = threading.Thread(target=run, name="gateway-stats", daemon=True)
         self._thread.start()
 
     def stop(self, timeout_s: float = 5.0) -> None:
-        """Ask no more."""
+        """Ask no more; whom it is asking at the moment is not waited for."""
         self._stop.set()
-        if self._loop is not None and self._stopped is not None and self._thread is not None and self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._stopped.set)
+        if self._cancel is not None:
+            with suppress(RuntimeError):  # it has ended by itself
+                self._cancel()
         if self._thread is not None:
             self._thread.join(timeout_s)
 
@@ -149,7 +155,7 @@ class GatewayStats:
             self._silent = silent
             few = "; ".join(f"{address}: {why}" for address, why in sorted(silent.items())[:8])
             if few:
-                log.warning("%d of %d gateways tell no figures: %s", len(silent), len(told), few)
+                log.warning("figures of %d gateways are not had, of %d: %s", len(silent), len(told), few)
             else:
                 log.info("all gateways tell their figures")
         return told
@@ -189,17 +195,16 @@ class GatewayStats:
         leads: Callable[[], bool],
         look_at: Callable[[Iterable[ObjectKey]], None],
     ) -> None:
-        self._stopped, self._loop = asyncio.Event(), asyncio.get_running_loop()
+        task = asyncio.current_task()
+        assert task is not None
+        self._cancel = partial(asyncio.get_running_loop().call_soon_threadsafe, task.cancel)
         try:
             while not self._stop.is_set():
                 try:
                     look_at(sorted(await self.ask(models()) if leads() else await self.forget()))
                 except Exception:
                     log.exception("gateways could not be asked")
-                try:
-                    await asyncio.wait_for(self._stopped.wait(), self._settings.interval_s)
-                except TimeoutError:
-                    continue
+                await asyncio.sleep(self._settings.interval_s)
         finally:
             await self.forget()
 
@@ -216,7 +221,8 @@ def _reading(message: pb.GetModelStatsResponse) -> GatewayReading:
                 waiting=each.waiting,
                 answers=each.answers,
                 failed=each.failed_answers,
-                ttft_counts=tuple(each.window_ttft_counts),
+                ttft_counts=tuple(each.ttft_counts),
+                window_ttft_counts=tuple(each.window_ttft_counts),
             )
             for each in message.revisions[:MAX_REVISIONS]
         },

@@ -20,7 +20,7 @@ from lionrock.operator.conditions import Reason
 from lionrock.operator.resources import Canary, Revision, RevisionStatus, Rollout
 
 MIN_CANARY_ANSWERS = 20
-"""Answers below which a canary's figures say nothing."""
+"""Answers below which a revision's figures say nothing."""
 
 
 class Room(Enum):
@@ -58,7 +58,7 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RevisionFigures:
-    """How a revision answers, since it became ready. ttft_p95_ms: None where no answer gave one."""
+    """How a revision answers, since it became ready. ttft_p95_ms: of the time that revisions run side by side; None: not known."""
 
     answers: int
     failed: int
@@ -86,7 +86,7 @@ class Moment:
     partial: bool = False
     """Whether a gateway has not told its figures."""
     asked: bool = True
-    """Whether any gateway is asked for figures."""
+    """Whether gateways are asked for figures of this model."""
     promoted_at: datetime | None
     """Since when the wanted revision has all requests."""
     now: datetime
@@ -228,13 +228,13 @@ def _observe(moment: Moment, canary: Canary, target: RevisionStatus, serving: Re
                 )
                 return _give_up(serving, _rejection(moment, target, Reason.CANARY_SLOW, message))
     left_s = (target.ready_at + timedelta(seconds=canary.observe_s) - moment.now).total_seconds()
-    known = figures is not None and usual is not None and figures.answers >= MIN_CANARY_ANSWERS
+    known = all(each is not None and _says_something(each) for each in (figures, usual))
     if left_s <= 0 and known and not moment.partial:
         return _promote(moment, target, serving)
     weights = {serving.name: 100 - canary.percent, target.name: canary.percent}
     message = f"canary {target.name} gets {canary.percent} % of the requests"
     if not moment.asked and not known:
-        message += "; its figures are unknown, since no gateways are asked (the operator's setting gateways), so it is not promoted"
+        message += "; it is not promoted, for no gateways are asked for this namespace's figures (the operator's setting gateways)"
     elif moment.partial:
         message += "; it is not promoted while a gateway does not tell its figures"
     elif not known:
@@ -247,6 +247,10 @@ def _observe(moment: Moment, canary: Canary, target: RevisionStatus, serving: Re
         message=message,
         recheck_after_s=left_s if left_s > 0 else None,
     )
+
+
+def _says_something(figures: RevisionFigures) -> bool:
+    return figures.answers >= MIN_CANARY_ANSWERS and figures.ttft_p95_ms is not None
 
 
 def _promote(moment: Moment, target: RevisionStatus, serving: RevisionStatus) -> Step:

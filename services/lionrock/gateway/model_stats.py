@@ -36,12 +36,18 @@ class RevisionFigures:
     answers: int
     failed_answers: int
     """Of `answers`, those that its engines failed."""
+    ttft_counts: tuple[int, ...]
+    """Answers by time to the first text: one more than TTFT_BOUNDS_S."""
     window_answers: int
     window_failed_answers: int
     window_ttft_counts: tuple[int, ...]
-    """Answers of the window by time to the first text: one more than TTFT_BOUNDS_S."""
+    """The same for the window."""
     window_ttft_p95_s: float | None
     """None: no answer of the window had text."""
+
+
+def _buckets() -> list[int]:
+    return [0] * (len(TTFT_BOUNDS_S) + 1)
 
 
 @dataclass(slots=True)
@@ -49,7 +55,7 @@ class _Slice:
     number: int = -1
     answers: int = 0
     failed: int = 0
-    ttft: list[int] = field(default_factory=lambda: [0] * (len(TTFT_BOUNDS_S) + 1))
+    ttft: list[int] = field(default_factory=_buckets)
 
 
 @dataclass(slots=True)
@@ -60,6 +66,7 @@ class Revision:
     open: int = 0
     answers: int = 0
     failed: int = 0
+    ttft: list[int] = field(default_factory=_buckets)
     slices: list[_Slice] = field(default_factory=lambda: [_Slice() for _ in range(SLICES)])
 
 
@@ -77,10 +84,12 @@ class ModelStats:
         return AnswerStats(self, model)
 
     def keep(self, routed: Iterable[Key]) -> None:
-        """Forget revisions that are not routed any more, those with open requests once these have ended."""
+        """Have figures of what is routed, be it never asked, and forget what is not any more, once no request is open there."""
         self._routed = frozenset(routed)
         for key in tuple(self._revisions):
             self.left(key)
+        for key in sorted(self._routed):
+            self._of(key)
 
     def figures(self) -> list[RevisionFigures]:
         """Return what is known of each revision, by model and revision."""
@@ -112,7 +121,9 @@ class ModelStats:
         part.answers += 1
         part.failed += failed
         if ttft_s is not None:
-            part.ttft[bisect_left(TTFT_BOUNDS_S, ttft_s)] += 1
+            bucket = bisect_left(TTFT_BOUNDS_S, ttft_s)
+            part.ttft[bucket] += 1
+            revision.ttft[bucket] += 1
         self.left(key)
 
     def _of(self, key: Key) -> Revision | None:
@@ -126,7 +137,7 @@ class ModelStats:
     def _figures(self, key: Key, revision: Revision) -> RevisionFigures:
         oldest = self._slice_number() - SLICES + 1
         lately = [part for part in revision.slices if part.number >= oldest]
-        counts = [sum(column) for column in zip(*(part.ttft for part in lately), strict=True)] or [0] * (len(TTFT_BOUNDS_S) + 1)
+        counts = [sum(column) for column in zip(*(part.ttft for part in lately), strict=True)] or _buckets()
         return RevisionFigures(
             model=key[0],
             revision=key[1],
@@ -134,6 +145,7 @@ class ModelStats:
             open=revision.open,
             answers=revision.answers,
             failed_answers=revision.failed,
+            ttft_counts=tuple(revision.ttft),
             window_answers=sum(part.answers for part in lately),
             window_failed_answers=sum(part.failed for part in lately),
             window_ttft_counts=tuple(counts),

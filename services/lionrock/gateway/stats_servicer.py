@@ -48,6 +48,8 @@ def _message(figures: RevisionFigures) -> pb.RevisionStats:
         window_answers=figures.window_answers,
         window_failed_answers=figures.window_failed_answers,
     )
+    if any(figures.ttft_counts):
+        message.ttft_counts.extend(figures.ttft_counts)
     if figures.window_ttft_p95_s is not None:
         message.window_ttft_counts.extend(figures.window_ttft_counts)
         message.window_ttft_p95.CopyFrom(duration(figures.window_ttft_p95_s))
