@@ -114,14 +114,14 @@ class GatewayFigures:
 
     def _compare(self, wanted: Mapping[Served, ObjectKey]) -> None:
         """Begin to compare anew where a model's revisions are others than before."""
-        models: dict[ObjectKey, set[Served]] = {}
+        models: dict[ObjectKey, frozenset[Served]] = {}
         for served, model in wanted.items():
-            models.setdefault(model, set()).add(served)
+            models[model] = models.get(model, frozenset()) | {served}
         for model, revisions in models.items():
             if self._compared.get(model) != revisions:
                 for served in revisions & self._totals.keys():
                     self._totals[served].ttft.clear()
-        self._compared = {model: frozenset(revisions) for model, revisions in models.items()}
+        self._compared = models
 
     def _count(self, address: str, reading: GatewayReading) -> None:
         """Add what a gateway has counted since it was last asked."""
