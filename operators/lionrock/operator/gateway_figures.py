@@ -177,7 +177,9 @@ def _add(buckets: dict[float, int], bounds: tuple[float, ...], counts: tuple[int
 
 
 def _since(before: tuple[int, ...], now: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(max(0, count - old) for count, old in zip(now, before, strict=True)) if before and now else now
+    if len(before) != len(now):  # there was nothing before, or there is nothing now
+        return now
+    return tuple(max(0, count - old) for old, count in zip(before, now, strict=True))
 
 
 def _milliseconds(seconds: float | None) -> float | None:
