@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
@@ -27,6 +28,29 @@ def test_it_begins_with_the_least_and_stays_within_bounds() -> None:
 
 def test_unknown_load_moves_nothing() -> None:
     assert asked(3, None, low_since=NOW - timedelta(days=1)).replicas == 3
+
+
+def test_what_is_not_known_of_the_load_is_said() -> None:
+    assert "the load is unknown" in asked(3, None).unknown
+    assert "a gateway does not tell" in asked(3, Load(waiting=0, ttft_p95_ms=None, partial=True)).unknown
+    assert not asked(3, Load(waiting=0, ttft_p95_ms=None)).unknown
+
+
+def test_load_that_is_known_in_part_adds_replicas_and_begins_no_time_of_little_load() -> None:
+    assert asked(2, Load(waiting=1000, ttft_p95_ms=None, partial=True)).replicas == 4
+    quiet = asked(3, Load(waiting=0, ttft_p95_ms=None, partial=True), low_since=NOW - timedelta(days=1))
+    assert (quiet.replicas, quiet.low_since) == (3, None)
+
+
+@given(st.integers(0, 200), st.none() | st.floats(0, 5000), st.integers(1, 8), st.integers(0, 8), st.booleans())
+def test_nothing_that_is_known_in_part_takes_a_replica_away(
+    waiting: int, ttft: float | None, before: int, ready: int, long_low: bool
+) -> None:
+    low_since = NOW - timedelta(days=1) if long_low else None
+    load = Load(waiting=waiting, ttft_p95_ms=ttft, partial=True)
+    partly = asked(before, load, ready=ready, low_since=low_since)
+    assert partly.replicas >= before
+    assert partly.replicas == max(before, asked(before, replace(load, partial=False), ready=ready, low_since=low_since).replicas)
 
 
 def test_waiting_requests_add_replicas_but_never_more_than_double() -> None:

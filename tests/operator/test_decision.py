@@ -370,6 +370,46 @@ def test_a_canary_that_does_well_is_promoted_after_its_time() -> None:
     assert revisions(cluster) == {new: 100}
 
 
+def test_a_canary_waits_for_the_gateway_that_does_not_tell() -> None:
+    cluster, key, old, new = a_canary()
+    told = figures(key, **{f"r{old}": (1000, 2, 100.0), f"r{new}": (200, 1, 120.0)})
+    cluster.reports = {at: replace(report, partial=at[1] == old) for at, report in told.items()}
+    cluster.settle()
+    assert revisions(cluster) == {new: 20, old: 80}
+    assert "while a gateway does not tell its figures" in cluster.condition("llama", "RolledBack")["message"]
+    cluster.reports = told
+    cluster.settle()
+    assert revisions(cluster) == {new: 100}
+
+
+@pytest.mark.parametrize(
+    ("namespace", "words"), [(None, "no gateways are asked"), (NAMESPACE, "before both revisions' figures are known")]
+)
+def test_a_canary_that_is_held_says_whether_gateways_are_asked(namespace: str | None, words: str) -> None:
+    cluster, key, _, _ = a_canary()
+    cluster.settings = replace(cluster.settings, figures_of=namespace)
+    cluster.pass_time(3600)
+    cluster.reconcile(model_key(*key))
+    assert words in cluster.condition("llama", "RolledBack")["message"]
+
+
+def test_replicas_stay_while_a_gateway_does_not_tell_its_load() -> None:
+    cluster = a_cluster(2)
+    key = a_model(cluster, autoscaling={"minReplicas": 1, "maxReplicas": 4, "targetWaiting": 8, "scaleDownAfterSeconds": 600})
+    (name,) = revisions(cluster)
+    at = (key, Revision(name))
+    cluster.reports = {at: RevisionReport(answers=True, waiting=30, ttft_p95_ms=100.0, partial=True)}
+    cluster.settle(horizon_s=300)
+    assert cluster.model("llama")["status"]["replicas"] == {"desired": 4, "ready": 4}
+    cluster.reports = {at: RevisionReport(answers=True, waiting=0, ttft_p95_ms=100.0, partial=True)}
+    cluster.settle(horizon_s=4 * 3600)
+    assert cluster.model("llama")["status"]["replicas"] == {"desired": 4, "ready": 4}
+    assert "no replica is taken away" in cluster.condition("llama", "Degraded")["message"]
+    cluster.reports = {}
+    cluster.settle(horizon_s=4 * 3600)
+    assert "the load is unknown" in cluster.condition("llama", "Degraded")["message"]
+
+
 @pytest.mark.parametrize(("answers", "reason"), [((200, 3, 100.0), "CanaryFailedAnswers"), ((200, 0, 151.0), "CanarySlow")])
 def test_a_canary_that_does_badly_is_rolled_back(answers: tuple[int, int, float], reason: str) -> None:
     cluster, key, old, new = a_canary()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from models_with_figures import AUTOSCALING, CANARY, NEW, OLD, a_model
 
 from lionrock.operator import gateway_figures
 from lionrock.operator.gateway_figures import (
@@ -24,14 +25,13 @@ from lionrock.operator.gateway_figures import (
     what_matters,
 )
 from lionrock.operator.reports import RevisionReport
-from lionrock.operator.resources import ModelDeployment, ObjectKey, Revision, parse_model_deployment
+from lionrock.operator.resources import ModelDeployment, ObjectKey, Revision
 from lionrock.operator.rollout import MIN_CANARY_ANSWERS, RevisionFigures
 
 BOUNDS = (0.1, 0.5, 1.0)
 UPPER = (*BOUNDS, 1.0)
 """Bound that stands for each bucket."""
 MODEL = ObjectKey("models", "llama")
-OLD, NEW = Revision("0ld00000"), Revision("new00000")
 WANTED: dict[Served, ObjectKey] = {("llama", OLD): MODEL, ("llama", NEW): MODEL}
 
 
@@ -236,28 +236,6 @@ def test_a_gateway_that_contradicts_itself_is_not_believed(bounds: tuple[float, 
 
 
 # ---- what is asked for -------------------------------------------------------------------------------------------------------
-
-CANARY = {"type": "Canary", "canary": {"percent": 10}}
-AUTOSCALING = {"minReplicas": 1, "maxReplicas": 4}
-
-
-def a_model(
-    name: str = "llama", *, served: str = "llama", namespace: str = "models", revisions: int = 2, created: int = 1, **spec: Any
-) -> ModelDeployment:
-    model = parse_model_deployment(
-        {
-            "metadata": {"name": name, "namespace": namespace, "uid": name, "creationTimestamp": f"2026-01-0{created}T00:00:00Z"},
-            "spec": {
-                "model": {"name": served, "source": {"persistentVolumeClaim": {"claimName": "weights", "path": "llama"}}},
-                "workload": {"concurrency": 4, "contextTokens": 2048},
-                "territory": "HK",
-                **spec,
-            },
-            "status": {"revisions": [{"name": revision} for revision in (NEW, OLD)[:revisions]]},
-        }
-    )
-    assert isinstance(model, ModelDeployment)
-    return model
 
 
 @pytest.mark.parametrize(

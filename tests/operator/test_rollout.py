@@ -140,7 +140,8 @@ def test_a_canary_gets_its_part_and_is_promoted_by_its_figures_alone() -> None:
     begun = step(a_moment(*a_canary(0, weight=0), moves=CANARY))
     assert (dict(begun.weights), begun.phase) == ({OLD: 90, NEW: 10}, Phase.OBSERVING)
     few = replace(GOOD, answers=MIN_CANARY_ANSWERS - 1)
-    for figures in ({}, {NEW: GOOD}, {OLD: USUAL}, {NEW: few, OLD: USUAL}):
+    untimed = {NEW: replace(GOOD, ttft_p95_ms=None), OLD: USUAL}
+    for figures in ({}, {NEW: GOOD}, {OLD: USUAL}, {NEW: few, OLD: USUAL}, {NEW: GOOD, OLD: few}, untimed):
         assert dict(step(a_moment(*a_canary(9999), moves=CANARY, figures=figures)).weights) == {OLD: 90, NEW: 10}
     known = {NEW: GOOD, OLD: USUAL}
     assert dict(step(a_moment(*a_canary(599), moves=CANARY, figures=known)).weights) == {OLD: 90, NEW: 10}
@@ -164,6 +165,21 @@ def test_a_canary_that_does_badly_goes_before_its_time(figures: RevisionFigures,
 def test_what_is_just_allowed_does_not_roll_back() -> None:
     allowed = RevisionFigures(answers=100, failed=1, ttft_p95_ms=150.0)
     assert dict(step(a_moment(*a_canary(600), moves=CANARY, figures={NEW: allowed, OLD: USUAL})).weights) == {NEW: 100, OLD: 0}
+
+
+def test_a_canary_is_not_promoted_by_figures_that_lack_a_gateway_and_is_sent_back_by_them() -> None:
+    well = step(a_moment(*a_canary(9999), moves=CANARY, figures={NEW: GOOD, OLD: USUAL}, partial=True))
+    assert dict(well.weights) == {OLD: 90, NEW: 10}
+    assert "while a gateway does not tell its figures" in well.message
+    badly = {NEW: replace(GOOD, failed=50), OLD: USUAL}
+    assert dict(step(a_moment(*a_canary(30), moves=CANARY, figures=badly, partial=True)).weights) == {OLD: 100}
+
+
+def test_a_canary_that_is_held_says_for_want_of_what() -> None:
+    held = step(a_moment(*a_canary(9999), moves=CANARY, asked=False))
+    assert dict(held.weights) == {OLD: 90, NEW: 10}
+    assert "no gateways are asked" in held.message
+    assert f"{MIN_CANARY_ANSWERS} answers at least" in step(a_moment(*a_canary(9999), moves=CANARY)).message
 
 
 def test_a_canary_that_stops_answering_is_rolled_back() -> None:
