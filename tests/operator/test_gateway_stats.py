@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from models_with_figures import AUTOSCALING, CANARY, NEW, OLD, a_model
+from simulated_cluster import SimulatedCluster
 
 from lionrock.chassis.server import Registration, start_server
 from lionrock.chassis.settings import ServerSettings, ServiceSettings, TlsSettings
@@ -156,6 +157,9 @@ async def test_one_that_is_silent_leaves_the_others_figures_partial(
     assert f"{address}: DEADLINE_EXCEEDED" in record.getMessage()
     await stats.ask([MODEL])
     assert len([each for each in caplog.records if each.name == "lionrock.operator"]) == 1, "what stays is said once"
+    await stats.forget()
+    await stats.ask([MODEL])
+    assert len([each for each in caplog.records if each.name == "lionrock.operator"]) == 2, "and again to who begins anew"
 
 
 @pytest.mark.parametrize("service", ["inference", "operator"])
@@ -258,6 +262,49 @@ async def test_figures_that_are_not_renewed_are_none(mesh: Mesh, ask: Callable[.
     assert stats.reports()
     now = 45.1
     assert not stats.reports()
+
+
+# ---- what becomes of it ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("failed", "ttft_s", "outcome"), [(0, 0.09, "promoted"), (2, 0.09, "CanaryFailedAnswers"), (0, 0.9, "CanarySlow")]
+)
+async def test_a_canary_becomes_what_gateways_saw_of_it(mesh: Mesh, failed: int, ttft_s: float, outcome: str) -> None:
+    cluster, stats = SimulatedCluster(), mesh.stats()
+    cluster.add_node("npu-0")
+    cluster.add_node("npu-1")
+    key = cluster.add_model("llama", namespace="models", rollout=CANARY)
+    cluster.settle()
+    (old,) = revisions(cluster)
+    cluster.change_model(key, lambda spec: spec["model"].update(dtype="float16"))
+    cluster.settle(wait=False)
+    (new,) = revisions(cluster) - {old}
+    gateways = [await mesh.start(), await mesh.start()]
+    for gateway in gateways:
+        gateway.counts.keep([("llama", old), ("llama", new)])
+
+    async def ask() -> None:
+        await stats.ask([model for model in cluster.world.models.values() if isinstance(model, ModelDeployment)])
+        cluster.reports = stats.reports()
+        cluster.settle()
+
+    await ask()
+    for gateway in gateways:
+        gateway.answered(old, 90)
+        gateway.answered(new, 15, failed=failed, ttft_s=ttft_s)
+    gateways[0].instead = pb.GetModelStatsResponse()  # nonsense
+    await ask()
+    assert revisions(cluster) == {old, new}, "one gateway alone has too few answers, and the other may know more"
+    gateways[0].instead = None
+    await ask()
+    assert revisions(cluster) == {new if outcome == "promoted" else old}
+    assert cluster.condition("llama", "RolledBack")["reason"] == ("NotRolledBack" if outcome == "promoted" else outcome)
+    await stats.forget()
+
+
+def revisions(cluster: SimulatedCluster) -> set[str]:
+    return {each["name"] for each in cluster.model("llama")["status"]["revisions"]}
 
 
 # ---- the thread --------------------------------------------------------------------------------------------------------------

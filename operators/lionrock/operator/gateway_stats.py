@@ -117,6 +117,7 @@ class GatewayStats:
     async def forget(self) -> set[ObjectKey]:
         """Hold no figures and no connections any more. Returns the models that had figures."""
         self._figures.forget()
+        self._silent = {}
         await self._connect(())
         return self._keep(NO_REPORTS, {})
 
