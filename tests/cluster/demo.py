@@ -266,7 +266,7 @@ class Demonstration:
             self.kubectl("cordon", ASCEND.name)
             drain = ("drain", ASCEND.name, "--ignore-daemonsets", "--delete-emptydir-data", "--force", "--disable-eviction")
             self.kubectl(*drain, "--timeout=120s", timeout_s=150)
-            for service in ("gateway", "tokenization", "guardrails", "operator"):
+            for service in ("gateway", "guardrails", "operator"):
                 deployment = f"deployment/{wanted.RELEASE}-{service}"
                 status = ("rollout", "status", deployment, "--namespace", wanted.NAMESPACE, "--timeout=180s")
                 self.kubectl(*status, timeout_s=190)
