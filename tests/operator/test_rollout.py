@@ -182,6 +182,13 @@ def test_a_canary_that_is_held_says_for_want_of_what() -> None:
     assert f"{MIN_CANARY_ANSWERS} answers at least" in step(a_moment(*a_canary(9999), moves=CANARY)).message
 
 
+@pytest.mark.parametrize("weight", [1, 10, 99])
+def test_a_canary_that_its_owner_takes_back_has_no_requests_at_once(weight: int) -> None:
+    new, old = a_canary(30, weight=weight)
+    taken = step(a_moment(new, old, wanted=OLD, moves=CANARY))
+    assert (taken.target, dict(taken.weights), taken.phase) == (OLD, {OLD: 100, NEW: 0}, Phase.DRAINING)
+
+
 def test_a_canary_that_stops_answering_is_rolled_back() -> None:
     new, old = a_canary(30)
     taken = step(a_moment(replace(new, ready_replicas=0), old, moves=CANARY))

@@ -201,7 +201,9 @@ def _replace(moment: Moment, target: RevisionStatus, serving: RevisionStatus) ->
             weights = {serving.name: 100, target.name: 0}
             return Step(target=target.name, weights=weights, phase=Phase.STARTING, recheck_after_s=left_s)
         return _give_up(serving, _too_late(moment, target))
-    if target.name != moment.wanted or target.weight_percent == 100 or moment.moves.canary is None:
+    returns = target.started_at is not None and serving.started_at is not None and target.started_at < serving.started_at
+    if target.name != moment.wanted or target.weight_percent == 100 or moment.moves.canary is None or returns:
+        # What ran before the other is no canary of it: an owner who takes a canary back wants it without requests now.
         return _promote(moment, target, serving)
     return _observe(moment, moment.moves.canary, target, serving)
 
