@@ -185,6 +185,7 @@ def test_a_canary_that_is_held_says_for_want_of_what() -> None:
 @pytest.mark.parametrize("weight", [1, 10, 99])
 def test_a_canary_that_its_owner_takes_back_has_no_requests_at_once(weight: int) -> None:
     new, old = a_canary(30, weight=weight)
+    new = replace(new, started_at=NOW - timedelta(seconds=90))
     taken = step(a_moment(new, old, wanted=OLD, moves=CANARY))
     assert (taken.target, dict(taken.weights), taken.phase) == (OLD, {OLD: 100, NEW: 0}, Phase.DRAINING)
 
