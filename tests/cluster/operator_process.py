@@ -18,6 +18,7 @@ USER = "lionrock-operator"
 SERVICE_ACCOUNT = "lionrock-engine"
 CLAIM = "models"
 """Volume claim that holds every model's files."""
+_TLS_FILES = {"cert": "tls.crt", "key": "tls.key", "ca": "ca.crt"}
 _LABELLED = {"podSelector": {"matchLabels": {"app.kubernetes.io/name": "lionrock"}}}
 
 
@@ -37,6 +38,10 @@ def operator_settings(
             "kuberay": {"peers": [_LABELLED], "ports": [8265]},
         },
         "certificates": {"mode": "cert-manager", "signer_name": "clusterissuers.cert-manager.io/mesh"},
+        "gateways": {
+            "target": f"lionrock-gateway-pods.{NAMESPACE}.svc:50051",
+            "tls": {f"{part}_file": f"/etc/lionrock/tls/{name}" for part, name in _TLS_FILES.items()},  # not there yet
+        },
         "listen": f"127.0.0.1:{free_port()}",
     }
 
