@@ -33,6 +33,7 @@ from testcluster.waiting import NeverHappened, wait_for
 from lionrock.cli.errors import EXIT_UNAVAILABLE
 
 from . import demo_objects as wanted
+from . import guide
 from .lab.collector import Collector
 from .lab.commands import LabError, run
 from .lab.images import PREFIX, REPOSITORY, SERVICES, ImageStore, build_service, reference
@@ -47,6 +48,7 @@ PROGRAMS = (
 )  # fmt: skip
 CHARTS = ("lionrock-crds", "lionrock")
 COLLECTOR_PORT = 4317
+GUIDE_PORT = 7450
 MEMORY = Path("/sys/fs/cgroup/memory/lionrock-lab")
 LEFTOVER_KINDS = (
     ("v1", ("Pod", "Service", "Secret", "ConfigMap", "ServiceAccount", "PersistentVolumeClaim")),
@@ -221,6 +223,40 @@ class Demonstration:
 
             say(wait_for(whole, "the shards' spans have arrived", timeout_s=60, interval_s=2) or "")
 
+    def follow_the_guide(self) -> None:
+        """Do what docs/kubernetes.md says, where that needs a kubelet."""
+        with self.step("the chat and the test of the release, as the guide says them") as say:
+            forwarding = self.begin("port-forward")
+            try:
+                wait_for(lambda: _listens(GUIDE_PORT), "the port is forwarded", seen=forwarding.poll)
+                say(self.follow("chat"))
+            finally:
+                os.killpg(forwarding.pid, signal.SIGTERM)
+                forwarding.wait(10)
+            say(self.follow("helm-test"))
+
+    def follow(self, name: str) -> str:
+        """Run commands of the guide to their end. Returns what they print. Raises LabError."""
+        return run(["bash", "-euc", guide.in_demo()[name]], timeout_s=400, environment=self._reader(), directory=self.directory)
+
+    def begin(self, name: str) -> subprocess.Popen[bytes]:
+        """Start commands of the guide that go on until they are ended."""
+        command = ["bash", "-euc", guide.in_demo()[name]]
+        return subprocess.Popen(command, env=self._reader(), cwd=self.directory, start_new_session=True)
+
+    def _reader(self) -> dict[str, str]:
+        """Environment of somebody who reads the guide: programs on the path, a cluster, a state directory of their own."""
+        programs = self.directory / "bin"
+        programs.mkdir(exist_ok=True)
+        for name in ("kubectl", "helm"):
+            (programs / name).unlink(missing_ok=True)
+            (programs / name).symlink_to(cluster_tools.find(name))
+        lionrock = programs / "lionrock"
+        lionrock.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m lionrock.cli "$@"\n')
+        lionrock.chmod(0o755)
+        own = {"HOME": str(self.directory), "KUBECONFIG": str(self.lab.control_plane.kubeconfig)}
+        return {**_environment(), **own, "PATH": f"{programs}:{os.environ['PATH']}", "XDG_STATE_HOME": str(self.directory)}
+
     def stay(self) -> None:
         """Try to leave the territory: with a pod that does not belong to the mesh, and from a pod that does."""
         with self.step("nothing leaves: a forged pod, and a pod that dials out") as say:
@@ -370,6 +406,12 @@ class Demonstration:
 _CLI = (sys.executable, "-m", "lionrock.cli")
 
 
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
+
+
 def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": f"{REPOSITORY / 'services'}:{REPOSITORY / 'operators'}", "COLUMNS": "150"}
 
@@ -377,7 +419,9 @@ def _environment() -> dict[str, str]:
 def main() -> int:
     """Tell the story. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.cluster.demo", description=__doc__)
-    parser.add_argument("--stop-after", metavar="STEP", help="of: pack prepare install stay serve ask upgrade fall_back uninstall")
+    parser.add_argument(
+        "--stop-after", metavar="STEP", help="of: pack prepare install stay serve ask follow_the_guide upgrade fall_back uninstall"
+    )
     parser.add_argument("--hold", action="store_true", help="wait before the lab is taken down, so that one can look around")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -402,7 +446,16 @@ def main() -> int:
             collector = Collector(f"{lab.network.control_plane}:{COLLECTOR_PORT}", story.state / "traces" / "cluster.jsonl")
             try:
                 story.prepare(lab)
-                for step in (story.install, story.stay, story.serve, story.ask, story.upgrade, story.fall_back, story.uninstall):
+                for step in (
+                    story.install,
+                    story.stay,
+                    story.serve,
+                    story.ask,
+                    story.follow_the_guide,
+                    story.upgrade,
+                    story.fall_back,
+                    story.uninstall,
+                ):
                     if arguments.stop_after == "prepare":
                         break
                     step()
