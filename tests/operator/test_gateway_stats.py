@@ -245,6 +245,11 @@ async def test_a_name_that_leads_nowhere_makes_everything_unknown_and_forgets_no
     assert (await ask(stats))[NEW].figures.answers == 3
 
 
+async def test_a_name_that_cannot_be_one_is_named(mesh: Mesh, ask: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
+    assert await ask(GatewayStats(mesh.settings(target="gate..ways:1"), "models")) == {}
+    assert "gate..ways:1: its name cannot be resolved" in caplog.text
+
+
 async def test_every_address_of_a_name_is_a_gateway(mesh: Mesh, ask: Callable[..., Any]) -> None:
     (await mesh.start()).answered(NEW, 3)
     (address,) = mesh.gateways

@@ -135,7 +135,7 @@ class GatewayStats:
         silent: dict[str, str] = {}
         try:
             addresses = sorted(set(await asyncio.wait_for(self._resolve(), self._settings.answer_s)))
-        except (OSError, TimeoutError) as error:
+        except (OSError, UnicodeError) as error:  # a time-out is an OSError
             silent[self._settings.target] = f"its name cannot be resolved: {type(error).__name__}"
         asked = addresses[:MAX_GATEWAYS]
         silent |= dict.fromkeys(addresses[MAX_GATEWAYS:], f"more than {MAX_GATEWAYS} gateways")
@@ -156,7 +156,7 @@ class GatewayStats:
             self._silent = silent
             few = "; ".join(f"{address}: {why}" for address, why in sorted(silent.items())[:8])
             if few:
-                log.warning("figures of %d gateways are not had, of %d: %s", len(silent), len(told), few)
+                log.warning("no figures from %d of the gateways: %s", len(silent), few)
             else:
                 log.info("all gateways tell their figures")
         return told
