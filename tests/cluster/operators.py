@@ -307,12 +307,13 @@ def _cluster_of(service: Manifest) -> Manifest:
 
 def _pods_of(cluster: Manifest) -> Iterator[Manifest]:
     name, namespace = cluster["metadata"]["name"], cluster["metadata"]["namespace"]
-    yield _pod(f"{name}-head", namespace, cluster["spec"]["headGroupSpec"]["template"])
+    owner = {"apiVersion": "ray.io/v1", "kind": "RayCluster", "name": name, "uid": cluster["metadata"]["uid"], "controller": True}
+    yield _pod(f"{name}-head", namespace, cluster["spec"]["headGroupSpec"]["template"], owner)
     for group in cluster["spec"]["workerGroupSpecs"]:
         for index in range(group["replicas"]):
-            yield _pod(f"{name}-worker-{index}", namespace, group["template"])
+            yield _pod(f"{name}-worker-{index}", namespace, group["template"], owner)
 
 
-def _pod(name: str, namespace: str, template: Mapping[str, Any]) -> Manifest:
-    metadata = {**(template.get("metadata") or {}), "name": name, "namespace": namespace}
+def _pod(name: str, namespace: str, template: Mapping[str, Any], owner: Mapping[str, Any]) -> Manifest:
+    metadata = {**(template.get("metadata") or {}), "name": name, "namespace": namespace, "ownerReferences": [dict(owner)]}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,7 @@ from testcluster.control_plane import Cluster, ControlPlane
 from testcluster.nodes import Nodes
 from testcluster.objects import Objects
 
+from lionrock.operator.conditions import Reason
 from models import Unavailable, model_cache, smollm2_path
 
 REGION = {"topology.kubernetes.io/region": "hk-1"}
@@ -158,6 +160,14 @@ def test_a_block_that_nobody_would_run_is_refused(tmp_path: Path, page: str) -> 
     (tmp_path / "page.md").write_text(page)
     with pytest.raises(guide.PageUnreadable):
         guide.blocks(tmp_path / "page.md")
+
+
+def test_the_page_explains_reasons_that_there_are() -> None:
+    _, _, table = guide.PAGE.read_text().partition("## Reasons\n")
+    rows = [line.split("|")[2] for line in table.splitlines() if line.startswith("| ")][2:]
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert len(named) > 15
+    assert named <= {str(reason) for reason in Reason}
 
 
 def test_who_follows_the_page_gets_where_it_leads(follower: Follower, empty_cluster: ControlPlane) -> None:
