@@ -159,6 +159,7 @@ def test_a_new_version_of_the_chart_alone_replaces_no_pod(render: Callable[..., 
         ((), "ghcr.io/lionrock/audit:0.1.0"),
         (('image.tag="v9"',), "ghcr.io/lionrock/audit:v9"),
         (('image.registry=""', 'image.prefix="lionrock-"'), "lionrock-audit:0.1.0"),
+        (('image.references={"audit":"built/audit:1"}', f'image.digests={{"audit":"sha256:{"a" * 64}"}}'), "built/audit:1"),
         ((f'image.digests={{"audit":"sha256:{"a" * 64}"}}', 'image.tag="v9"'), f"ghcr.io/lionrock/audit@sha256:{'a' * 64}"),
     ],
 )

@@ -75,8 +75,10 @@ lionrock.io/territory: {{ (index . 0).Values.territory }}
 {{- $service := index . 1 -}}
 {{- $repository := printf "%s%s" $image.prefix $service -}}
 {{- if $image.registry }}{{ $repository = printf "%s/%s" $image.registry $repository }}{{ end -}}
-{{- with index $image.digests $service -}}
-{{ $repository }}@{{ . }}
+{{- if index $image.references $service -}}
+{{ index $image.references $service }}
+{{- else if index $image.digests $service -}}
+{{ $repository }}@{{ index $image.digests $service }}
 {{- else -}}
 {{ $repository }}:{{ $image.tag | default (index $ 0).Chart.AppVersion }}
 {{- end -}}
