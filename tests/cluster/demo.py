@@ -315,8 +315,9 @@ class Demonstration:
         """Take everything away; nothing of the mesh may be left."""
         with self.step("helm uninstall: nothing is left") as say:
             self.kubectl("delete", "modeldeployments", "--all", "--namespace", wanted.NAMESPACE, "--timeout=120s", timeout_s=150)
-            self.kubectl("delete", "chippools", "--all", "--timeout=60s", timeout_s=90)
             self.helm("uninstall", wanted.RELEASE, "--namespace", wanted.NAMESPACE, "--wait", timeout_s=180)
+            # While the operator is there it proposes pools for chips that have none.
+            self.kubectl("delete", "chippools", "--all", "--timeout=60s", timeout_s=90)
             self.helm("uninstall", "lionrock-crds", "--namespace", wanted.NAMESPACE, timeout_s=60)
             # The chart keeps its definitions, so that nobody loses models by removing a chart.
             self.kubectl("delete", "crds", "chippools.lionrock.io", "modeldeployments.lionrock.io", timeout_s=60)

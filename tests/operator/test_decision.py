@@ -473,6 +473,20 @@ def test_pods_on_a_node_that_left_the_territory_are_deleted_and_the_model_is_pla
     assert any(event.reason == "OutOfTerritory" for event in cluster.events)
 
 
+def test_a_pool_that_nobody_uses_may_go_without_an_operator() -> None:
+    cluster = a_cluster()
+    key = a_model(cluster)
+
+    def held(name: str) -> bool:
+        return FINALIZER in cluster.objects["ChipPool", "", name]["metadata"].get("finalizers", [])
+
+    assert held(NPU)
+    cluster.delete("ModelDeployment", *key)
+    cluster.settle()
+    at_rest(cluster)
+    assert not held(NPU)
+
+
 def test_a_pool_is_kept_until_no_model_is_on_it_and_is_not_proposed_again() -> None:
     cluster = a_cluster(1)
     key = a_model(cluster)

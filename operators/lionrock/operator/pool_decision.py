@@ -2,6 +2,8 @@
 
 A proposal is made once. What has been proposed stands in a ConfigMap of the operator's namespace, so that a pool that its owner
 deletes does not come back; deleting its name there, or the ConfigMap, has it proposed again.
+
+The finalizer is on pools whose chips models have, and on no others: what nobody uses can be deleted when there is no operator.
 """
 
 from __future__ import annotations
@@ -46,8 +48,10 @@ def decide_pool(world: World, name: PoolName, now: datetime) -> Decision:
         finding = Finding(ConditionType.READY, Status.FALSE, Reason.POOL_IN_USE, f"models still have chips of it: {told}")
     conditions = carried_on(pool.status.get("conditions") or (), [finding], generation=pool.meta.generation, now=now)
     status = {"observedGeneration": pool.meta.generation, **pool_status(world, name), "conditions": conditions}
-    missing = FINALIZER not in pool.meta.finalizers and not pool.meta.is_deleting
-    return Decision(status=None if status == dict(pool.status) else status, apply=(_kept(pool),) if missing else ())
+    apply: tuple[Manifest, ...] = ()
+    if (FINALIZER in pool.meta.finalizers) != bool(users) and not pool.meta.is_deleting:
+        apply = (_kept(pool) if users else _reference(pool),)
+    return Decision(status=None if status == dict(pool.status) else status, apply=apply)
 
 
 def decide_discovery(world: World, settings: DecisionSettings) -> Decision:
