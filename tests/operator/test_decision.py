@@ -487,6 +487,17 @@ def test_a_pool_that_nobody_uses_may_go_without_an_operator() -> None:
     assert not held(NPU)
 
 
+def test_a_cordoned_pool_that_is_being_deleted_goes_when_its_model_has_moved() -> None:
+    cluster = a_cluster(1, others=1)
+    a_model(cluster, pools=PREFERENCE)
+    cluster.delete("ChipPool", "", NPU)
+    cluster.cordon("npu-0")
+    cluster.settle()
+    at_rest(cluster)
+    assert pool_of(cluster) == MLU
+    assert ("ChipPool", "", NPU) not in cluster.objects
+
+
 def test_a_pool_is_kept_until_no_model_is_on_it_and_is_not_proposed_again() -> None:
     cluster = a_cluster(1)
     key = a_model(cluster)

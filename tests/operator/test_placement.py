@@ -491,6 +491,16 @@ def test_freed_chips_wake_those_who_wait_in_their_order() -> None:
     assert touched.pools == {"ascend"}
 
 
+def test_a_pool_is_looked_at_again_when_a_model_leaves_its_cordoned_nodes() -> None:
+    cluster = Cluster(n1=4)
+    cluster.settle(key=ObjectKey("team", "owner"))
+    cluster.put("n1", 4, cordoned=True)
+
+    touched = cluster.world.forget_model(ObjectKey("team", "owner"))
+
+    assert touched.pools == {"ascend"}
+
+
 def test_the_answer_is_the_same_however_the_world_came_about() -> None:
     names: Mapping[str, int] = {"n1": 8, "n2": 8, "n3": 4, "m1": 8}
     there, back = Cluster(**names), Cluster(**dict(reversed(names.items())))

@@ -7,15 +7,28 @@ decided and is not yet in a status that was seen: until then both count, for a w
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Set
-from typing import Final
+from typing import Final, NamedTuple
 
 from lionrock.operator.resources import NodeName, ObjectKey, PoolName, Slot
 
 _NOTHING: Final[Mapping[ObjectKey, tuple[Slot, ...]]] = {}
 
 
+class Changed(NamedTuple):
+    """Nodes on which other chips are kept than before, and pools that a model has come to or left."""
+
+    nodes: frozenset[NodeName]
+    pools: frozenset[PoolName]
+
+    def __or__(self, other: object) -> Changed:
+        """Return both together."""
+        if not isinstance(other, Changed):
+            return NotImplemented
+        return Changed(self.nodes | other.nodes, self.pools | other.pools)
+
+
 class Reservations:
-    """Slots of all models. Every update returns the nodes on which something changed."""
+    """Slots of all models. Every update returns what changed."""
 
     def __init__(self) -> None:
         self._observed: dict[ObjectKey, frozenset[Slot]] = {}
@@ -40,7 +53,7 @@ class Reservations:
         """Nodes with slots."""
         return self._by_node.keys()
 
-    def observe(self, model: ObjectKey, slots: Iterable[Slot]) -> frozenset[NodeName]:
+    def observe(self, model: ObjectKey, slots: Iterable[Slot]) -> Changed:
         """Take what a model's status says. An assumption that it bears out is dropped."""
         before, seen = self.of(model), frozenset(slots)
         if seen:
@@ -51,19 +64,19 @@ class Reservations:
             del self._assumed[model]
         return self._index(model, before)
 
-    def assume(self, model: ObjectKey, slots: Iterable[Slot]) -> frozenset[NodeName]:
+    def assume(self, model: ObjectKey, slots: Iterable[Slot]) -> Changed:
         """Keep these slots too, until they are observed or withdrawn."""
         before = self.of(model)
         self._assumed[model] = frozenset(slots)
         return self._index(model, before)
 
-    def withdraw(self, model: ObjectKey) -> frozenset[NodeName]:
+    def withdraw(self, model: ObjectKey) -> Changed:
         """Forget what was assumed: its write was refused, or what came back is known."""
         before = self.of(model)
         self._assumed.pop(model, None)
         return self._index(model, before)
 
-    def _index(self, model: ObjectKey, before: frozenset[Slot]) -> frozenset[NodeName]:
+    def _index(self, model: ObjectKey, before: frozenset[Slot]) -> Changed:
         after = self.of(model)
         nodes = frozenset(slot.node for slot in before ^ after)
         for node in nodes:
@@ -74,11 +87,11 @@ class Reservations:
                 self._by_node[node].pop(model, None)
                 if not self._by_node[node]:
                     del self._by_node[node]
-        for pool in {slot.pool for slot in before ^ after}:
-            if any(slot.pool == pool for slot in after):
-                self._by_pool.setdefault(pool, set()).add(model)
-            else:
-                self._by_pool[pool].discard(model)
-                if not self._by_pool[pool]:
-                    del self._by_pool[pool]
-        return nodes
+        left, come = ({slot.pool for slot in slots} for slots in (before, after))
+        for pool in come - left:
+            self._by_pool.setdefault(pool, set()).add(model)
+        for pool in left - come:
+            self._by_pool[pool].discard(model)
+            if not self._by_pool[pool]:
+                del self._by_pool[pool]
+        return Changed(nodes, frozenset(left ^ come))

@@ -121,14 +121,14 @@ class World(WorldView):
         self._models[model.key] = model
         self._models_in.put(None, model.key.namespace, model.key, model)
         placement = model.status.placement
-        nodes = self._reservations.observe(model.key, () if placement is None else placement.slots)
+        changed = self._reservations.observe(model.key, () if placement is None else placement.slots)
         readable = model if isinstance(model, ModelDeployment) else None
         self._queue.put(model.key, None if readable is None else waiting_of(readable))
         if readable is not None and is_unsettled(readable):
             self._unsettled.add(model.key)
         else:
             self._unsettled.discard(model.key)
-        return self._recounted(nodes, models=(model.key,))
+        return self._recounted(changed.nodes, models=(model.key,), pools=changed.pools)
 
     def forget_model(self, key: ObjectKey) -> Touched:
         """Take note that a model is gone."""
@@ -138,16 +138,18 @@ class World(WorldView):
         self._models_in.put(key.namespace, None, key, model)
         self._queue.put(key, None)
         self._unsettled.discard(key)
-        nodes = self._reservations.observe(key, ()) | self._reservations.withdraw(key)
-        return self._recounted(nodes, models=(key,))
+        changed = self._reservations.observe(key, ()) | self._reservations.withdraw(key)
+        return self._recounted(changed.nodes, models=(key,), pools=changed.pools)
 
     def assume(self, key: ObjectKey, placement: Placement) -> Touched:
         """Keep the chips of a placement that is about to be written, beside those that the model has."""
-        return self._recounted(self._reservations.assume(key, placement.slots))
+        changed = self._reservations.assume(key, placement.slots)
+        return self._recounted(changed.nodes, pools=changed.pools)
 
     def withdraw(self, key: ObjectKey) -> Touched:
         """Forget what was assumed: the write was refused, or what it returned has been applied."""
-        return self._recounted(self._reservations.withdraw(key))
+        changed = self._reservations.withdraw(key)
+        return self._recounted(changed.nodes, pools=changed.pools)
 
     def apply_child(self, child: Child) -> Touched:
         """Take a child as it is now."""
@@ -189,9 +191,9 @@ class World(WorldView):
         self._children_of.put(before.model if before else None, after.model if after else None, key, known[-1])
         return Touched(models=tuple(dict.fromkeys(child.model for child in known if child.model is not None)))
 
-    def _recounted(self, nodes: Iterable[NodeName], models: tuple[ObjectKey, ...] = ()) -> Touched:
-        """Count the chips of those nodes anew."""
-        pools, grown = set(), set()
+    def _recounted(self, nodes: Iterable[NodeName], models: tuple[ObjectKey, ...] = (), pools: Iterable[PoolName] = ()) -> Touched:
+        """Count the chips of those nodes anew. pools: those that are touched even if their nodes take no pods."""
+        touched, grown = set(pools), set()
         for name in nodes:
             chips = chips_on(name, self._nodes.get(name), self._pods_on.of(name), self._reservations.on(name))
             if chips:
@@ -202,11 +204,11 @@ class World(WorldView):
                 if members.has(name):
                     free = members.free.of(name)
                     if members.count(name, chips.get(members.pool.resource, NO_CHIPS)):
-                        pools.add(pool)
+                        touched.add(pool)
                         if members.free.of(name) > free:
                             grown.add(pool)
         woken = [model for pool in sorted(grown) for model in self._wants(pool)]
-        return Touched(models=tuple(dict.fromkeys((*models, *woken))), pools=frozenset(pools))
+        return Touched(models=tuple(dict.fromkeys((*models, *woken))), pools=frozenset(touched))
 
     def _wants(self, pool: PoolName) -> Iterable[ObjectKey]:
         """Models that could use free chips of the pool, those that wait for it first."""
