@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --constraint constraints.txt --editable
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-vllm lint docs protos pytest cluster-tools cluster-programs cluster-demo bench-mesh bench-engine bench-quantisation bench-placement clean
+.PHONY: help demo test test-vllm lint docs protos pytest cluster-tools cluster-programs cluster-demo bench-mesh bench-engine bench-quantisation bench-placement bench-operator clean
 
 help:
 	@echo "make demo         install and run the demonstration"
@@ -30,6 +30,7 @@ help:
 	@echo "make bench-engine measure the engine against its peers, which are installed once; QUICK=1 likewise"
 	@echo "make bench-quantisation   what rounding weights costs in accuracy and gains in time; QUICK=1 for less of it"
 	@echo "make bench-placement   what observing and placing cost on 5,000 nodes, without a cluster; QUICK=1 likewise"
+	@echo "make bench-operator    the operator on a real API server with 5,000 nodes and 1,000 models; QUICK=1 for 300 and 50"
 	@echo "make clean        remove the virtual environment, caches and generated stubs"
 
 demo: $(VENV)/.installed
@@ -81,6 +82,10 @@ bench-quantisation: $(VENV)/.installed-dev
 
 bench-placement: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.placement $(if $(QUICK),--quick)
+
+bench-operator: $(VENV)/.installed-dev
+	$(BIN)/python tools/cluster_tools.py
+	$(BIN)/python -m benchmarks.operator_scale $(if $(QUICK),--quick)
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache services/buf services/lionrock/*/v1
