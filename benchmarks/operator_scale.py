@@ -54,6 +54,7 @@ _CONTROLLERS = (
     "--controllers=*,-node-lifecycle-controller",  # it would want 500 leases renewed a second, which the operator never sees
 )
 _KWOK = ("--node-lease-duration-seconds=3600",)
+_KUBERAY = ("--reconcile-concurrency=24",)  # it waits for dashboards that are not there
 
 
 def main() -> None:
@@ -82,7 +83,7 @@ def measure(nodes: int, models: int, changes: int, steady_s: float) -> list[Row]
         _running(stack, components.start_controller_manager(control_plane, _CONTROLLERS))
         _running(stack, components.start_scheduler(control_plane))
         _running(stack, components.start_kwok(control_plane, _KWOK))
-        kuberay = _running(stack, components.start_kuberay(control_plane))
+        kuberay = _running(stack, components.start_kuberay(control_plane, _KUBERAY))
         objects.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
         prepare_namespaces(objects, NAMESPACE)
         with _said(f"{nodes} nodes"):
@@ -128,7 +129,7 @@ def _nodes(count: int) -> Iterator[Manifest]:
         if index % 20 == 0:
             yield node_manifest(f"plain-{index}", resources={}, labels=labels)  # for heads
             continue
-        kind = KINDS[index % len(KINDS)]
+        kind = KINDS[index // len(regions) % len(KINDS)]
         yield node_manifest(f"{kind.name}-{index}", resources={kind.resource: kind.chips}, labels={**labels, **kind.labels})
 
 
@@ -175,7 +176,7 @@ def _fill(objects: Objects, count: int) -> float:
         models = objects.list("lionrock.io/v1alpha1", "ModelDeployment", NAMESPACE)
         return sum(bool(model.get("status", {}).get("placement", {}).get("pods")) for model in models)
 
-    wait_for(lambda: placed() == count, f"{count} models have chips", timeout_s=1800, interval_s=1, seen=placed)
+    wait_for(lambda: placed() == count, f"{count} models have chips", timeout_s=1800, interval_s=5, seen=placed)
     return time.monotonic() - start
 
 

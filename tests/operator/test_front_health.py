@@ -12,7 +12,7 @@ from simulated_cluster import SimulatedCluster, settings
 
 from lionrock.chassis.health import Health
 from lionrock.chassis.probes import start_probes
-from lionrock.operator.front_health import FrontHealth, fronts_to_ask
+from lionrock.operator.front_health import AT_A_TIME, FrontHealth, fronts_to_ask
 from lionrock.operator.reports import RevisionReport
 from lionrock.operator.resources import ObjectKey, Revision
 
@@ -47,6 +47,15 @@ def test_a_front_that_nobody_finds_does_not_answer() -> None:
     asker = FrontHealth(port=1, answer_s=0.2)
     assert asker.ask({FRONT: "127.0.0.1"}) == set()
     assert asker.reports()[FRONT].answers is False
+    asker.stop()
+
+
+def test_of_many_fronts_every_one_is_asked_in_its_turn() -> None:
+    asker = FrontHealth(port=1, answer_s=0.5)
+    fronts = {(ObjectKey("models", f"m{index}"), Revision("0123abcd")): "127.0.0.1" for index in range(2 * AT_A_TIME + 1)}
+    for known in (AT_A_TIME, 2 * AT_A_TIME, len(fronts)):
+        asker.ask(fronts)
+        assert len(asker.reports()) == known
     asker.stop()
 
 

@@ -3,7 +3,8 @@
 KubeRay declares a model to a head that is ready, so a head's readiness cannot wait for the model; and Serve calls an application
 RUNNING when its processes are there, which is long before weights are read. The front's health port says it in clear text, one bit
 (`lionrock.chassis.probes`). A revision is asked until it has answered once: from then on Serve and its pods say how it is.
-Runtime, not pure: one thread, calls with deadlines, so many at a time.
+Runtime, not pure: one thread, calls with deadlines. A round asks so many, those first that were asked longest ago; where a thousand
+models start at once each is asked once a minute, and a channel is open for one call only, since loading takes longer than either.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -27,7 +29,8 @@ log = logging.getLogger("lionrock.operator")
 
 Front = tuple[ObjectKey, Revision]
 _SERVING: Final = health_pb2.HealthCheckResponse.SERVING
-_AT_A_TIME: Final = 64
+AT_A_TIME: Final = 32
+"""Fronts that a round asks."""
 
 
 def fronts_to_ask(world: World) -> dict[Front, str]:
@@ -43,11 +46,11 @@ def fronts_to_ask(world: World) -> dict[Front, str]:
     return found
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Asked:
     address: str
-    channel: grpc.Channel
-    answers: bool = False
+    answers: bool | None = None
+    """None: it was not asked yet."""
 
 
 class FrontHealth:
@@ -57,7 +60,7 @@ class FrontHealth:
         self._port = port
         self._every_s = every_s
         self._answer_s = answer_s
-        self._asked: dict[Front, _Asked] = {}
+        self._asked: dict[Front, _Asked] = {}  # who was asked longest ago comes first
         self._reports: Mapping[Front, RevisionReport] = {}
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -76,35 +79,29 @@ class FrontHealth:
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout_s)
-        for asked in self._asked.values():
-            asked.channel.close()
 
     def ask(self, fronts: Mapping[Front, str]) -> set[ObjectKey]:
-        """Ask all of them once. Returns the models of which a revision answers otherwise than before."""
-        self._keep(fronts)
+        """Ask some of them once. Returns the models of which a revision answers otherwise than before."""
+        known = {front: asked for front, asked in self._asked.items() if fronts.get(front) == asked.address}
+        new = {front: _Asked(address) for front, address in sorted(fronts.items()) if front not in known}
+        self._asked = {**new, **known}
         changed: set[ObjectKey] = set()
-        waiting = sorted(self._asked)
-        for begin in range(0, len(waiting), _AT_A_TIME):
-            calls = [(front, self._call(self._asked[front])) for front in waiting[begin : begin + _AT_A_TIME]]
+        with ExitStack() as channels:
+            calls = [(front, self._call(channels, self._asked[front])) for front in list(self._asked)[:AT_A_TIME]]
             for front, call in calls:
+                asked = self._asked.pop(front)
                 answers = _answer(call)
-                if answers is not self._asked[front].answers:
+                if answers is not bool(asked.answers):
                     changed.add(front[0])
-                self._asked[front].answers = answers
-        self._reports = {front: RevisionReport(answers=asked.answers) for front, asked in self._asked.items()}
+                self._asked[front] = _Asked(asked.address, answers)
+        told = {front: asked.answers for front, asked in self._asked.items()}
+        self._reports = {front: RevisionReport(answers=answers) for front, answers in told.items() if answers is not None}
         return changed
 
-    def _keep(self, fronts: Mapping[Front, str]) -> None:
-        """Have a channel to each of them, and to no other."""
-        for front in [front for front, asked in self._asked.items() if fronts.get(front) != asked.address]:
-            self._asked.pop(front).channel.close()
-        for front, address in fronts.items():
-            if front not in self._asked:
-                host = f"[{address}]" if ":" in address else address
-                self._asked[front] = _Asked(address, grpc.insecure_channel(f"{host}:{self._port}"))
-
-    def _call(self, asked: _Asked) -> Any:
-        stub: Any = health_pb2_grpc.HealthStub(asked.channel)
+    def _call(self, channels: ExitStack, asked: _Asked) -> Any:
+        host = f"[{asked.address}]" if ":" in asked.address else asked.address
+        channel = channels.enter_context(grpc.insecure_channel(f"{host}:{self._port}"))
+        stub: Any = health_pb2_grpc.HealthStub(channel)
         return stub.Check.future(health_pb2.HealthCheckRequest(service=""), timeout=self._answer_s)
 
     def _run(self, fronts: Callable[[], Mapping[Front, str]], look_at: Callable[[Iterable[ObjectKey]], None]) -> None:
