@@ -1,9 +1,10 @@
 """What the operator costs on a large cluster: processor, memory, time from a change to its answer, requests a change.
 
 etcd, API server, controllers and scheduler are real; KWOK plays the kubelets of 5,000 nodes with domestic chips, KubeRay makes the
-pods of 1,000 models. KWOK's pods run nothing, so KubeRay asks in vain whether Serve answers; while the operator is measured it is
-paused (SIGSTOP), so that two cores are enough for both. Requests come from the API server's audit log. KubeRay's own requests are
-counted in the same cluster, for as many changes of its own RayClusters, which become ready on KWOK.
+pods of 1,000 models. KWOK's pods run nothing, so KubeRay asks in vain whether Serve answers. When the pods are there it is paused
+(SIGSTOP), so that two cores are enough for the rest; its last word and the answer of the fronts are played, so models are ready.
+Requests come from the API server's audit log. KubeRay's own requests are counted in the same cluster, for as many changes of its
+own RayClusters, which become ready on KWOK.
 
     python -m benchmarks.operator_scale [--quick] [--nodes 5000] [--models 1000] [--changes 200]
 """
@@ -28,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "clust
 
 import cluster_tools
 from fleet import KINDS, SIZES_BY_NAME, TERRITORIES
+from guide_world import declare_serving, front_server, is_ready
 from operator_process import USER, operator_settings, prepare_namespaces, start_operator
 from testcluster import components
 from testcluster.audit import AuditLog
@@ -37,6 +39,8 @@ from testcluster.objects import Manifest, Objects, documents
 from testcluster.processes import Program
 from testcluster.waiting import wait_for
 from testcluster.watch import Watch
+
+from lionrock.operator.engine_settings import PROBE_PORT
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMESPACE = "models"
@@ -95,10 +99,14 @@ def measure(nodes: int, models: int, changes: int, steady_s: float) -> list[Row]
         log = AuditLog(control_plane.audit_log)
         with _said(f"{models} models are placed"):
             filled_s = _fill(objects, models)
-        with _said("no request of the operator for 10 s"):
-            _wait_for_rest(log, USER)
+        with _said("the pods are ready"):
+            _wait_for_pods(objects, models)
         kuberay.pause()
         stack.callback(kuberay.resume)
+        with _said("the models are ready"):
+            _make_ready(stack, objects, models)
+        with _said("no request of the operator for 10 s"):
+            _wait_for_rest(log, USER)
         rows = [row(f"{models} models placed on {nodes} nodes", [filled_s], "s", "lower")]
         rows += _steady(operator, log, steady_s)
         rows += _changes(control_plane, objects, log, models, changes)
@@ -178,6 +186,29 @@ def _fill(objects: Objects, count: int) -> float:
 
     wait_for(lambda: placed() == count, f"{count} models have chips", timeout_s=1800, interval_s=5, seen=placed)
     return time.monotonic() - start
+
+
+def _wait_for_pods(objects: Objects, count: int) -> None:
+    def ready_heads() -> int:
+        pods = objects.list("v1", "Pod", NAMESPACE, labels="lionrock.io/role=head")
+        return sum(is_ready(pod) for pod in pods)
+
+    wait_for(lambda: ready_heads() == count, f"{count} heads are ready", timeout_s=1800, interval_s=5, seen=ready_heads)
+
+
+def _make_ready(stack: ExitStack, objects: Objects, count: int) -> None:
+    """Say of every model what KubeRay says when Serve runs it, and answer for the fronts, at every address of this machine."""
+    server = front_server(f"0.0.0.0:{PROBE_PORT}")
+    stack.callback(server.stop, None)
+    services = objects.list("ray.io/v1", "RayService", NAMESPACE)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(lambda service: declare_serving(objects, service), services))
+
+    def ready() -> int:
+        models = objects.list("lionrock.io/v1alpha1", "ModelDeployment", NAMESPACE)
+        return sum(is_ready(model) for model in models)
+
+    wait_for(lambda: ready() == count, f"{count} models are ready", timeout_s=600, interval_s=5, seen=ready)
 
 
 def _wait_for_rest(log: AuditLog, user: str, *, quiet_s: float = 10, timeout_s: float = 1800) -> None:

@@ -48,6 +48,33 @@ def provide_storage(objects: Objects) -> None:
     objects.create({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": metadata, **endpoints})
 
 
+def front_server(listen: str) -> grpc.Server:
+    """Say at an address that a model answers, as the front does when the weights are read."""
+    server = grpc.server(ThreadPoolExecutor(2))
+    servicer = health.HealthServicer()
+    servicer.set("", health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    server.add_insecure_port(listen)
+    server.start()
+    return server
+
+
+def declare_serving(objects: Objects, service: Manifest) -> None:
+    """Say of a RayService whose cluster is there what KubeRay says when Serve runs the application."""
+    name = service["metadata"]["name"]
+    applications = {"applicationStatuses": {name: {"status": "RUNNING"}}, "rayClusterName": name}
+    ready = {"type": "Ready", "status": "True", "reason": "NonZeroServeEndpoints", "message": ""}
+    ready["lastTransitionTime"] = service["metadata"]["creationTimestamp"]
+    change = {"activeServiceStatus": applications, "conditions": [ready], "serviceStatus": "Running"}
+    objects.merge(service, {"status": change}, subresource="status")
+
+
+def is_ready(found: Manifest) -> bool:
+    """Whether an object's status says Ready."""
+    conditions = found.get("status", {}).get("conditions", ())
+    return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
+
+
 class PlayedPods:
     """Programs of pods that are there. `look` starts and ends them; close() ends all. For one thread, the main one."""
 
@@ -125,7 +152,7 @@ class PlayedPods:
 
     def _operate(self, pods: list[Manifest]) -> None:
         """Run one operator while pods of it are there, with the settings that the chart wrote last."""
-        there = any(pod["metadata"]["labels"].get("app.kubernetes.io/component") == "operator" and _is_ready(pod) for pod in pods)
+        there = any(pod["metadata"]["labels"].get("app.kubernetes.io/component") == "operator" and is_ready(pod) for pod in pods)
         config = self._objects.read("v1", "ConfigMap", "lionrock-operator", NAMESPACE) if there else None
         secret = self._objects.read("v1", "Secret", "lionrock-operator-tls", NAMESPACE) if there else None
         text = config["data"]["settings.yaml"] if config is not None and secret is not None else ""
@@ -154,18 +181,12 @@ class PlayedPods:
         heads = {
             pod["status"]["podIP"]
             for pod in pods
-            if pod["metadata"]["labels"].get("lionrock.io/role") == "head" and _is_ready(pod) and pod["status"].get("podIP")
+            if pod["metadata"]["labels"].get("lionrock.io/role") == "head" and is_ready(pod) and pod["status"].get("podIP")
         }
         for address in self._fronts.keys() - heads:
             self._fronts.pop(address).stop(None)
         for address in heads - self._fronts.keys():
-            server = grpc.server(ThreadPoolExecutor(2))
-            servicer = health.HealthServicer()
-            servicer.set("", health_pb2.HealthCheckResponse.SERVING)
-            health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-            server.add_insecure_port(f"{address}:{PROBE_PORT}")
-            server.start()
-            self._fronts[address] = server
+            self._fronts[address] = front_server(f"{address}:{PROBE_PORT}")
 
     def _declare(self) -> None:
         """Say of every RayService whose cluster is there what KubeRay says when Serve runs the application."""
@@ -174,19 +195,10 @@ class PlayedPods:
             name, status = service["metadata"]["name"], service.get("status") or {}
             if name not in clusters or "activeServiceStatus" in status:
                 continue
-            applications = {"applicationStatuses": {name: {"status": "RUNNING"}}, "rayClusterName": name}
-            ready = {"type": "Ready", "status": "True", "reason": "NonZeroServeEndpoints", "message": ""}
-            ready["lastTransitionTime"] = service["metadata"]["creationTimestamp"]
-            change = {"activeServiceStatus": applications, "conditions": [ready], "serviceStatus": "Running"}
-            self._objects.merge(service, {"status": change}, subresource="status")
+            declare_serving(self._objects, service)
 
 
 _TLS = {"cert": "tls.crt", "key": "tls.key", "ca": "ca.crt"}
-
-
-def _is_ready(pod: Manifest) -> bool:
-    conditions = pod.get("status", {}).get("conditions", ())
-    return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
 
 
 def _run(command: list[str]) -> str:
