@@ -14,11 +14,11 @@ from rfc6962_reference import tree_hash
 from lionrock.audit.keys import KeyDirectory
 from lionrock.audit.leaf import Context, Event, Intent, Model, Outcome
 from lionrock.audit.log import AuditLogs, Limits, open_logs
-from lionrock.audit.merkle import leaf_hash
 from lionrock.audit.signed_checkpoints import SignedCheckpoints
 from lionrock.audit.store import LogStore
 from lionrock.audit.store.sqlite import SqliteLogStore
 from lionrock.chassis.ids import uuid7
+from lionrock.tlog.merkle import leaf_hash
 
 PLATFORM = "audit.example.hk"
 TENANTS = ("bank", "broker")

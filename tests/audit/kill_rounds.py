@@ -32,7 +32,6 @@ if __name__ == "__main__":
 
 from audit_harness import PLATFORM, Place, check_store
 
-from lionrock.audit.merkle import leaf_hash, verify_consistency
 from lionrock.audit.v1 import audit_pb2 as pb
 from lionrock.audit.v1.audit_pb2_grpc import AuditServiceStub
 from lionrock.audit.verify import verify_receipt
@@ -40,6 +39,7 @@ from lionrock.chassis.channel import open_channel
 from lionrock.chassis.ids import uuid7
 from lionrock.chassis.settings import PeerSettings, TlsSettings
 from lionrock.common.v1 import context_pb2
+from lionrock.tlog.merkle import leaf_hash, verify_consistency
 from mesh_ca import TRUST_DOMAIN, DevCa
 
 START_TIMEOUT_S = 30.0

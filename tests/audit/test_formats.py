@@ -7,9 +7,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lionrock.audit.checkpoint import Checkpoint
-from lionrock.audit.note import Ed25519Signer, MalformedNote, UntrustedNote, VerifierKey, decode_base64, open_note, sign_note
-from lionrock.audit.proof import TlogProof
+from lionrock.tlog.checkpoint import Checkpoint
+from lionrock.tlog.note import Ed25519Signer, MalformedNote, UntrustedNote, VerifierKey, decode_base64, open_note, sign_note
+from lionrock.tlog.proof import TlogProof
 
 SPEC_KEY = "example.com/foo+530d903a+AekyeRrm56hApGFkyQR4ZCbV54Id2LKaANYcrnKv3U2k"
 SPEC_NOTE = (

@@ -26,10 +26,10 @@ from lionrock.audit.failures import (
 )
 from lionrock.audit.leaf import Event
 from lionrock.audit.log import AuditLogs
-from lionrock.audit.merkle import verify_consistency
 from lionrock.audit.store import Transaction
 from lionrock.audit.store.sqlite import SqliteLogStore
 from lionrock.audit.verify import check_opening, verify_receipt
+from lionrock.tlog.merkle import verify_consistency
 
 ORIGIN = f"{PLATFORM}/audit/bank"
 

@@ -7,7 +7,7 @@ import rfc6962_reference as reference
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lionrock.audit.merkle import (
+from lionrock.tlog.merkle import (
     EMPTY_ROOT,
     Frontier,
     InvalidProof,

@@ -19,7 +19,6 @@ from pydantic import ValidationError
 from lionrock.audit import errors as wire_errors
 from lionrock.audit import failures
 from lionrock.audit.__main__ import CALLERS, SERVICE_NAME
-from lionrock.audit.merkle import verify_consistency
 from lionrock.audit.servicer import AuditServicer
 from lionrock.audit.settings import AuditSettings
 from lionrock.audit.v1 import audit_pb2 as pb
@@ -31,6 +30,7 @@ from lionrock.chassis.ids import uuid7
 from lionrock.chassis.server import Registration, start_server
 from lionrock.chassis.settings import PeerSettings, ServerSettings, TlsSettings
 from lionrock.common.v1 import context_pb2, sampling_pb2
+from lionrock.tlog.merkle import verify_consistency
 from mesh_ca import TRUST_DOMAIN, DevCa
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from lionrock.audit.failures import StoreConflict, StoreFailed, StoreHeld
-from lionrock.audit.merkle import Frontier, leaf_hash, root_at, subtrees_of
 from lionrock.audit.store import LogStore, OpenIntent, StoredLeaf, StoredLog
 from lionrock.audit.store.sqlite import SqliteLogStore
+from lionrock.tlog.merkle import Frontier, leaf_hash, root_at, subtrees_of
 
 OpenStore = Callable[[], LogStore]
 STORES = {"sqlite": lambda directory: SqliteLogStore(directory / "audit.db")}

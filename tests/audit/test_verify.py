@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lionrock.audit import verify
-from lionrock.audit.checkpoint import Checkpoint
 from lionrock.audit.leaf import build_leaf, new_salt
-from lionrock.audit.merkle import Frontier, Subtree, inclusion_proof, leaf_hash, where_stored
-from lionrock.audit.note import Ed25519Signer, MalformedNote, UntrustedNote, VerifierKey, open_note, sign_note
-from lionrock.audit.proof import TlogProof
 from lionrock.audit.verify import Reason, VerificationFailed, check_opening, verify_receipt
+from lionrock.tlog.checkpoint import Checkpoint
+from lionrock.tlog.merkle import Frontier, Subtree, inclusion_proof, leaf_hash, where_stored
+from lionrock.tlog.note import Ed25519Signer, MalformedNote, UntrustedNote, VerifierKey, open_note, sign_note
+from lionrock.tlog.proof import TlogProof
 
 ORIGIN = f"{PLATFORM}/audit/bank"
 SIGNER = Ed25519Signer(ORIGIN, Ed25519PrivateKey.from_private_bytes(b"\x07" * 32))

@@ -20,7 +20,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lionrock.audit.canonical_json import canonical_json
-from lionrock.audit.note import Ed25519Signer
 from lionrock.cli import bundle
 from lionrock.cli.bundles.manifest import (
     MANIFEST_NAME,
@@ -34,6 +33,7 @@ from lionrock.cli.bundles.manifest import (
     sums,
 )
 from lionrock.cli.errors import CommandError
+from lionrock.tlog.note import Ed25519Signer
 
 IMAGE = "lionrock.internal/lionrock/gateway:0.1.0"
 LAYER = b"not really a layer" * 1000

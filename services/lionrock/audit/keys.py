@@ -12,7 +12,8 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from lionrock.audit.failures import KeyUnusable
-from lionrock.audit.note import Ed25519Signer, MalformedNote
+from lionrock.chassis.durable_files import create_through
+from lionrock.tlog.note import Ed25519Signer, MalformedNote
 
 _OTHERS_OR_GROUP_WRITE = stat.S_IRWXO | stat.S_IWGRP
 """Group read is allowed: a mounted secret often comes with it."""
@@ -50,30 +51,5 @@ class KeyDirectory:
     def create(self, tenant: str, key_name: str) -> Ed25519Signer:
         """Make a key and write it through to the disk. Raises FileExistsError, OSError."""
         signer = Ed25519Signer(key_name, Ed25519PrivateKey.generate())
-        path = self.path(tenant)
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
-        write_through(draft, f"{signer.encode()}\n".encode())
-        try:
-            os.link(draft, path)  # unlike a rename, fails when the name is taken
-        finally:
-            draft.unlink()
-        sync_directory(self._directory)
+        create_through(self.path(tenant), f"{signer.encode()}\n".encode())
         return signer
-
-
-def write_through(path: Path, content: bytes) -> None:
-    """Write a private file and fsync it. Raises OSError."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_directory(directory: Path) -> None:
-    """Make names in a directory durable. Raises OSError."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -16,11 +16,11 @@ from typing import Self, TypeVar
 from lionrock.audit.failures import LeafNotFound, LogNotFound, LogReadOnly, TreeSizeOutOfRange
 from lionrock.audit.keys import KeyDirectory
 from lionrock.audit.leaf import Event, build_leaf, new_salt
-from lionrock.audit.merkle import consistency_proof
 from lionrock.audit.sequencer import Appended, PendingAppend, Sequencer
 from lionrock.audit.signed_checkpoints import SignedCheckpoints
 from lionrock.audit.store import LogStore, OpenIntent, StoredLeaf
 from lionrock.audit.tenant_log import TenantLog, open_tenant_log
+from lionrock.tlog.merkle import consistency_proof
 
 _T = TypeVar("_T")
 _PAGE_BYTES = 256 * 1024

@@ -28,10 +28,10 @@ from lionrock.audit.failures import (
     StoreFailed,
 )
 from lionrock.audit.leaf import Event, Intent
-from lionrock.audit.merkle import Frontier, Subtree, leaf_hash
 from lionrock.audit.signed_checkpoints import SignedCheckpoints
 from lionrock.audit.store import LogId, LogStore, OpenIntent, StoredLeaf, Transaction
 from lionrock.audit.tenant_log import Head, TenantLog
+from lionrock.tlog.merkle import Frontier, Subtree, leaf_hash
 
 log = logging.getLogger("lionrock.audit")
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lionrock.audit.failures import StoreFailed
-from lionrock.audit.keys import sync_directory, write_through
+from lionrock.chassis.durable_files import replace_through
 
 _COMPACT_BYTES = 4 * 2**20
 
@@ -65,12 +65,9 @@ class SignedCheckpoints:
 
     def _compact(self) -> None:
         """Replace the file by its newest lines, atomically, and open it for appending."""
-        draft = self._path.with_name(f".{self._path.name}.new")
         content = _lines(self._last)
         try:
-            write_through(draft, content)
-            draft.rename(self._path)
-            sync_directory(self._path.parent)
+            replace_through(self._path, content)
             if self._file >= 0:
                 os.close(self._file)
             self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)

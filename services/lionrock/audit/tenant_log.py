@@ -9,10 +9,12 @@ key are worse than no service.
 from dataclasses import dataclass
 from functools import partial
 
-from lionrock.audit.checkpoint import Checkpoint
 from lionrock.audit.failures import KeyUnusable, LogReadOnly, StoreFailed
 from lionrock.audit.keys import KeyDirectory
-from lionrock.audit.merkle import (
+from lionrock.audit.signed_checkpoints import SignedCheckpoints
+from lionrock.audit.store import LogId, LogStore, StoredLeaf, StoredLog
+from lionrock.tlog.checkpoint import Checkpoint
+from lionrock.tlog.merkle import (
     EMPTY_ROOT,
     Frontier,
     InvalidProof,
@@ -23,10 +25,8 @@ from lionrock.audit.merkle import (
     subtrees_of,
     verify_inclusion,
 )
-from lionrock.audit.note import Ed25519Signer, MalformedNote, UntrustedNote, VerifierKey, open_note, sign_note
-from lionrock.audit.proof import TlogProof
-from lionrock.audit.signed_checkpoints import SignedCheckpoints
-from lionrock.audit.store import LogId, LogStore, StoredLeaf, StoredLog
+from lionrock.tlog.note import Ed25519Signer, MalformedNote, UntrustedNote, VerifierKey, open_note, sign_note
+from lionrock.tlog.proof import TlogProof
 
 TAIL_LEAVES = 256
 """Leaves whose hashes are computed again at start: a torn write hits the end of the log."""

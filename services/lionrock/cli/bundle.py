@@ -18,7 +18,6 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
-from lionrock.audit.note import Ed25519Signer, MalformedNote, VerifierKey
 from lionrock.cli.bundles import artifacts, checking, packing
 from lionrock.cli.bundles.manifest import Manifest, ManifestInvalid
 from lionrock.cli.errors import EXIT_FAILED, EXIT_USAGE, CommandError
@@ -28,6 +27,7 @@ from lionrock.cli.state import StateDir
 from lionrock.modelstore.errors import ModelNameInvalid, ModelStoreError, UnknownModel
 from lionrock.modelstore.source import open_source
 from lionrock.modelstore.store import ModelStore
+from lionrock.tlog.note import Ed25519Signer, MalformedNote, VerifierKey
 
 _KEY_MAX_BYTES = 4096
 _SHOWN_FINDINGS = 200

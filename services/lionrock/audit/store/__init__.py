@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NewType, Protocol
 
-from lionrock.audit.merkle import Subtree
+from lionrock.tlog.merkle import Subtree
 
 LogId = NewType("LogId", int)
 

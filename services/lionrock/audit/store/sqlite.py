@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Final
 
 from lionrock.audit.failures import StoreConflict, StoreFailed, StoreHeld
-from lionrock.audit.merkle import HASH_BYTES, Subtree, where_stored
 from lionrock.audit.store import LogId, OpenIntent, StoredLeaf, StoredLog, Transaction
+from lionrock.tlog.merkle import HASH_BYTES, Subtree, where_stored
 
 _MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
     # 1: the first schema. `subtree_hashes` stands before `data`, so that proofs read no overflow page.

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from lionrock.audit.note import NOTE_MAX_BYTES, MalformedNote, UntrustedNote, VerifierKey, open_note
 from lionrock.cli.bundles.manifest import (
     MANIFEST_MAX_BYTES,
     MANIFEST_NAME,
@@ -31,6 +30,7 @@ from lionrock.cli.bundles.manifest import (
     parse_manifest,
     sums,
 )
+from lionrock.tlog.note import NOTE_MAX_BYTES, MalformedNote, UntrustedNote, VerifierKey, open_note
 
 READ_BYTES: Final = 1 << 20
 EXTRA_MAX: Final = 1000

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from lionrock.audit.note import Ed25519Signer, sign_note
 from lionrock.cli.bundles.artifacts import ArtifactInvalid, Given
 from lionrock.cli.bundles.manifest import (
     MANIFEST_NAME,
@@ -28,6 +27,7 @@ from lionrock.cli.bundles.manifest import (
     note_text,
     sums,
 )
+from lionrock.tlog.note import Ed25519Signer, sign_note
 
 COPY_BYTES: Final = 1 << 20
 EXPORT_TIMEOUT_S: Final = 1800.0
