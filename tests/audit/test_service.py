@@ -147,6 +147,17 @@ async def test_leaves_are_listed_in_bounded_pages_and_for_the_own_tenant_only(se
     assert [page async for page in service.stub.ListLeaves(pb.ListLeavesRequest(context=context(), start=2**64 - 1, limit=1))] == []
 
 
+async def test_a_call_without_a_context_reads_nothing(service: Service) -> None:
+    for call in (
+        service.stub.GetReceipt(pb.GetReceiptRequest(leaf_index=0)),
+        service.stub.GetCheckpoint(pb.GetCheckpointRequest()),
+        service.stub.GetConsistencyProof(pb.GetConsistencyProofRequest(first_size=1)),
+        service.stub.ListKeys(pb.ListKeysRequest()),
+    ):
+        refused = await failure(call)
+        assert (refused.reason, refused.field_violations[0][0]) == ("INVALID_FIELD", "context")
+
+
 async def test_every_refusal_has_its_status_and_reason(service: Service, place: Place) -> None:
     ctx = context()
     event_id = uuid7()

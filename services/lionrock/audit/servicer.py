@@ -14,6 +14,7 @@ from lionrock.audit.v1 import audit_pb2 as pb
 from lionrock.audit.v1.audit_pb2_grpc import AuditServiceServicer
 from lionrock.audit.wire import event_of
 from lionrock.chassis.errors import InvalidField
+from lionrock.common.v1 import context_pb2
 
 _Context = grpc.aio.ServicerContext
 
@@ -48,7 +49,7 @@ class AuditServicer(AuditServiceServicer):
         del context
         wanted = request.leaf_index if request.WhichOneof("leaf") == "leaf_index" else request.event_id
         with _mesh_errors():
-            return pb.GetReceiptResponse(receipt=_receipt(await self._logs.receipt(request.context.tenant, wanted)))
+            return pb.GetReceiptResponse(receipt=_receipt(await self._logs.receipt(tenant_of(request.context), wanted)))
 
     async def GetCheckpoint(  # noqa: N802
         self, request: pb.GetCheckpointRequest, context: _Context[pb.GetCheckpointRequest, pb.GetCheckpointResponse]
@@ -56,7 +57,7 @@ class AuditServicer(AuditServiceServicer):
         """Return the latest checkpoint."""
         del context
         with _mesh_errors():
-            return pb.GetCheckpointResponse(checkpoint=self._logs.checkpoint(request.context.tenant))
+            return pb.GetCheckpointResponse(checkpoint=self._logs.checkpoint(tenant_of(request.context)))
 
     async def GetConsistencyProof(  # noqa: N802
         self,
@@ -66,7 +67,9 @@ class AuditServicer(AuditServiceServicer):
         """Prove that one tree is a prefix of another."""
         del context
         with _mesh_errors():
-            hashes, checkpoint = await self._logs.consistency_proof(request.context.tenant, request.first_size, request.second_size)
+            hashes, checkpoint = await self._logs.consistency_proof(
+                tenant_of(request.context), request.first_size, request.second_size
+            )
         return pb.GetConsistencyProofResponse(hashes=hashes, checkpoint=checkpoint)
 
     async def ListLeaves(  # noqa: N802
@@ -75,7 +78,7 @@ class AuditServicer(AuditServiceServicer):
         """Stream leaves, a bounded page a message."""
         del context
         with _mesh_errors():
-            async for page in self._logs.leaves(request.context.tenant, request.start, request.limit):
+            async for page in self._logs.leaves(tenant_of(request.context), request.start, request.limit):
                 yield pb.ListLeavesResponse(leaves=[pb.Leaf(leaf_index=leaf.index, data=leaf.data) for leaf in page])
 
     async def ListKeys(  # noqa: N802
@@ -84,7 +87,14 @@ class AuditServicer(AuditServiceServicer):
         """List verifier keys."""
         del context
         with _mesh_errors():
-            return pb.ListKeysResponse(verifier_keys=self._logs.verifier_keys(request.context.tenant))
+            return pb.ListKeysResponse(verifier_keys=self._logs.verifier_keys(tenant_of(request.context)))
+
+
+def tenant_of(asked_by: context_pb2.RequestContext) -> str:
+    """Return the tenant of a call that reads. Raises InvalidField without a context: only callers of the gateway leave it unset."""
+    if not asked_by.tenant:
+        raise InvalidField("who asks must be said", field_violations=[("context", "the gateway writes it from the credential")])
+    return asked_by.tenant
 
 
 @contextmanager
