@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lionrock.tlog.checkpoint import Checkpoint
-from lionrock.tlog.note import Ed25519Signer, MalformedNote, UntrustedNote, VerifierKey, decode_base64, open_note, sign_note
+from lionrock.tlog.encoding import decode_base64
+from lionrock.tlog.note import Ed25519Signer, MalformedNote, UntrustedNote, VerifierKey, open_note, sign_note
 from lionrock.tlog.proof import TlogProof
 
 SPEC_KEY = "example.com/foo+530d903a+AekyeRrm56hApGFkyQR4ZCbV54Id2LKaANYcrnKv3U2k"
@@ -43,7 +44,7 @@ def signer() -> Ed25519Signer:
 
 @pytest.mark.parametrize(("key", "note"), [(SPEC_KEY, SPEC_NOTE), (GO_KEY, GO_NOTE)])
 def test_published_notes_open(key: str, note: str) -> None:
-    assert open_note(note, [VerifierKey.parse(key)]) == note.rpartition("\n\n")[0] + "\n"
+    assert open_note(note, [VerifierKey.parse(key)]).text == note.rpartition("\n\n")[0] + "\n"
 
 
 def test_the_published_signer_key_makes_the_published_signature() -> None:
@@ -76,12 +77,12 @@ def test_our_checkpoint_has_the_bytes_of_the_vector(signer: Ed25519Signer) -> No
 
 
 def test_a_witness_beside_the_log_changes_nothing(signer: Ed25519Signer) -> None:
-    assert open_note(f"{LOG_TEXT}\n{LOG_LINE}{WITNESS_LINE}", [signer.verifier_key]) == LOG_TEXT
+    assert open_note(f"{LOG_TEXT}\n{LOG_LINE}{WITNESS_LINE}", [signer.verifier_key]).text == LOG_TEXT
 
 
 def test_a_note_is_split_at_its_last_blank_line(signer: Ed25519Signer) -> None:
     text = "Ognuno sta solo sul cuor della terra\n\ned è subito sera.\n"
-    assert open_note(sign_note(text, signer), [signer.verifier_key]) == text
+    assert open_note(sign_note(text, signer), [signer.verifier_key]).text == text
 
 
 def test_a_known_key_with_a_wrong_signature_rejects_the_note(signer: Ed25519Signer) -> None:
@@ -89,7 +90,7 @@ def test_a_known_key_with_a_wrong_signature_rejects_the_note(signer: Ed25519Sign
     line = sign_note(LOG_TEXT, other).rpartition("\n\n")[2]
     forged = line.replace(line[-12:-8], "AAAA")
     note = f"{LOG_TEXT}\n{LOG_LINE}{forged}"
-    assert open_note(note, [signer.verifier_key]) == LOG_TEXT
+    assert open_note(note, [signer.verifier_key]).text == LOG_TEXT
     with pytest.raises(UntrustedNote):
         open_note(note, [signer.verifier_key, other.verifier_key])
 
@@ -102,7 +103,7 @@ def test_unknown_signers_alone_are_not_enough(signer: Ed25519Signer) -> None:
 
 
 def test_sixteen_signatures_are_accepted_and_a_flood_is_not(signer: Ed25519Signer) -> None:
-    assert open_note(f"{LOG_TEXT}\n{LOG_LINE}{WITNESS_LINE * 15}", [signer.verifier_key]) == LOG_TEXT
+    assert open_note(f"{LOG_TEXT}\n{LOG_LINE}{WITNESS_LINE * 15}", [signer.verifier_key]).text == LOG_TEXT
     with pytest.raises(MalformedNote):
         open_note(f"{LOG_TEXT}\n{LOG_LINE}{WITNESS_LINE * 100}", [signer.verifier_key])
 

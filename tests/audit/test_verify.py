@@ -216,7 +216,7 @@ def test_the_verifier_and_the_writer_agree_on_every_edited_note(data: st.DataObj
     at = data.draw(st.integers(0, len(note) - 1))
     edited = note[:at] + data.draw(st.characters(codec="utf-8")) + note[at + data.draw(st.integers(0, 2)) :]
     try:
-        Checkpoint.parse(open_note(edited, [VerifierKey.parse(KEY)]))
+        Checkpoint.parse(open_note(edited, [VerifierKey.parse(KEY)]).text)
         opened = True
     except (MalformedNote, UntrustedNote):
         opened = False

@@ -14,6 +14,8 @@ from lionrock.audit.keys import KeyDirectory
 from lionrock.audit.signed_checkpoints import SignedCheckpoints
 from lionrock.audit.store import LogId, LogStore, StoredLeaf, StoredLog
 from lionrock.tlog.checkpoint import Checkpoint
+from lionrock.tlog.encoding import MalformedNote
+from lionrock.tlog.keys import Signer, UntrustedNote, VerifierKey
 from lionrock.tlog.merkle import (
     EMPTY_ROOT,
     Frontier,
@@ -25,7 +27,7 @@ from lionrock.tlog.merkle import (
     subtrees_of,
     verify_inclusion,
 )
-from lionrock.tlog.note import Ed25519Signer, MalformedNote, UntrustedNote, VerifierKey, open_note, sign_note
+from lionrock.tlog.note import open_note, sign_note
 from lionrock.tlog.proof import TlogProof
 
 TAIL_LEAVES = 256
@@ -64,7 +66,7 @@ class TenantLog:
     origin: str
     log_id: LogId
     verifier_key: str
-    signer: Ed25519Signer | None
+    signer: Signer | None
     head: Head
     frontier: Frontier
     read_only: str | None = None
@@ -112,7 +114,7 @@ def _create(
     store: LogStore,
     keys: KeyDirectory,
     signed: SignedCheckpoints,
-    signer: Ed25519Signer | None,
+    signer: Signer | None,
     last_signed: str | None,
 ) -> TenantLog:
     """Make key, second place and log, in this order: a log is never there without the other two."""
@@ -130,7 +132,7 @@ def _create(
     return TenantLog(tenant, origin, stored.log_id, verifier_key, signer, Head(0, EMPTY_ROOT, checkpoint), Frontier(0, []))
 
 
-def _verify(stored: StoredLog, store: LogStore, signer: Ed25519Signer, last_signed: str | None) -> Frontier:
+def _verify(stored: StoredLog, store: LogStore, signer: Signer, last_signed: str | None) -> Frontier:
     """Check that everything agrees. Raises LogReadOnly, StoreFailed."""
     origin = stored.origin
     if str(signer.verifier_key) != stored.verifier_key:
@@ -162,10 +164,10 @@ def _verify(stored: StoredLog, store: LogStore, signer: Ed25519Signer, last_sign
     return frontier
 
 
-def _opened(checkpoint: str, signer: Ed25519Signer, where: str) -> Checkpoint:
+def _opened(checkpoint: str, signer: Signer, where: str) -> Checkpoint:
     key: VerifierKey = signer.verifier_key
     try:
-        opened = Checkpoint.parse(open_note(checkpoint, [key]))
+        opened = Checkpoint.parse(open_note(checkpoint, [key]).text)
     except (MalformedNote, UntrustedNote) as error:
         raise LogReadOnly(
             f"the checkpoint of {key.name} in {where} is not signed by its key ({error}): restore it from its backup"

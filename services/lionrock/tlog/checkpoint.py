@@ -7,8 +7,8 @@ import base64
 import re
 from dataclasses import dataclass
 
+from lionrock.tlog.encoding import MalformedNote, decode_base64
 from lionrock.tlog.merkle import HASH_BYTES
-from lionrock.tlog.note import MalformedNote, decode_base64
 
 _SIZE = re.compile(r"0|[1-9][0-9]{0,18}")
 

@@ -10,8 +10,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lionrock.tlog.encoding import MalformedNote, decode_base64
 from lionrock.tlog.merkle import HASH_BYTES
-from lionrock.tlog.note import MalformedNote, decode_base64
 
 HEADER = "c2sp.org/tlog-proof@v1"
 _PATH_MAX = 63

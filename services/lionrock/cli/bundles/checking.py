@@ -127,7 +127,7 @@ def _check_signature(root: int, sha256: str, keys: Sequence[VerifierKey]) -> tup
         return (), []
     try:
         note = _read(root, NOTE_NAME, NOTE_MAX_BYTES).decode("utf-8")
-        if open_note(note, keys) != note_text(sha256):
+        if open_note(note, keys).text != note_text(sha256):
             return (), [Finding("unsigned", NOTE_NAME, "the signature is for another manifest")]
         return tuple(key.name for key in keys if _signed(note, key)), []
     except _Unusable as error:
