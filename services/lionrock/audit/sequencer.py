@@ -14,7 +14,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -27,7 +27,7 @@ from lionrock.audit.failures import (
     QueueFull,
     StoreFailed,
 )
-from lionrock.audit.leaf import Event, Intent
+from lionrock.audit.leaf import Event, Intent, Outcome
 from lionrock.audit.signed_checkpoints import SignedCheckpoints
 from lionrock.audit.store import LogId, LogStore, OpenIntent, StoredLeaf, Transaction
 from lionrock.audit.tenant_log import Head, TenantLog
@@ -35,6 +35,7 @@ from lionrock.tlog.merkle import Frontier, Subtree, leaf_hash
 
 log = logging.getLogger("lionrock.audit")
 
+_HEARTBEAT_INTERVAL_S = 2.0
 _FORGET_INTERVAL_S = 10.0
 _FORGET_AT_ONCE = 1000
 
@@ -72,12 +73,15 @@ class PendingAppend:
 class _Draft:
     """What a batch adds to one log.
 
-    `hashes` holds every subtree hash that a proof of a new leaf can need: the old edge and the new ones.
+    `hashes` holds every subtree hash that a proof of a new leaf can need: the old edge and the new ones. `recorded` and `waiting`
+    are what the store has of the batch's events and requests: leaves by event id, open intents by request id.
     """
 
     log: TenantLog
     frontier: Frontier
     hashes: dict[Subtree, bytes]
+    recorded: Mapping[str, StoredLeaf]
+    waiting: Mapping[str, Sequence[OpenIntent]]
     leaves: dict[str, StoredLeaf] = field(default_factory=dict)
     salts: dict[str, bytes] = field(default_factory=dict)
     intents: list[OpenIntent] = field(default_factory=list)
@@ -85,8 +89,14 @@ class _Draft:
     head: Head | None = None
 
     @classmethod
-    def of(cls, log: TenantLog) -> "_Draft":
-        return cls(log, log.frontier.copy(), log.frontier.subtrees())
+    def of(cls, log: TenantLog, appends: "Sequence[PendingAppend]", transaction: Transaction) -> "_Draft":
+        """Begin where the log ends, after asking the store twice for the whole batch."""
+        recorded = transaction.leaves_of_events(log.log_id, [append.event.event_id for append in appends])
+        ending = {append.event.context.request_id for append in appends if isinstance(append.event.body, Outcome)}
+        waiting: dict[str, list[OpenIntent]] = {}
+        for intent in transaction.open_intents_of(log.log_id, ending) if ending else ():
+            waiting.setdefault(intent.request_id, []).append(intent)
+        return cls(log, log.frontier.copy(), log.frontier.subtrees(), recorded, waiting)
 
     def read(self, subtrees: Sequence[Subtree]) -> list[bytes]:
         return [self.hashes[subtree] for subtree in subtrees]
@@ -153,9 +163,9 @@ class Sequencer:
         self._refuse(self._drain())
 
     def _take(self) -> list[PendingAppend] | None:
-        """Wait for appends. Returns at most `max_batch`, none when it is time to tidy up, None at the end."""
+        """Wait for appends. Returns at most `max_batch`, none when there was nothing for a while, None at the end."""
         try:
-            first = self._pending.get(timeout=_FORGET_INTERVAL_S)
+            first = self._pending.get(timeout=_HEARTBEAT_INTERVAL_S)
         except queue.Empty:
             return []
         if first is None:
@@ -191,14 +201,18 @@ class Sequencer:
 
     def _commit(self, batch: Sequence[PendingAppend]) -> None:
         """Make a batch durable, then answer it. Raises StoreFailed and LogReadOnly, having answered nobody."""
+        if not batch:
+            self._store.heartbeat()
+            if not self._is_time_to_forget():
+                return
         drafts: dict[LogId, _Draft] = {}
         placed: list[tuple[PendingAppend, StoredLeaf, bytes]] = []
         refused: list[tuple[PendingAppend, AuditError]] = []
         with self._store.transaction() as transaction:
+            for log, appends in _by_log(batch):
+                drafts[log.log_id] = _Draft.of(log, appends, transaction)
             for append in batch:
-                draft = drafts.get(append.log.log_id)
-                if draft is None:
-                    draft = drafts[append.log.log_id] = _Draft.of(append.log)
+                draft = drafts[append.log.log_id]
                 try:
                     leaf, salt = self._place(transaction, draft, append)
                 except (EventAlreadyRecorded, IntentClosed, IntentNotFound) as refusal:
@@ -221,7 +235,7 @@ class Sequencer:
     def _place(self, transaction: Transaction, draft: _Draft, append: PendingAppend) -> tuple[StoredLeaf, bytes]:
         """Give an event its leaf and salt: those that it has, or the next ones."""
         log_id, event = append.log.log_id, append.event
-        recorded = draft.leaves.get(event.event_id) or transaction.leaf_of_event(log_id, event.event_id)
+        recorded = draft.leaves.get(event.event_id) or draft.recorded.get(event.event_id)
         if recorded is not None:
             salt = draft.salts.get(event.event_id) or transaction.retry_salt(log_id, recorded) or b""
             # A pure function of event, time and salt made the leaf. Without the salt no payload can be compared: refuse.
@@ -250,7 +264,7 @@ class Sequencer:
         The one that it names; without one, those of its request, whose index its caller never learnt.
         """
         log_id, request_id = append.log.log_id, append.event.context.request_id
-        waiting = [intent for intent in transaction.open_intents_of(log_id, request_id) if intent not in draft.closed]
+        waiting = [intent for intent in draft.waiting.get(request_id, ()) if intent not in draft.closed]
         if intent_index is None:
             return waiting + [intent for intent in draft.intents if intent.request_id == request_id]
         named = [intent for intent in waiting if intent.index == intent_index]
@@ -274,8 +288,11 @@ class Sequencer:
             transaction.keep_retry_salts(log_id, [entry for entry in kept if entry[2]])
         transaction.advance(log_id, old.size, old.root, draft.head.size, draft.head.root, draft.head.checkpoint)
 
+    def _is_time_to_forget(self) -> bool:
+        return time.monotonic() - self._forgot_at >= _FORGET_INTERVAL_S
+
     def _forget_salts(self, transaction: Transaction) -> None:
-        if time.monotonic() - self._forgot_at < _FORGET_INTERVAL_S:
+        if not self._is_time_to_forget():
             return
         before_us = time.time_ns() // 1000 - self._retry_window_us
         if transaction.forget_retry_salts(before_us, _FORGET_AT_ONCE) < _FORGET_AT_ONCE:
@@ -288,6 +305,13 @@ class Sequencer:
             read = draft.read if new else partial(self._store.subtree_hashes, append.log.log_id)
             proof = append.log.head.receipt(leaf, read)
         return Appended(append.log.origin, leaf.index, leaf.completed[0], leaf.recorded_at_us, salt, proof)
+
+
+def _by_log(batch: Sequence[PendingAppend]) -> "list[tuple[TenantLog, list[PendingAppend]]]":
+    by_log: dict[LogId, tuple[TenantLog, list[PendingAppend]]] = {}
+    for append in batch:
+        by_log.setdefault(append.log.log_id, (append.log, []))[1].append(append)
+    return list(by_log.values())
 
 
 def _settle(answers: "Sequence[tuple[PendingAppend, Appended | AuditError]]") -> None:

@@ -6,13 +6,14 @@ recognised.
 
 Duties
 - A store has one writer. Opening it takes a lock that dies with the process, and raises an epoch that every transaction
-  checks (fencing): a writer that lost the lock can commit nothing. `StoreHeld` names the holder.
+  checks (fencing): a writer that lost the lock can commit nothing. `StoreHeld` names the holder. Where the lock is a lease, the
+  writer keeps it by `heartbeat`.
 - A transaction is all or nothing, and durable (fsynced) when `commit` returns. `advance` compares and swaps (size, root).
 - Whatever fails on the way raises `StoreFailed` and is never taken for success; the caller stops writing until restart.
 - Reads may come from another thread than writes, one at a time, and see committed state.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NewType, Protocol
@@ -24,7 +25,10 @@ LogId = NewType("LogId", int)
 
 @dataclass(frozen=True, slots=True)
 class StoredLog:
-    """Head of a log. `checkpoint`: the signed note over (origin, size, root)."""
+    """Head of a log. `checkpoint`: the signed note over (origin, size, root).
+
+    `failed_over`: what happened to the store since this head was committed, if commits after it may have been lost with it.
+    """
 
     log_id: LogId
     origin: str
@@ -32,6 +36,7 @@ class StoredLog:
     size: int
     root: bytes
     checkpoint: str
+    failed_over: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +61,8 @@ class OpenIntent:
 class Transaction(Protocol):
     """One atomic step of the writer."""
 
-    def leaf_of_event(self, log_id: LogId, event_id: str) -> StoredLeaf | None:
-        """Leaf of an event, if it was recorded."""
+    def leaves_of_events(self, log_id: LogId, event_ids: Collection[str]) -> dict[str, StoredLeaf]:
+        """Leaves of those events that were recorded, by event id."""
 
     def retry_salt(self, log_id: LogId, leaf: StoredLeaf) -> bytes | None:
         """Salt of a leaf while its retry window lasts."""
@@ -65,8 +70,8 @@ class Transaction(Protocol):
     def open_intent(self, log_id: LogId, index: int) -> OpenIntent | None:
         """Return the intent at `index` unless it is closed or not an intent. May be slow: it serves a refusal."""
 
-    def open_intents_of(self, log_id: LogId, request_id: str) -> list[OpenIntent]:
-        """Intents of one request that wait for an outcome."""
+    def open_intents_of(self, log_id: LogId, request_ids: Collection[str]) -> list[OpenIntent]:
+        """Intents of these requests that wait for an outcome, oldest first."""
 
     def add_leaves(self, log_id: LogId, leaves: Sequence[StoredLeaf]) -> None:
         """Append, in order of index."""
@@ -116,6 +121,12 @@ class LogStore(Protocol):
 
     def open_intents(self, log_id: LogId, below: int, limit: int) -> list[OpenIntent]:
         """Return open intents with an index below `below`, oldest first."""
+
+    def heartbeat(self) -> None:
+        """Show that the writer lives; the writer's thread calls it when nothing else was written for some seconds.
+
+        Raises StoreFailed, StoreConflict when another has taken over.
+        """
 
     def close(self) -> None:
         """Release the store."""

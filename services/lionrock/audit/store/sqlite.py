@@ -10,7 +10,7 @@ import os
 import socket
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -93,6 +93,13 @@ class SqliteLogStore:
             raise
         with _failures("committing"):
             self._writer.execute("COMMIT")
+
+    def heartbeat(self) -> None:
+        """Check that the store is still this writer's; the lock needs no upkeep."""
+        with _failures("keeping the store"):
+            (epoch,) = self._writer.execute("SELECT epoch FROM sequencer").fetchone()
+        if epoch != self._epoch:
+            raise StoreConflict(f"the store was taken over: its epoch is {epoch}, this writer's is {self._epoch}")
 
     def create_log(self, origin: str, verifier_key: str, root: bytes, checkpoint: str) -> StoredLog:
         """Create an empty log, durably."""
@@ -185,9 +192,9 @@ class _SqliteTransaction:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
 
-    def leaf_of_event(self, log_id: LogId, event_id: str) -> StoredLeaf | None:
-        row = self._connection.execute(_LEAF_OF_EVENT, (log_id, event_id)).fetchone()
-        return None if row is None else _leaf(row)
+    def leaves_of_events(self, log_id: LogId, event_ids: Collection[str]) -> dict[str, StoredLeaf]:
+        rows = (self._connection.execute(_LEAF_OF_EVENT, (log_id, event_id)).fetchone() for event_id in event_ids)
+        return {leaf.event_id: leaf for leaf in (_leaf(row) for row in rows if row is not None)}
 
     def retry_salt(self, log_id: LogId, leaf: StoredLeaf) -> bytes | None:
         row = self._connection.execute(
@@ -202,11 +209,12 @@ class _SqliteTransaction:
         ).fetchone()
         return None if row is None else OpenIntent(*row)
 
-    def open_intents_of(self, log_id: LogId, request_id: str) -> list[OpenIntent]:
-        rows = self._connection.execute(
-            "SELECT leaf_index, request_id FROM open_intents WHERE log_id = ? AND request_id = ?", (log_id, request_id)
-        ).fetchall()
-        return [OpenIntent(*row) for row in rows]
+    def open_intents_of(self, log_id: LogId, request_ids: Collection[str]) -> list[OpenIntent]:
+        statement = "SELECT leaf_index, request_id FROM open_intents WHERE log_id = ? AND request_id = ?"
+        return sorted(
+            (OpenIntent(*row) for request_id in request_ids for row in self._connection.execute(statement, (log_id, request_id))),
+            key=lambda intent: intent.index,
+        )
 
     def add_leaves(self, log_id: LogId, leaves: Sequence[StoredLeaf]) -> None:
         self._connection.executemany(
