@@ -65,9 +65,12 @@ def _environment() -> Path:
 
 
 class S3Server:
-    """A running server that holds what is in a directory. `access_key_id`, `secret_access_key`: of a user who may read it."""
+    """A running server that holds what is in a directory. `access_key_id`, `secret_access_key`: of a user who may read it.
 
-    def __init__(self, directory: Path, tls: TlsSettings, logs: Path) -> None:
+    `prepare`: another program than PREPARE, that gives other rights; it gets the same arguments and prints the same.
+    """
+
+    def __init__(self, directory: Path, tls: TlsSettings, logs: Path, *, prepare: str = PREPARE) -> None:
         environment = _environment()
         with socket.create_server(("127.0.0.1", 0)) as listening:
             port = int(listening.getsockname()[1])
@@ -82,7 +85,7 @@ class S3Server:
             self._wait(port)
             arguments = [self.endpoint, str(tls.ca_file), BUCKET, str(directory)]
             prepared = subprocess.run(
-                [str(environment / "bin" / "python"), "-c", PREPARE, *arguments], capture_output=True, timeout=120, check=False
+                [str(environment / "bin" / "python"), "-c", prepare, *arguments], capture_output=True, timeout=120, check=False
             )
             assert prepared.returncode == 0, prepared.stderr.decode()
             self.access_key_id, self.secret_access_key = json.loads(prepared.stdout)

@@ -13,6 +13,8 @@ AuditError
 ├── StoreFailed          a write or read did not succeed; nothing more is written until restart
 │   └── StoreConflict    another sequencer moved the log
 ├── StoreHeld            another process holds the store
+├── SinkFailed           tiles could not be read or written
+│   └── TileConflict     what is published is not what would be published now
 └── KeyUnusable          a signing key is not readable, not private or not a key
 """
 
@@ -76,3 +78,11 @@ class StoreHeld(AuditError):
 
 class KeyUnusable(AuditError):
     """A signing key cannot be used; the message says which file and why."""
+
+
+class SinkFailed(AuditError):
+    """Tiles could not be read or written; the message says which and why."""
+
+
+class TileConflict(SinkFailed):
+    """What is published is not what would be published now; nothing more of that log is published until somebody has looked."""

@@ -21,6 +21,11 @@ ENTRY_MAX_BYTES = 2**16 - 1
 BUNDLE_MAX_BYTES = TILE_WIDTH * (2 + ENTRY_MAX_BYTES)
 TILE_MAX_BYTES = TILE_WIDTH * HASH_BYTES
 CHECKPOINT_NAME = "checkpoint"
+CHECKPOINT_TYPE = "text/plain; charset=utf-8"
+TILE_TYPE = "application/octet-stream"
+CHECKPOINT_CACHING = "no-cache"
+TILE_CACHING = "public, max-age=31536000, immutable"
+"""Full and partial tiles alike: what a name stands for never changes."""
 _PREFIX = "tile"
 _ENTRIES = "entries"
 _NAME = re.compile(r"tile/(entries|0|[1-9][0-9]?)/((?:x[0-9]{3}/){0,6}[0-9]{3})(?:\.p/([1-9][0-9]{0,2}))?", re.ASCII)

@@ -1,0 +1,99 @@
+"""Keeps the tiles of all logs up to date while the service runs, and says when it cannot.
+
+Knows: when to look at which log, what to do about failures. Does not know: tiles (publisher.py).
+A log whose published files contradict the store gets no more tiles until restart, and an alarm: error in the log of the service,
+metric `lionrock.audit.tiles.alarms`, text in `alarms`. Leaves are appended and proven all the same: tiles are a copy.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Self
+
+from lionrock.audit.failures import AuditError, TileConflict
+from lionrock.audit.publisher import LogPublisher, PublishedLog
+from lionrock.audit.store import LogStore
+from lionrock.audit.tile_sinks import TileSink
+from lionrock.chassis.telemetry import meter
+
+log = logging.getLogger("lionrock.audit")
+
+_FAILURES_PAUSE_MAX_S = 60.0
+
+
+class TilePublishing:
+    """Publishes logs from a thread of its own, each in turn. `async with` it while the store is open."""
+
+    def __init__(self, logs: Sequence[PublishedLog], store: LogStore, sink: TileSink, *, interval_s: float) -> None:
+        """Publish `logs` into `sink`, looking for new leaves every `interval_s` seconds."""
+        self._publishers = [LogPublisher(each, store, sink) for each in logs]
+        self._interval_s = interval_s
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="audit-tiles")
+        self._task: asyncio.Task[None] | None = None
+        self._alarms: dict[str, str] = {}
+        self._failing: dict[str, str] = {}
+        self._alarm_count = meter().create_up_down_counter(
+            "lionrock.audit.tiles.alarms", description="Logs whose published tiles contradict the store."
+        )
+        self._failures = meter().create_counter("lionrock.audit.tiles.failures", description="Steps of publishing that failed.")
+        self._behind = meter().create_gauge("lionrock.audit.tiles.behind", unit="{leaf}", description="Leaves not yet published.")
+
+    @property
+    def alarms(self) -> Mapping[str, str]:
+        """Logs that are no longer published, by origin, and why."""
+        return dict(self._alarms)
+
+    @property
+    def failing(self) -> Mapping[str, str]:
+        """Logs whose last try failed, by origin, and why; they are tried again."""
+        return dict(self._failing)
+
+    async def __aenter__(self) -> Self:
+        """Begin to publish."""
+        self._task = asyncio.create_task(self._run(), name="audit-tiles")
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Stop after the step that runs."""
+        assert self._task is not None
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        await asyncio.to_thread(self._thread.shutdown)
+
+    async def publish(self) -> None:
+        """Publish what there is now, every log to its head of this moment unless it fails."""
+        waiting = [publisher for publisher in self._publishers if publisher.origin not in self._alarms]
+        while waiting:  # a step each in turn: a long back-fill of one log holds no other up
+            waiting = [publisher for publisher in waiting if await self._step(publisher)]
+
+    async def _run(self) -> None:
+        pause_s = self._interval_s
+        while True:
+            await self.publish()
+            pause_s = min(2 * pause_s, max(_FAILURES_PAUSE_MAX_S, self._interval_s)) if self._failing else self._interval_s
+            await asyncio.sleep(pause_s)
+
+    async def _step(self, publisher: LogPublisher) -> bool:
+        origin = publisher.origin
+        try:
+            more = await asyncio.get_running_loop().run_in_executor(self._thread, publisher.step)
+        except TileConflict as conflict:
+            self._alarms[origin] = str(conflict)
+            self._failing.pop(origin, None)
+            self._alarm_count.add(1, {"lionrock.log": origin})
+            log.error(
+                "published tiles contradict the store; they are left as they are", extra={"log": origin, "why": str(conflict)}
+            )
+            return False
+        except AuditError as error:
+            self._failures.add(1, {"lionrock.log": origin})
+            if self._failing.get(origin) != str(error):
+                log.error("tiles could not be published", extra={"log": origin, "why": str(error)})
+            self._failing[origin] = str(error)
+            return False
+        self._failing.pop(origin, None)
+        if not more:
+            self._behind.set(publisher.behind or 0, {"lionrock.log": origin})
+        return more
