@@ -22,6 +22,7 @@ from lionrock.chassis.health import Health
 from lionrock.chassis.identity import AnyMember, AnyTenant, Callers
 from lionrock.chassis.interceptors import Guard
 from lionrock.chassis.probes import start_probes
+from lionrock.chassis.ready_file import write_ready_file
 from lionrock.chassis.settings import ServerSettings, ServiceSettings, TlsSettings
 from lionrock.chassis.telemetry import start_telemetry
 from lionrock.chassis.tls import TlsFilesUnusable, WatchedIdentity
@@ -255,7 +256,7 @@ async def serve(
             await on_ready(running.port)
         ready_file = settings.server.ready_file
         if ready_file is not None:
-            _write_ready(ready_file, running.port)
+            write_ready_file(ready_file, running.port)
         log.info("serving", extra={"port": running.port})
         await drain.wait()
         log.info("draining", extra={"running_rpcs": running.running_rpcs})
@@ -287,10 +288,3 @@ async def _stop(running: RunningServer, grace_s: float, on_drain: Callable[[], A
     if on_drain is not None:
         await on_drain()
     await running.stop(grace_s)
-
-
-def _write_ready(path: Any, port: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(f"{port}\n", encoding="ascii")
-    temporary.replace(path)
