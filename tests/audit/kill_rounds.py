@@ -58,16 +58,18 @@ def context() -> context_pb2.RequestContext:
     )
 
 
-def write_config(place: Place, tls: TlsSettings) -> Path:
+def write_config(place: Place, tls: TlsSettings, **changes: object) -> Path:
     """Settings of a process on `place`, as JSON, which is YAML."""
     server = {
         "tls": {name: str(path) for name, path in tls.model_dump().items()},
         "trust_domain": TRUST_DOMAIN,
         "ready_file": str(place.root / "ready"),
     }
-    config = {"server": server, "platform": PLATFORM, "tenants": ["bank"], "store_file": str(place.store_file)}
+    config: dict[str, object] = {"server": server, "platform": PLATFORM, "tenants": ["bank"], "store_file": str(place.store_file)}
     path = place.root / "audit.yaml"
-    path.write_text(json.dumps(config | {"key_dir": str(place.key_dir), "telemetry": {"log_level": "ERROR"}}), encoding="utf-8")
+    path.write_text(
+        json.dumps(config | {"key_dir": str(place.key_dir), "telemetry": {"log_level": "ERROR"}} | changes), encoding="utf-8"
+    )
     return path
 
 

@@ -5,6 +5,7 @@ import logging
 import sys
 from collections.abc import AsyncIterator
 from contextlib import closing, suppress
+from functools import partial
 
 from lionrock.audit.failures import AuditError
 from lionrock.audit.keys import KeyDirectory
@@ -13,7 +14,9 @@ from lionrock.audit.recovery import OrphanSweep
 from lionrock.audit.servicer import AuditServicer
 from lionrock.audit.settings import AuditSettings
 from lionrock.audit.signed_checkpoints import SignedCheckpoints
-from lionrock.audit.store.sqlite import SqliteLogStore
+from lionrock.audit.standby import take_over, until_store_is_lost
+from lionrock.audit.store import LogStore
+from lionrock.audit.store.opening import open_postgres, open_sqlite
 from lionrock.audit.v1.audit_pb2_grpc import add_AuditServiceServicer_to_server
 from lionrock.chassis.server import Registration, serve
 from lionrock.chassis.settings import load_settings
@@ -24,9 +27,9 @@ _READINESS_INTERVAL_S = 0.5
 
 
 async def main(settings: AuditSettings) -> None:
-    """Open the store and every tenant's log, then serve. Raises AuditError before anything listens."""
+    """Open the store and every tenant's log, then serve. Raises AuditError before anything listens, or when the store is lost."""
     with (
-        closing(SqliteLogStore(settings.store_file)) as store,
+        closing(await _open_store(settings)) as store,
         closing(SignedCheckpoints(settings.key_dir / "signed-checkpoints.jsonl")) as signed,
     ):
         keys = KeyDirectory(settings.key_dir)
@@ -34,6 +37,15 @@ async def main(settings: AuditSettings) -> None:
         logs = open_logs(store, keys, signed, settings.tenants, platform=settings.platform, region=settings.region, limits=limits)
         async with logs:
             await _serve(settings, logs)
+
+
+async def _open_store(settings: AuditSettings) -> LogStore:
+    if settings.store_file is not None:
+        return open_sqlite(settings.store_file)
+    assert settings.store_dsn_file is not None
+    lease_s, accept_timeline = settings.store_lease_s, settings.store_accept_timeline
+    open_shared = partial(open_postgres, settings.store_dsn_file, lease_s=lease_s, accept_timeline=accept_timeline)
+    return await take_over(open_shared, settings.server.probe_listen, SERVICE_NAME)
 
 
 async def _serve(settings: AuditSettings, logs: AuditLogs) -> None:
@@ -47,7 +59,8 @@ async def _serve(settings: AuditSettings, logs: AuditLogs) -> None:
 
     try:
         registration = Registration(add_AuditServiceServicer_to_server, AuditServicer(logs), SERVICE_NAME, CALLERS)
-        await serve(settings, "audit", [registration], on_ready=say_what_is_read_only, readiness=_readiness(logs))
+        serving = serve(settings, "audit", [registration], on_ready=say_what_is_read_only, readiness=_readiness(logs))
+        await (serving if settings.store_file is not None else until_store_is_lost(serving, logs))
     finally:
         sweeping.cancel()
         with suppress(asyncio.CancelledError):

@@ -71,6 +71,11 @@ class AuditLogs:
         return self._unusable | {tenant: log.read_only for tenant, log in self._logs.items() if log.read_only is not None}
 
     @property
+    def broken(self) -> str | None:
+        """Why nothing is written any more until restart; None while the store does what it must."""
+        return self._sequencer.broken
+
+    @property
     def writable(self) -> bool:
         """Whether an append of any tenant could succeed now."""
         return self._sequencer.broken is None and any(log.read_only is None for log in self._logs.values())

@@ -22,7 +22,21 @@ class AuditSettings(ServiceSettings):
     tenants: tuple[Tenant, ...] = Field(
         min_length=1, max_length=10_000, description="tenants that have a log; all others are refused"
     )
-    store_file: Path = Field(description="SQLite file with the logs; one audit service at a time can hold it")
+    store_file: Path | None = Field(
+        None, description="SQLite file with the logs; one audit service at a time can hold it; either this or store_dsn_file"
+    )
+    store_dsn_file: Path | None = Field(
+        None,
+        description="file with the connection string (libpq's, URL or key=value) of a PostgreSQL database with the logs; a secret",
+    )
+    store_lease_s: float = Field(
+        15, ge=5, le=300, description="time after which a service that says nothing to PostgreSQL loses the store to one that waits"
+    )
+    store_accept_timeline: int | None = Field(
+        None,
+        ge=1,
+        description="PostgreSQL failed over up to this timeline and lost nothing, as somebody has made sure; the refusal names it",
+    )
     key_dir: Path = Field(
         description="directory of the signing keys and of the file of signed checkpoints; put it on another disk than the store"
     )
@@ -41,6 +55,12 @@ class AuditSettings(ServiceSettings):
         660, gt=0, description="time after which an intent without an outcome is closed as failed, in seconds"
     )
     sweep_interval_s: float = Field(15, gt=0, description="time between two looks for such intents, in seconds")
+
+    @model_validator(mode="after")
+    def _one_store(self) -> Self:
+        if (self.store_file is None) == (self.store_dsn_file is None):
+            raise ValueError("exactly one of store_file and store_dsn_file must be set")
+        return self
 
     @model_validator(mode="after")
     def _orphans_outlive_requests(self) -> Self:

@@ -53,8 +53,11 @@ class SignedCheckpoints:
             if written != len(content):
                 raise StoreFailed(f"writing {self._path}: only {written} of {len(content)} bytes fit")
             os.fdatasync(self._file)
+            replaced = not os.path.samestat(os.stat(self._path), os.fstat(self._file))
         except OSError as error:
             raise StoreFailed(f"writing {self._path}: {error.strerror}") from error
+        if replaced:  # what was written here, nobody will read
+            raise StoreFailed(f"{self._path} was replaced: another audit service has taken over")
         self._bytes += written
         if self._bytes > _COMPACT_BYTES:
             self._compact()

@@ -161,6 +161,12 @@ def _verify(stored: StoredLog, store: LogStore, signer: Signer, last_signed: str
         )
     if root_at(second.size, read) != second.root:
         raise LogReadOnly(f"the store of {origin} holds another history than the one signed: restore the store that was signed for")
+    if stored.failed_over is not None and second.size < stored.size:
+        raise LogReadOnly(
+            f"{stored.failed_over}, and the file of signed checkpoints here ends before {origin} does, so leaves that were signed may be"
+            " lost: start the service that signed last, with its file; or set store_accept_timeline to the later timeline when you have"
+            " made sure that the fail-over lost no commit"
+        )
     return frontier
 
 

@@ -8,6 +8,8 @@ store is read-only, must leave its Endpoints but is not mended by killing it.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
@@ -54,3 +56,19 @@ async def start_probes(listen: str, health: Health) -> tuple[grpc.aio.Server, in
     port = server.add_insecure_port(listen)
     await server.start()
     return server, port
+
+
+@asynccontextmanager
+async def waiting_probes(listen: str | None, services: Iterable[str]) -> AsyncIterator[None]:
+    """Answer probes for a process that is alive and waits for its turn to serve; nothing where `listen` is None.
+
+    Raises RuntimeError when the address is taken.
+    """
+    if listen is None:
+        yield
+        return
+    server, _ = await start_probes(listen, Health(services))
+    try:
+        yield
+    finally:
+        await server.stop(None)

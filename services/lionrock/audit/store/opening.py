@@ -1,0 +1,44 @@
+"""Opens the store that settings or a command line name: a file of SQLite, or a database whose connection string a file holds.
+
+The connection string is a secret: it comes in a file that others cannot read, never as a setting, an argument or in a message.
+"""
+
+import stat
+from pathlib import Path
+from typing import Final
+
+from lionrock.audit.failures import StoreFailed
+from lionrock.audit.store import LogStore
+from lionrock.audit.store.sqlite import SqliteLogStore
+
+DSN_MAX_BYTES: Final = 16 * 1024
+_OTHERS_OR_GROUP_WRITE: Final = stat.S_IRWXO | stat.S_IWGRP
+"""Group read is allowed: a mounted secret often comes with it."""
+
+
+def open_sqlite(path: Path) -> LogStore:
+    """Open or create a file. Raises StoreHeld, StoreFailed."""
+    return SqliteLogStore(path)
+
+
+def open_postgres(dsn_file: Path, *, lease_s: float, accept_timeline: int | None) -> LogStore:
+    """Open the database that `dsn_file` names. Raises StoreHeld, StoreFailed."""
+    from lionrock.audit.store.postgres import PostgresLogStore  # where SQLite serves, the driver is not loaded
+
+    return PostgresLogStore(read_dsn(dsn_file), lease_s=lease_s, accept_timeline=accept_timeline)
+
+
+def read_dsn(path: Path) -> str:
+    """Read a connection string of libpq. Raises StoreFailed for a file that is absent, open to others, empty or no text."""
+    try:
+        with path.open("rb") as file:
+            if path.stat().st_mode & _OTHERS_OR_GROUP_WRITE:
+                raise StoreFailed(f"{path} is open to others: chmod 600 it, and change the password if it may have been read")
+            dsn = file.read(DSN_MAX_BYTES).decode().strip()
+    except OSError as error:
+        raise StoreFailed(f"the connection string of the store is not readable: {path}: {error.strerror}") from error
+    except UnicodeDecodeError:
+        raise StoreFailed(f"{path} is not text") from None
+    if not dsn:
+        raise StoreFailed(f"{path} is empty; it holds the connection string of the store")
+    return dsn
