@@ -20,6 +20,7 @@ from obstore.store import S3Store
 
 from lionrock.audit.failures import SinkFailed, TileConflict
 from lionrock.audit.tile_sinks import check_name
+from lionrock.tlog.tile_client import CorruptLog, SourceFailed
 from lionrock.tlog.tiles import CHECKPOINT_CACHING, CHECKPOINT_NAME, CHECKPOINT_TYPE, TILE_CACHING, TILE_TYPE
 
 if TYPE_CHECKING:
@@ -162,6 +163,30 @@ class BucketSink:
         except (BaseError, OSError) as error:
             raise _failed("writing", key, error) from None
         raise SinkFailed("the object store ignores If-None-Match, so that published tiles could be overwritten: use another one")
+
+
+class BucketSource:
+    """Files of a log below a prefix of a bucket, for a reader (tlog/tile_client.py)."""
+
+    def __init__(self, store: S3Store, prefix: str) -> None:
+        """Read below `prefix`, where the log's `checkpoint` is."""
+        self._store = store
+        self._prefix = prefix.strip("/")
+
+    def read(self, name: str, max_bytes: int) -> bytes | None:
+        """Content of an object. Raises SourceFailed, CorruptLog for more than `max_bytes`."""
+        try:
+            found = obstore.get(self._store, f"{self._prefix}/{name}")
+            if found.meta["size"] > max_bytes:
+                raise CorruptLog(f"{name} has more than {max_bytes} bytes")
+            return bytes(found.bytes())
+        except (FileNotFoundError, NotFoundError):
+            return None
+        except (BaseError, OSError) as error:
+            raise SourceFailed(f"{name}: {type(error).__name__}") from None
+
+    def __str__(self) -> str:
+        return self._prefix
 
 
 def _failed(doing: str, name: str, error: BaseException) -> SinkFailed:
