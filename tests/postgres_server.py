@@ -29,6 +29,7 @@ STOP_TIMEOUT_S = 30.0
 SUPERUSER = "postgres"
 _SETTINGS = {
     "listen_addresses": "",
+    "port": "5432",
     "fsync": "on",
     "full_page_writes": "on",
     "synchronous_commit": "on",
@@ -124,7 +125,7 @@ class PostgresServer:
 
     def dsn(self, database: str = "postgres") -> str:
         """Connection string of a database."""
-        return f"host={self.directory} user={SUPERUSER} dbname={database}"
+        return f"host={self.directory} port={self._settings['port']} user={SUPERUSER} dbname={database}"
 
     def new_database(self) -> str:
         """Make an empty database. Returns its connection string."""

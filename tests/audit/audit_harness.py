@@ -87,17 +87,22 @@ class Place:
 
 
 def check_store(store_file: Path, tenant: str = "bank") -> list[bytes]:
-    """Leaves of a log after a literal check: indexes without gap, hashes, root. The store must not be open elsewhere."""
+    """Check the log in a file as `check_leaves` does. The store must not be open elsewhere."""
     with closing(SqliteLogStore(store_file)) as store:
-        stored = store.find_log(f"{PLATFORM}/audit/{tenant}")
-        assert stored is not None
-        leaves = store.leaves(stored.log_id, 0, 1 << 40, 1 << 40)
-        assert [leaf.index for leaf in leaves] == list(range(stored.size))
-        assert all(leaf.completed[0] == leaf_hash(leaf.data) for leaf in leaves)
-        assert len({leaf.event_id for leaf in leaves}) == len(leaves)
-        data = [leaf.data for leaf in leaves]
-        assert tree_hash(data) == stored.root
-        return data
+        return check_leaves(store, tenant)
+
+
+def check_leaves(store: LogStore, tenant: str = "bank") -> list[bytes]:
+    """Leaves of a log after a literal check: indexes without gap, hashes, root."""
+    stored = store.find_log(f"{PLATFORM}/audit/{tenant}")
+    assert stored is not None
+    leaves = store.leaves(stored.log_id, 0, 1 << 40, 1 << 40)
+    assert [leaf.index for leaf in leaves] == list(range(stored.size))
+    assert all(leaf.completed[0] == leaf_hash(leaf.data) for leaf in leaves)
+    assert len({leaf.event_id for leaf in leaves}) == len(leaves)
+    data = [leaf.data for leaf in leaves]
+    assert tree_hash(data) == stored.root
+    return data
 
 
 def copy_files(source: Path, target: Path) -> None:
