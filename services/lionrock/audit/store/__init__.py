@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NewType, Protocol
 
+from lionrock.audit.store.records import RecordReader, RecordWriter
 from lionrock.tlog.merkle import Subtree
 
 LogId = NewType("LogId", int)
@@ -61,6 +62,10 @@ class OpenIntent:
 class Transaction(Protocol):
     """One atomic step of the writer."""
 
+    @property
+    def records(self) -> RecordWriter:
+        """Records beside the leaves."""
+
     def leaves_of_events(self, log_id: LogId, event_ids: Collection[str]) -> dict[str, StoredLeaf]:
         """Leaves of those events that were recorded, by event id."""
 
@@ -94,6 +99,16 @@ class Transaction(Protocol):
 
 class LogStore(Protocol):
     """A durable set of logs with one writer."""
+
+    @property
+    def records(self) -> RecordReader:
+        """Records beside the leaves."""
+
+    def forget_deleted(self) -> None:
+        """Overwrite what was deleted wherever this store itself still holds it; the writer's thread calls it.
+
+        Raises StoreFailed.
+        """
 
     def transaction(self) -> AbstractContextManager[Transaction]:
         """Commit at the end of the block, or roll back if it raises. Raises StoreFailed, StoreConflict."""

@@ -32,6 +32,7 @@ from lionrock.audit.failures import StoreConflict, StoreFailed, StoreHeld
 from lionrock.audit.store import LogId, OpenIntent, StoredLeaf, StoredLog, Transaction
 from lionrock.audit.store.postgres_schema import migrate
 from lionrock.audit.store.postgres_session import Deadlines, connect, failures, timeline
+from lionrock.audit.store.records import RecordReader, RecordWriter
 from lionrock.tlog.merkle import HASH_BYTES, Subtree, where_stored
 
 _LOCK_KEY: Final = 0x6C696F6E726F636B
@@ -169,6 +170,14 @@ class PostgresLogStore:
         if fsync != "on" or synchronous_commit not in {"on", "remote_apply"}:
             raise StoreFailed(f"fsync is {fsync} and synchronous_commit is {synchronous_commit} by now: set both on and restart")
 
+    @property
+    def records(self) -> RecordReader:
+        """Records beside the leaves."""
+        return RecordReader(lambda sql, parameters: self._read(_own(sql), parameters))
+
+    def forget_deleted(self) -> None:
+        """Leave deleted rows to VACUUM and the server's own log to its recycling: neither can be ordered to overwrite in time."""
+
     def heartbeat(self) -> None:
         """Keep the lease, and learn whether it was lost. Raises StoreFailed, StoreConflict."""
         if self._doubt is not None:
@@ -278,6 +287,14 @@ class _PostgresTransaction:
         self._waiting: list[_Statement] = []
         self._begun = False
 
+    @property
+    def records(self) -> RecordWriter:
+        def write(sql: str, rows: Sequence[Any]) -> None:
+            for row in rows:
+                self._write(_own(sql), row)
+
+        return RecordWriter(lambda sql, parameters: self.ask(_own(sql), parameters), write)
+
     def flush(self) -> None:
         """Send what waits, in one round trip, and look at every answer."""
         waiting, self._waiting = self._waiting, []
@@ -359,6 +376,11 @@ class _PostgresTransaction:
 
     def _write(self, sql: str, parameters: Sequence[object], check: "Callable[[psycopg.Cursor[Any]], None] | None" = None) -> None:
         self._waiting.append(_Statement(sql, parameters, check))
+
+
+def _own(sql: str) -> str:
+    """Write the shared SQL of records with the driver's own placeholders."""
+    return sql.replace("?", "%s")
 
 
 def _one(cursor: psycopg.Cursor[Any]) -> tuple[Any, ...]:

@@ -15,6 +15,7 @@ from typing import Final
 import psycopg
 
 from lionrock.audit.failures import StoreFailed
+from lionrock.audit.store.records import record_tables
 
 SCHEMA: Final = "lionrock_audit"
 MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
@@ -38,6 +39,11 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         """CREATE TABLE retry_salts (
             recorded_at_us bigint NOT NULL, log_id bigint NOT NULL, leaf_index bigint NOT NULL, salt bytea NOT NULL,
             PRIMARY KEY (recorded_at_us, log_id, leaf_index))""",
+    ),
+    # 2: records beside the leaves. What is sealed does not compress.
+    (
+        *record_tables(text='text COLLATE "C"', integer="bigint", blob="bytea", options=""),
+        "ALTER TABLE payloads ALTER sealed SET STORAGE EXTERNAL",
     ),
 )
 

@@ -18,6 +18,8 @@ from typing import Final
 
 from lionrock.audit.failures import StoreConflict, StoreFailed, StoreHeld
 from lionrock.audit.store import LogId, OpenIntent, StoredLeaf, StoredLog, Transaction
+from lionrock.audit.store.records import RecordReader, RecordWriter, record_tables
+from lionrock.chassis.durable_files import make_directory_through
 from lionrock.tlog.merkle import HASH_BYTES, Subtree, where_stored
 
 _MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
@@ -40,6 +42,8 @@ _MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
             recorded_at_us INTEGER NOT NULL, log_id INTEGER NOT NULL REFERENCES logs, leaf_index INTEGER NOT NULL,
             salt BLOB NOT NULL, PRIMARY KEY (recorded_at_us, log_id, leaf_index)) STRICT, WITHOUT ROWID""",
     ),
+    # 2: records beside the leaves.
+    record_tables(text="TEXT", integer="INTEGER", blob="BLOB", options=" STRICT, WITHOUT ROWID"),
 )
 _ADD_LEAF: Final = """
     INSERT INTO leaves (log_id, leaf_index, event_id, recorded_at_us, subtree_hashes, data) VALUES (?, ?, ?, ?, ?, ?)"""
@@ -61,7 +65,7 @@ class SqliteLogStore:
 
     def __init__(self, path: Path) -> None:
         """Open or create. Raises StoreHeld, StoreFailed (also for a schema newer than this program)."""
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_directory_through(path.parent)
         self._lock = _take_lock(path)
         self._reader_lock = threading.Lock()
         try:
@@ -93,6 +97,18 @@ class SqliteLogStore:
             raise
         with _failures("committing"):
             self._writer.execute("COMMIT")
+
+    @property
+    def records(self) -> RecordReader:
+        """Records beside the leaves."""
+        return RecordReader(self._read)
+
+    def forget_deleted(self) -> None:
+        """Fold the write-ahead log into the file and empty it: it holds old pages. Deleted rows are overwritten (secure_delete)."""
+        with self._reader_lock, _failures("emptying the write-ahead log"):
+            (busy, _, _) = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
+            raise StoreFailed("emptying the write-ahead log: another connection reads it")
 
     def heartbeat(self) -> None:
         """Check that the store is still this writer's; the lock needs no upkeep."""
@@ -179,7 +195,7 @@ class SqliteLogStore:
         finally:
             os.close(self._lock)
 
-    def _read(self, sql: str, parameters: tuple[object, ...]) -> list[tuple[object, ...] | list[object]]:
+    def _read(self, sql: str, parameters: Sequence[object]) -> list[tuple[object, ...] | list[object]]:
         with self._reader_lock, _failures("reading"):
             return self._reader.execute(sql, parameters).fetchall()
 
@@ -191,6 +207,12 @@ class _SqliteTransaction:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
+
+    @property
+    def records(self) -> RecordWriter:
+        return RecordWriter(
+            lambda sql, parameters: self._connection.execute(sql, parameters).fetchall(), self._connection.executemany
+        )
 
     def leaves_of_events(self, log_id: LogId, event_ids: Collection[str]) -> dict[str, StoredLeaf]:
         rows = (self._connection.execute(_LEAF_OF_EVENT, (log_id, event_id)).fetchone() for event_id in event_ids)
