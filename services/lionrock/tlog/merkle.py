@@ -150,6 +150,8 @@ def verify_inclusion(index: int, size: int, hash_of_leaf: bytes, proof: Sequence
     """Check that `proof` leads from the leaf to `root` (RFC 9162, 2.1.3.2). Raises InvalidProof."""
     if not 0 <= index < size:
         raise InvalidProof(f"leaf {index} is not in a tree of {size} leaves")
+    if len(hash_of_leaf) != HASH_BYTES:
+        raise InvalidProof(f"the hash of the leaf has {len(hash_of_leaf)} bytes, not {HASH_BYTES}")
     node, last, climbed = index, size - 1, hash_of_leaf
     for sibling in proof:
         if last == 0:
