@@ -1,10 +1,11 @@
 """The second durable place of what was signed: a file beside the keys, away from the store.
 
-Knows: the last signed checkpoint of each log, as one JSON object a line, appended and fsynced. Does not know: whether they
-are right. The store commits first, this file follows, and only then does anyone hear of the checkpoint. So after any crash
-the file names a tree that the store contains; when it does not, the store was rolled back or damaged, and signing on would
-fork the log (tenant_log.py). A line that was torn by a crash was never answered to anybody and is dropped. Rolling back both
-places at once stays invisible here; that takes a witness.
+Knows: the last signed checkpoint of each log: a line a batch, a JSON object of origins and checkpoints, appended and fsynced;
+the first line is written with the file. Does not know: whether they are right. The store commits first, this file follows, and
+only then does anyone hear of the checkpoint. So after any crash the file names a tree that the store contains; when it does not,
+the store was rolled back or damaged, and signing on would fork the log (tenant_log.py). What a power cut tears, in whichever of
+its sectors, is the last line: it was never answered to anybody and is dropped. A damaged line with a good one after it, or a
+damaged first line, is no crash. Rolling back both places at once stays invisible here; that takes a witness.
 """
 
 import json
@@ -13,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lionrock.audit.failures import StoreFailed
-from lionrock.chassis.durable_files import replace_through
+from lionrock.chassis.durable_files import make_directory_through, replace_through
 
 _COMPACT_BYTES = 4 * 2**20
 
@@ -24,19 +25,20 @@ class SignedCheckpoints:
     def __init__(self, path: Path) -> None:
         """Read `path`, or begin with nothing. Raises StoreFailed for a file that is damaged elsewhere than in its last line."""
         self._path = path
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_directory_through(path.parent)
         self._last: dict[str, str] = {}
         try:
             lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
         except OSError as error:
             raise StoreFailed(f"reading {path}: {error.strerror}") from error
-        torn = lines.pop()  # empty unless the last write was cut off
-        for number, line in enumerate(lines, start=1):
-            entry = _parse(line)
-            if entry is None:
-                raise StoreFailed(f"{path} is damaged in line {number}: restore it from a backup of this file")
-            self._last[entry[0]] = entry[1]
-        del torn
+        lines.pop()  # empty unless the last write was cut off
+        for number, line in enumerate(lines):
+            batch = _parse(line)
+            if batch is None:
+                if number == 0 or any(_parse(later) is not None for later in lines[number:]):
+                    raise StoreFailed(f"{path} is damaged in line {number + 1}: restore it from a backup of this file")
+                break
+            self._last.update(batch)
         self._file = -1
         self._compact()
 
@@ -47,7 +49,7 @@ class SignedCheckpoints:
     def record(self, checkpoints: Mapping[str, str]) -> None:
         """Write checkpoints (by origin) through to the disk. Raises StoreFailed; nothing may be signed after that until restart."""
         self._last.update(checkpoints)
-        content = _lines(checkpoints)
+        content = _line(checkpoints)
         try:
             written = os.write(self._file, content)
             if written != len(content):
@@ -68,7 +70,7 @@ class SignedCheckpoints:
 
     def _compact(self) -> None:
         """Replace the file by its newest lines, atomically, and open it for appending."""
-        content = _lines(self._last)
+        content = _line(self._last)
         try:
             replace_through(self._path, content)
             if self._file >= 0:
@@ -79,17 +81,17 @@ class SignedCheckpoints:
         self._bytes = len(content)
 
 
-def _lines(checkpoints: Mapping[str, str]) -> bytes:
-    return b"".join(
-        json.dumps({"origin": origin, "checkpoint": checkpoint}, ensure_ascii=False).encode() + b"\n"
-        for origin, checkpoint in checkpoints.items()
-    )
+def _line(checkpoints: Mapping[str, str]) -> bytes:
+    return json.dumps(dict(checkpoints), ensure_ascii=False).encode() + b"\n"
 
 
-def _parse(line: bytes) -> tuple[str, str] | None:
+def _parse(line: bytes) -> dict[str, str] | None:
     try:
-        entry = json.loads(line)
-        origin, checkpoint = entry["origin"], entry["checkpoint"]
-    except (ValueError, KeyError, TypeError):
+        batch = json.loads(line)
+    except (ValueError, RecursionError):
         return None
-    return (origin, checkpoint) if isinstance(origin, str) and isinstance(checkpoint, str) else None
+    if not isinstance(batch, dict) or not all(isinstance(checkpoint, str) for checkpoint in batch.values()):
+        return None
+    if batch.keys() == {"origin", "checkpoint"}:  # one log a line, as this file was written at first
+        return {batch["origin"]: batch["checkpoint"]}
+    return batch

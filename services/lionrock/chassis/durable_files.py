@@ -38,6 +38,24 @@ def create_through(path: Path, content: bytes) -> None:
     sync_directory(path.parent)
 
 
+def make_directory_through(path: Path, mode: int = 0o700) -> None:
+    """Make a directory and what it lies in, each durable in the one above; one that is there already is made durable. Raises OSError.
+
+    `mode`: of those that are made. An existing directory's own name is synced too, for an earlier process may have made it and
+    died before it could; not so a mount point, and not in a parent where this process could not have made it.
+    """
+    missing = []
+    while not path.is_dir():
+        missing.append(path)
+        path = path.parent
+    parent = path.parent
+    if path.stat().st_dev == parent.stat().st_dev and os.access(parent, os.W_OK | os.R_OK):
+        sync_directory(parent)
+    for directory in reversed(missing):
+        directory.mkdir(mode=mode, exist_ok=True)
+        sync_directory(directory.parent)
+
+
 def sync_directory(directory: Path) -> None:
     """Make names in a directory durable. Raises OSError."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
