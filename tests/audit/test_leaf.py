@@ -64,13 +64,28 @@ def test_canonical_json_is_read_back_and_has_one_spelling(value: Any) -> None:
     assert canonical_json(json.loads(encoded)) == encoded
 
 
+@given(VALUES)
+def test_the_fast_way_writes_what_the_literal_one_writes(value: Any) -> None:
+    """RFC 8785, section 3.2.3, as it stands there: every object in the order of its keys' UTF-16 code units."""
+
+    def literal(value: Any) -> str:
+        if isinstance(value, dict):
+            members = sorted(value.items(), key=lambda member: member[0].encode("utf-16-be"))
+            return "{" + ",".join(f"{literal(key)}:{literal(item)}" for key, item in members) + "}"
+        if isinstance(value, list):
+            return "[" + ",".join(map(literal, value)) + "]"
+        return json.dumps(value, ensure_ascii=False)
+
+    assert canonical_json(value).decode() == literal(value)
+
+
 @pytest.mark.parametrize("value", [2**53, -(2**53), {"a": 2**64}])
 def test_integers_that_a_double_cannot_hold_are_refused(value: Any) -> None:
     with pytest.raises(ValueError, match="decimal string"):
         canonical_json(value)
 
 
-@pytest.mark.parametrize("value", [None, 0.5, b"bytes", {"a": None}, {1, 2}])
+@pytest.mark.parametrize("value", [None, 0.5, b"bytes", {"a": None}, {1, 2}, ["a", 1.0], {"a": [{"b": 0.5}]}])
 def test_other_types_are_refused(value: Any) -> None:
     with pytest.raises(TypeError):
         canonical_json(value)

@@ -12,13 +12,29 @@ INTEGER_MAX = 2**53 - 1
 """Largest magnitude that survives a reader whose numbers are doubles (RFC 7493, section 2.2)."""
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+_encode_sorted = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False, sort_keys=True).encode
 
 
 def canonical_json(value: JsonValue) -> bytes:
     """Serialise. Raises ValueError for an integer out of range or a lone surrogate, TypeError for any other type of value."""
     # RFC 8785, 3.2.2.2 asks for the escapes that json also uses: \\b \\t \\n \\f \\r \\" \\\\ and \\u00xx in lower case
-    # below U+0020.
-    return _encode(_ordered(value)).encode("utf-8")
+    # below U+0020. json sorts keys by code points, which is the order wanted where they are ASCII, as those of every leaf are.
+    return (_encode_sorted(value) if _is_plain(value) else _encode(_ordered(value))).encode("utf-8")
+
+
+def _is_plain(value: object) -> bool:
+    """Whether `value` is of plain types within bounds, with ASCII keys: what json writes canonically by itself."""
+    kind = type(value)
+    if kind is str or kind is bool:
+        return True
+    if kind is int:
+        return -INTEGER_MAX <= value <= INTEGER_MAX  # type: ignore[operator]
+    if kind is dict:
+        for key, item in value.items():  # type: ignore[attr-defined]
+            if type(key) is not str or not key.isascii() or (type(item) is not str and not _is_plain(item)):
+                return False
+        return True
+    return (kind is list or kind is tuple) and all(map(_is_plain, value))  # type: ignore[call-overload]
 
 
 def _ordered(value: JsonValue) -> JsonValue:
