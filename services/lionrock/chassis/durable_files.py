@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+_CHUNK_BYTES = 2**20
+
 
 def write_through(path: Path, content: bytes) -> None:
     """Write a private file and fsync it. Raises OSError."""
@@ -36,6 +38,23 @@ def create_through(path: Path, content: bytes) -> None:
     finally:
         draft.unlink()
     sync_directory(path.parent)
+
+
+def write_again(path: Path) -> None:
+    """Write what is read from a file over itself and fsync it, so that what is read is on the disk. Raises OSError.
+
+    After an fsync that failed the kernel may hold pages for clean that never reached the disk, also for the next process, whose
+    fsync then succeeds and proves nothing. Written anew they are dirty again. Bytes that were on the disk stay what they are
+    meanwhile, so a power cut in the middle does no harm.
+    """
+    with path.open("r+b", buffering=0) as file:
+        position = 0
+        while chunk := os.pread(file.fileno(), _CHUNK_BYTES, position):
+            while chunk:
+                written = os.pwrite(file.fileno(), chunk, position)
+                chunk = chunk[written:]
+                position += written
+        os.fsync(file.fileno())
 
 
 def make_directory_through(path: Path, mode: int = 0o700) -> None:

@@ -19,7 +19,7 @@ from typing import Final
 from lionrock.audit.failures import StoreConflict, StoreFailed, StoreHeld
 from lionrock.audit.store import LogId, OpenIntent, StoredLeaf, StoredLog, Transaction
 from lionrock.audit.store.records import RecordReader, RecordWriter, record_tables
-from lionrock.chassis.durable_files import make_directory_through
+from lionrock.chassis.durable_files import make_directory_through, write_again
 from lionrock.tlog.merkle import HASH_BYTES, Subtree, where_stored
 
 _MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
@@ -69,6 +69,7 @@ class SqliteLogStore:
         self._lock = _take_lock(path)
         self._reader_lock = threading.Lock()
         try:
+            _write_log_again(path)
             self._writer = _connect(path)
             _migrate(self._writer)
             with _failures("taking the store over"):
@@ -315,6 +316,20 @@ def _connect(path: Path) -> sqlite3.Connection:
         raise StoreFailed(f"the file system under the store has no write-ahead log (journal mode {mode})")
     path.chmod(0o600)
     return connection
+
+
+def _write_log_again(path: Path) -> None:
+    """Make sure that the commits which the write-ahead log shows are on the disk, before anything is built on them.
+
+    The last process may have ended over a failed fsync: its commits then stand in the page cache and not on the disk, and no later
+    fsync brings them there. What lies in the database file alone needs no such care: until it is safe there, SQLite keeps it here.
+    """
+    wal = path.with_name(path.name + "-wal")
+    try:
+        if wal.exists():
+            write_again(wal)
+    except OSError as error:
+        raise StoreFailed(f"writing {wal}: {error.strerror}") from error
 
 
 def _migrate(connection: sqlite3.Connection) -> None:
