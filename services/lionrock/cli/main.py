@@ -14,7 +14,7 @@ import typer
 
 from lionrock.cli.errors import EXIT_USAGE, CommandError, MissingExtra, report
 
-SERVICES = ("gateway", "tokenization", "inference", "guardrails", "audit")
+SERVICES = ("gateway", "tokenization", "inference", "guardrails", "audit", "witness")
 
 app = typer.Typer(
     name="lionrock",
