@@ -15,6 +15,17 @@ AuditError
 ├── StoreHeld            another process holds the store
 ├── SinkFailed           tiles could not be read or written
 │   └── TileConflict     what is published is not what would be published now
+├── RecordsFailure       about payloads that are kept
+│   ├── VaultDisabled      payloads of this tenant are not kept
+│   ├── RecordNotFound     no such record, or none that the caller may know of
+│   ├── HoldNotFound       no such hold
+│   ├── RecordErased       its keys and salts are destroyed, or about to be
+│   ├── RetentionApplies   a record must be kept still
+│   ├── LegalHoldApplies   a hold keeps a record
+│   ├── RequestOpen        a record's request has no outcome yet
+│   ├── TooManyRecords     more records than one call may destroy
+│   ├── RoleNotPermitted   none of the caller's roles permits this
+│   └── KeysUnavailable    key management or the key store does not answer
 └── KeyUnusable          a signing key is not readable, not private or not a key
 """
 
@@ -86,3 +97,60 @@ class SinkFailed(AuditError):
 
 class TileConflict(SinkFailed):
     """What is published is not what would be published now; nothing more of that log is published until somebody has looked."""
+
+
+class RecordsFailure(AuditError):
+    """About payloads that are kept."""
+
+
+class VaultDisabled(RecordsFailure):
+    """Payloads of this tenant are not kept."""
+
+
+class RecordNotFound(RecordsFailure):
+    """No such record, or none that the caller may know of."""
+
+
+class HoldNotFound(RecordsFailure):
+    """No such hold, or none that the caller may know of."""
+
+
+class RecordErased(RecordsFailure):
+    """Keys and salts of the record are destroyed, or about to be."""
+
+
+class RetentionApplies(RecordsFailure):
+    """Records must be kept still. `until_us`: the latest of their dates, microseconds since 1970."""
+
+    def __init__(self, records: int, until_us: int) -> None:
+        super().__init__(f"{records} of the records must be kept still")
+        self.records = records
+        self.until_us = until_us
+
+
+class LegalHoldApplies(RecordsFailure):
+    """A hold keeps records."""
+
+    def __init__(self, records: int) -> None:
+        super().__init__(f"a hold keeps {records} of the records")
+        self.records = records
+
+
+class RequestOpen(RecordsFailure):
+    """Requests of records have no outcome yet."""
+
+    def __init__(self, records: int) -> None:
+        super().__init__(f"the requests of {records} of the records have not ended")
+        self.records = records
+
+
+class TooManyRecords(RecordsFailure):
+    """More records than one call may destroy."""
+
+
+class RoleNotPermitted(RecordsFailure):
+    """None of the caller's roles permits this."""
+
+
+class KeysUnavailable(RecordsFailure):
+    """Key management or the key store does not answer; the message says what failed and never quotes a key."""

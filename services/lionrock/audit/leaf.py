@@ -7,18 +7,19 @@ A leaf is an object; fields without a value are absent, fractions and 64-bit num
 "sha256:" and 64 hexadecimal digits.
 
     schema_version       1. A reader refuses a version that it does not know.
-    type                 "intent" or "outcome"
+    type                 "intent", "outcome", "access", "erasure", "expiry", "hold", "hold_release", "correction" or "refusal"
     event_id             UUIDv7, made by the caller: one event is recorded once
     ts                   RFC 3339 in UTC with microseconds, by the clock of the audit service
     region               where the service runs, as its settings say
     …                    the fields of `Context`: who, why, for whom
     trace_id             W3C trace id
-    …                    the fields of `Intent` or of `Outcome`
-    commitments          by kind of payload ("prompt", "stop", "answer"): HMAC-SHA256(salt, payload), hexadecimal
+    …                    the fields of the event's own class below
+    commitments          by kind of payload ("prompt", "stop", "answer", "correction", "refusal"):
+                         HMAC-SHA256(salt, payload), hexadecimal
 
-The salt is 32 random bytes, one a leaf, and goes to the caller alone: without it a commitment confirms no guess, so
-destroying it (and the payload) erases the content while the leaf's proof stays valid. A bare hash would not do: all Hong Kong
-identity card numbers hash within the minute.
+The salt is 32 random bytes, one a leaf, and goes to the caller and, sealed with the payload, into the vault: without it a
+commitment confirms no guess, so destroying it (and the payload) erases the content while the leaf's proof stays valid. A bare
+hash would not do: all Hong Kong identity card numbers hash within the minute.
 """
 
 import hmac
@@ -26,6 +27,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
+from typing import Final
 
 from lionrock.audit.canonical_json import JsonValue, canonical_json
 from lionrock.audit.failures import LeafTooLarge
@@ -91,6 +93,8 @@ class Verdict:
     profile: str
     policy_version: str
     policy_digest: str
+    list_snapshot_digests: Mapping[str, str] | None = None
+    """By list that names were screened against: SHA-256 of the snapshot in use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +139,8 @@ class Intent:
     sampling: Sampling | None
     prompt_verdict: Verdict | None
     prompt_tokens: int
+    retention_class: str = ""
+    """Class of retention of the record, when its payloads are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,14 +169,125 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Access:
+    """Records were read. Which ones: `records_digest` is SHA-256 over the canonical JSON of their request ids, sorted."""
+
+    operation: str
+    """read_record, search_subject, list_holds or list_refusals."""
+    record_count: int
+    records_digest: str
+    scope: str = ""
+    """What they were searched by: subject, case or request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Erasure:
+    """Keys and salts of records are destroyed on request."""
+
+    basis: str
+    """Legal basis, as the one who asked named it."""
+    scope: str
+    """subject, case or request."""
+    scope_commitment: str
+    """HMAC-SHA256(salt, scope ":" value), hexadecimal; the salt goes to the one who asked and is kept nowhere."""
+    record_count: int
+    records_digest: str
+    """As in `Access`."""
+    kept: Mapping[str, int] | None = None
+    """Records that stay, by reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expiry:
+    """Keys and salts of records are destroyed because their time is up."""
+
+    retention_class: str
+    record_count: int
+    records_digest: str
+    """As in `Access`."""
+    recorded_by: str = "retention"
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Records are kept from erasure and expiry."""
+
+    hold_id: str
+    scope: str
+    scope_commitment: str
+    """As in `Erasure`; the salt is sealed with the hold and destroyed with it."""
+    hold_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class HoldRelease:
+    """A hold ends."""
+
+    hold_id: str
+    hold_index: int
+    """Leaf that placed it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """A data subject's statement is added to a record; committed to as kind "correction"."""
+
+    record_id: str
+    """Request id of the record."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A refused data request enters the log book; who asked and the particulars are committed to as kind "refusal"."""
+
+    request: str
+    """access, correction or erasure."""
+    ground: str
+
+
+Body = Intent | Outcome | Access | Erasure | Expiry | Hold | HoldRelease | Correction | Refusal
+_TYPES: Mapping[type[Body], str] = {
+    Intent: "intent",
+    Outcome: "outcome",
+    Access: "access",
+    Erasure: "erasure",
+    Expiry: "expiry",
+    Hold: "hold",
+    HoldRelease: "hold_release",
+    Correction: "correction",
+    Refusal: "refusal",
+}
+
+
+@dataclass(frozen=True, slots=True)
 class Event:
-    """What is to be recorded. `payloads` (kind → bytes) are committed to and kept nowhere."""
+    """What is to be recorded. `payloads` (kind → bytes) are committed to; the vault, where it is on, keeps them sealed.
+
+    `subject_ids`: data subjects whom an intent concerns; they are in no leaf.
+    """
 
     event_id: str
     trace_id: str
     context: Context
-    body: Intent | Outcome
+    body: Body
     payloads: Mapping[str, bytes]
+    subject_ids: Sequence[str] = ()
+
+    @property
+    def type(self) -> str:
+        """Type of the leaf."""
+        return _TYPES[type(self.body)]
+
+    @property
+    def record_id(self) -> str | None:
+        """Request id of the record that the leaf belongs to; None for what is about records and not of one."""
+        match self.body:
+            case Intent() | Outcome() | Refusal():
+                return self.context.request_id
+            case Correction():
+                return self.body.record_id
+            case _:
+                return None
 
 
 def new_salt(event: Event) -> bytes:
@@ -183,10 +300,9 @@ def build_leaf(event: Event, *, recorded_at_us: int, salt: bytes, region: str = 
 
     `recorded_at_us`: microseconds since 1970, UTC. Raises LeafTooLarge.
     """
-    intent = isinstance(event.body, Intent)
     leaf: dict[str, JsonValue] = {
         "schema_version": SCHEMA_VERSION,
-        "type": "intent" if intent else "outcome",
+        "type": event.type,
         "event_id": event.event_id,
         "ts": rfc3339(recorded_at_us),
         **_present(event.context),
@@ -199,7 +315,7 @@ def build_leaf(event: Event, *, recorded_at_us: int, salt: bytes, region: str = 
     if event.payloads:
         leaf["commitments"] = {kind: commitment(salt, payload).hex() for kind, payload in event.payloads.items()}
     data = canonical_json(leaf)
-    limit = LEAF_MAX_BYTES - CLOSING_RESERVE_BYTES if intent else LEAF_MAX_BYTES
+    limit = LEAF_MAX_BYTES - CLOSING_RESERVE_BYTES if isinstance(event.body, Intent) else LEAF_MAX_BYTES
     if len(data) >= limit:
         raise LeafTooLarge(len(data), limit)
     return data
@@ -220,12 +336,18 @@ def rfc3339(at_us: int) -> str:
     return (_EPOCH + timedelta(microseconds=at_us)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def _present(record: Context | Intent | Outcome | Sampling | Verdict | Model | Plan | Usage) -> dict[str, JsonValue]:
+def _present(record: Context | Body | Sampling | Verdict | Model | Plan | Usage) -> dict[str, JsonValue]:
     """Fields of a record that have a value; zero and an empty set of findings are values, None and the empty string are not."""
     present: dict[str, JsonValue] = {}
-    for field in fields(record):
-        value = getattr(record, field.name)
+    for name in _NAMES[type(record)]:
+        value = getattr(record, name)
         if value is None or value == "" or value == ():
             continue
-        present[field.name] = _present(value) if isinstance(value, Sampling | Verdict | Model | Plan | Usage) else value
+        present[name] = _present(value) if type(value) in _NESTED else value
     return present
+
+
+_NESTED: Final = frozenset({Sampling, Verdict, Model, Plan, Usage})
+_NAMES: Final[Mapping[type, Sequence[str]]] = {
+    kind: tuple(field.name for field in fields(kind)) for kind in (Context, *_TYPES, *_NESTED)
+}

@@ -9,16 +9,18 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self, TypeVar
 
 from lionrock.audit.failures import LeafNotFound, LogNotFound, LogReadOnly, TreeSizeOutOfRange
 from lionrock.audit.keys import KeyDirectory
 from lionrock.audit.leaf import Event, build_leaf, new_salt
-from lionrock.audit.sequencer import Appended, PendingAppend, Sequencer
+from lionrock.audit.records.recording import Recorder, Recording
+from lionrock.audit.sequencer import Appended, PendingAppend, PendingWork, Sequencer
 from lionrock.audit.signed_checkpoints import SignedCheckpoints
-from lionrock.audit.store import LogStore, OpenIntent, StoredLeaf
+from lionrock.audit.store import LogId, LogStore, OpenIntent, StoredLeaf, Transaction
+from lionrock.audit.store.records import RecordReader, StoredHold
 from lionrock.audit.tenant_log import TenantLog, open_tenant_log
 from lionrock.tlog.merkle import consistency_proof
 
@@ -49,6 +51,7 @@ class AuditLogs:
         self._logs = logs
         self._unusable = unusable
         self._region = region
+        self._recorder: Recorder | None = None
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="audit-reader")
 
     async def __aenter__(self) -> Self:
@@ -80,14 +83,25 @@ class AuditLogs:
         """Whether an append of any tenant could succeed now."""
         return self._sequencer.broken is None and any(log.read_only is None for log in self._logs.values())
 
-    async def append(self, event: Event, *, want_receipt: bool) -> Appended:
-        """Record an event of `event.context.tenant`; returns when its leaf is durable.
+    def record_with(self, recorder: Recorder) -> None:
+        """Keep payloads from now on, for the tenants for whom `recorder` does."""
+        self._recorder = recorder
+
+    async def append(
+        self, event: Event, *, want_receipt: bool, place: StoredHold | None = None, release: str | None = None
+    ) -> Appended:
+        """Record an event of `event.context.tenant`; returns when its leaf is durable, and its payloads are where they are kept.
 
         The same event id with the same content gives the first leaf again. An outcome closes its intent, once. Cancelling the
-        wait does not take the event back. Raises LogNotFound, LogReadOnly, LeafTooLarge, EventAlreadyRecorded,
-        IntentNotFound, IntentClosed, QueueFull, StoreFailed.
+        wait does not take the event back. `place` and `release`: a hold that is placed or released in the same transaction.
+        Raises LogNotFound, LogReadOnly, LeafTooLarge, EventAlreadyRecorded, IntentNotFound, IntentClosed, QueueFull,
+        RecordErased, KeysUnavailable, StoreFailed.
         """
         log = self._log(event.context.tenant)
+        if log.read_only is not None:
+            raise LogReadOnly(log.read_only)
+        if self._recorder is not None:
+            event = self._recorder.classified(event)
         salt = new_salt(event)
         recorded_at_us = time.time_ns() // 1000
         build = partial(self._build, event)
@@ -95,9 +109,48 @@ class AuditLogs:
             data = build(recorded_at_us, salt)
         else:
             data = await asyncio.to_thread(build, recorded_at_us, salt)
+        recording = Recording() if self._recorder is None else await self._recorder.seal(log.origin, event, recorded_at_us, salt)
         done: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
-        self._sequencer.submit(PendingAppend(log, event, data, recorded_at_us, salt, want_receipt, build, done))
+        beside = replace(recording.beside, placed=place, released=release)
+        retry = (recording.retry_salt, recording.open_retry_salt)
+        self._sequencer.submit(PendingAppend(log, event, data, recorded_at_us, salt, want_receipt, build, done, beside, *retry))
         return await done
+
+    async def write(self, tenant: str, step: Callable[[Transaction, LogId], _T]) -> _T:
+        """Run a step of a transaction of its own, between batches; returns when it is durable.
+
+        The step raises its refusals before it writes. Raises them, LogNotFound, LogReadOnly, QueueFull, StoreFailed.
+        """
+        log = self._log(tenant)
+        if log.read_only is not None:
+            raise LogReadOnly(log.read_only)
+
+        def run(store: LogStore) -> _T:
+            with store.transaction() as transaction:
+                return step(transaction, log.log_id)
+
+        return await self._do(run)
+
+    async def forget_deleted(self) -> None:
+        """Overwrite what was deleted, as far as the store can. Raises QueueFull, StoreFailed."""
+        await self._do(lambda store: store.forget_deleted())
+
+    async def read_records(self, tenant: str, question: Callable[[RecordReader, LogId], _T]) -> _T:
+        """Ask about records. Raises LogNotFound, LogReadOnly, StoreFailed."""
+        log = self._log(tenant)
+        return await self._read(lambda: question(self._store.records, log.log_id))
+
+    async def leaf_at(self, tenant: str, index: int) -> StoredLeaf:
+        """Leaf at an index below the head. Raises LogNotFound, LogReadOnly, LeafNotFound, StoreFailed."""
+        log = self._log(tenant)
+        leaf = await self._read(lambda: self._store.leaf(log.log_id, index)) if index < log.head.size else None
+        if leaf is None:
+            raise LeafNotFound("no such leaf under the latest checkpoint")
+        return leaf
+
+    def origin(self, tenant: str) -> str:
+        """Origin of a tenant's log. Raises LogNotFound, LogReadOnly."""
+        return self._log(tenant).origin
 
     async def receipt(self, tenant: str, leaf: int | str) -> Appended:
         """Prove a leaf, by index or by event id, at the latest head. Raises LogNotFound, LogReadOnly, LeafNotFound, StoreFailed."""
@@ -182,6 +235,11 @@ class AuditLogs:
             raise LeafNotFound("no such leaf under the latest checkpoint")
         proof = head.receipt(leaf, partial(self._store.subtree_hashes, log.log_id))
         return Appended(log.origin, leaf.index, leaf.completed[0], leaf.recorded_at_us, b"", proof)
+
+    async def _do(self, run: Callable[[LogStore], _T]) -> _T:
+        done: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
+        self._sequencer.do(PendingWork(run, done))
+        return await done
 
     async def _read(self, read: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._reader, read)

@@ -15,8 +15,9 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 from lionrock.audit.failures import (
     AuditError,
@@ -25,11 +26,13 @@ from lionrock.audit.failures import (
     IntentNotFound,
     LogReadOnly,
     QueueFull,
+    RecordErased,
     StoreFailed,
 )
 from lionrock.audit.leaf import Event, Intent, Outcome
 from lionrock.audit.signed_checkpoints import SignedCheckpoints
 from lionrock.audit.store import LogId, LogStore, OpenIntent, StoredLeaf, Transaction
+from lionrock.audit.store.records import KEPT, NOTHING, Beside, SealedPayload, StoredHold, StoredRecord
 from lionrock.audit.tenant_log import Head, TenantLog
 from lionrock.tlog.merkle import Frontier, Subtree, leaf_hash
 
@@ -56,7 +59,8 @@ class Appended:
 class PendingAppend:
     """An event on its way.
 
-    `rebuild(recorded_at_us, salt)` makes its leaf as it would have been then, to recognise a repeated call.
+    `rebuild(recorded_at_us, salt)` makes its leaf as it would have been then, to recognise a repeated call. `beside`: what is
+    written with the leaf. `retry_salt`: the salt as the store keeps it for the retry window, which `open_retry_salt` undoes.
     """
 
     log: TenantLog
@@ -67,6 +71,17 @@ class PendingAppend:
     want_receipt: bool
     rebuild: Callable[[int, bytes], bytes]
     done: "asyncio.Future[Appended]"
+    beside: Beside = NOTHING
+    retry_salt: bytes | None = None
+    open_retry_salt: Callable[[bytes], bytes] = bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PendingWork:
+    """Something else to do for the one who may write: alone, between batches."""
+
+    run: Callable[[LogStore], Any]
+    done: "asyncio.Future[Any]"
 
 
 @dataclass(slots=True)
@@ -74,7 +89,8 @@ class _Draft:
     """What a batch adds to one log.
 
     `hashes` holds every subtree hash that a proof of a new leaf can need: the old edge and the new ones. `recorded` and `waiting`
-    are what the store has of the batch's events and requests: leaves by event id, open intents by request id.
+    are what the store has of the batch's events and requests: leaves by event id, open intents by request id; `records` what it has
+    of the records that leaves belong to, by request id.
     """
 
     log: TenantLog
@@ -82,21 +98,54 @@ class _Draft:
     hashes: dict[Subtree, bytes]
     recorded: Mapping[str, StoredLeaf]
     waiting: Mapping[str, Sequence[OpenIntent]]
+    records: dict[str, StoredRecord]
     leaves: dict[str, StoredLeaf] = field(default_factory=dict)
     salts: dict[str, bytes] = field(default_factory=dict)
     intents: list[OpenIntent] = field(default_factory=list)
     closed: set[OpenIntent] = field(default_factory=set)
+    retry_salts: dict[str, bytes] = field(default_factory=dict)
+    new_records: list[StoredRecord] = field(default_factory=list)
+    record_leaves: list[tuple[str, int, str]] = field(default_factory=list)
+    payloads: list[tuple[str, SealedPayload]] = field(default_factory=list)
+    placed: list[StoredHold] = field(default_factory=list)
+    released: list[str] = field(default_factory=list)
     head: Head | None = None
 
     @classmethod
     def of(cls, log: TenantLog, appends: "Sequence[PendingAppend]", transaction: Transaction) -> "_Draft":
-        """Begin where the log ends, after asking the store twice for the whole batch."""
+        """Begin where the log ends, after asking the store for the whole batch at once."""
         recorded = transaction.leaves_of_events(log.log_id, [append.event.event_id for append in appends])
         ending = {append.event.context.request_id for append in appends if isinstance(append.event.body, Outcome)}
         waiting: dict[str, list[OpenIntent]] = {}
         for intent in transaction.open_intents_of(log.log_id, ending) if ending else ():
             waiting.setdefault(intent.request_id, []).append(intent)
-        return cls(log, log.frontier.copy(), log.frontier.subtrees(), recorded, waiting)
+        wanted = {append.beside.record.request_id for append in appends if append.beside.record is not None}
+        records = transaction.records.records(log.log_id, wanted) if wanted else {}
+        return cls(log, log.frontier.copy(), log.frontier.subtrees(), recorded, waiting, records)
+
+    def refuse_what_is_destroyed(self, append: PendingAppend) -> None:
+        """Raise RecordErased when the leaf would add to a record that is destroyed, or about to be."""
+        record = append.beside.record
+        known = None if record is None else self.records.get(record.request_id)
+        if known is not None and known.state != KEPT:
+            raise RecordErased("the record of this request is destroyed, or about to be; nothing is added to it")
+
+    def put_beside(self, append: PendingAppend, index: int) -> None:
+        """Note what is written with the leaf at `index`. A record begins with an intent or with a payload."""
+        beside, event = append.beside, append.event
+        if beside.record is not None:
+            record_id = beside.record.request_id
+            if record_id not in self.records and (beside.payloads or isinstance(event.body, Intent)):
+                self.records[record_id] = beside.record
+                self.new_records.append(beside.record)
+            if record_id in self.records:
+                self.record_leaves.append((record_id, index, event.type))
+            for kind, sealed in beside.payloads.items():
+                self.payloads.append((record_id, SealedPayload(index, kind, event.event_id, sealed)))
+        if beside.placed is not None:
+            self.placed.append(replace(beside.placed, leaf_index=index))
+        if beside.released is not None:
+            self.released.append(beside.released)
 
     def read(self, subtrees: Sequence[Subtree]) -> list[bytes]:
         return [self.hashes[subtree] for subtree in subtrees]
@@ -114,7 +163,7 @@ class Sequencer:
         self._max_pending = max_pending
         self._max_batch = max_batch
         self._retry_window_us = round(retry_window_s * 1e6)
-        self._pending: queue.SimpleQueue[PendingAppend | None] = queue.SimpleQueue()
+        self._pending: queue.SimpleQueue[PendingAppend | PendingWork | None] = queue.SimpleQueue()
         self._broken: str | None = None
         self._admission = threading.Lock()  # between "is it broken?" and the queue
         self._forgot_at = 0.0
@@ -138,18 +187,28 @@ class Sequencer:
         """Queue an append; its future gets `Appended` once the leaf is durable. Raises QueueFull, LogReadOnly, StoreFailed."""
         if append.log.read_only is not None:
             raise LogReadOnly(append.log.read_only)
+        self._admit(append)
+
+    def do(self, work: PendingWork) -> None:
+        """Queue work; its future gets what `run` returns or the AuditError that it raises.
+
+        StoreFailed and LogReadOnly end all writing, as they do in an append. Raises QueueFull, StoreFailed.
+        """
+        self._admit(work)
+
+    def _admit(self, wanted: PendingAppend | PendingWork) -> None:
         with self._admission:
             if self._broken is not None:
                 raise StoreFailed(self._broken)
             if self._pending.qsize() >= self._max_pending:
                 raise QueueFull(f"{self._max_pending} appends wait already")
-            self._pending.put(append)
+            self._pending.put(wanted)
 
     def _run(self) -> None:
         while (batch := self._take()) is not None:
             if self._broken is None:
                 try:
-                    self._commit(batch)
+                    self._write_batch(batch)
                 except AuditError as error:
                     self._break(str(error))
                 except Exception as error:  # a defect: whoever waits must hear of it, and nothing more may be signed
@@ -157,12 +216,26 @@ class Sequencer:
                     self._break(f"the sequencer failed with {type(error).__name__}")
                 else:
                     continue
-            self._refuse(batch)
+            self._refuse(batch)  # those that were answered before the failure stay so
         with self._admission:
             self._broken = self._broken or "the audit service is shutting down"
         self._refuse(self._drain())
 
-    def _take(self) -> list[PendingAppend] | None:
+    def _write_batch(self, batch: "Sequence[PendingAppend | PendingWork]") -> None:
+        """Commit the appends, then do each work by itself. Raises StoreFailed and LogReadOnly."""
+        works = [wanted for wanted in batch if isinstance(wanted, PendingWork)]
+        if len(works) < len(batch) or not batch:
+            self._commit([wanted for wanted in batch if isinstance(wanted, PendingAppend)])
+        for work in works:
+            try:
+                answer = work.run(self._store)
+            except (StoreFailed, LogReadOnly):
+                raise
+            except AuditError as refusal:
+                answer = refusal
+            _settle([(work, answer)])
+
+    def _take(self) -> "list[PendingAppend | PendingWork] | None":
         """Wait for appends. Returns at most `max_batch`, none when there was nothing for a while, None at the end."""
         try:
             first = self._pending.get(timeout=_HEARTBEAT_INTERVAL_S)
@@ -170,7 +243,7 @@ class Sequencer:
             return []
         if first is None:
             return None
-        batch = [first]
+        batch: list[PendingAppend | PendingWork] = [first]
         while len(batch) < self._max_batch:
             try:
                 following = self._pending.get_nowait()
@@ -182,8 +255,8 @@ class Sequencer:
             batch.append(following)
         return batch
 
-    def _drain(self) -> list[PendingAppend]:
-        left = []
+    def _drain(self) -> "list[PendingAppend | PendingWork]":
+        left: list[PendingAppend | PendingWork] = []
         while not self._pending.empty():
             append = self._pending.get_nowait()
             if append is not None:
@@ -195,7 +268,7 @@ class Sequencer:
             self._broken = why
         log.error("no more leaves are written until restart", extra={"why": why})
 
-    def _refuse(self, batch: Sequence[PendingAppend]) -> None:
+    def _refuse(self, batch: "Sequence[PendingAppend | PendingWork]") -> None:
         assert self._broken is not None
         _settle([(append, StoreFailed(self._broken)) for append in batch])
 
@@ -215,7 +288,7 @@ class Sequencer:
                 draft = drafts[append.log.log_id]
                 try:
                     leaf, salt = self._place(transaction, draft, append)
-                except (EventAlreadyRecorded, IntentClosed, IntentNotFound) as refusal:
+                except (EventAlreadyRecorded, IntentClosed, IntentNotFound, RecordErased) as refusal:
                     refused.append((append, refusal))
                 else:
                     placed.append((append, leaf, salt))
@@ -237,16 +310,17 @@ class Sequencer:
         log_id, event = append.log.log_id, append.event
         recorded = draft.leaves.get(event.event_id) or draft.recorded.get(event.event_id)
         if recorded is not None:
-            salt = draft.salts.get(event.event_id) or transaction.retry_salt(log_id, recorded) or b""
+            salt = draft.salts.get(event.event_id) or append.open_retry_salt(transaction.retry_salt(log_id, recorded) or b"")
             # A pure function of event, time and salt made the leaf. Without the salt no payload can be compared: refuse.
             if (event.payloads and not salt) or append.rebuild(recorded.recorded_at_us, salt) != recorded.data:
                 raise EventAlreadyRecorded("the event id is taken by another content, or the time for repeating it has passed")
             return recorded, salt
         index = draft.frontier.size
         closes: Sequence[OpenIntent] = ()
+        draft.refuse_what_is_destroyed(append)
         if isinstance(event.body, Intent):
             draft.intents.append(OpenIntent(index, event.context.request_id))
-        else:
+        elif isinstance(event.body, Outcome):
             closes = self._intents_closed(transaction, draft, append, event.body.intent_index)
         completed = draft.frontier.append(leaf_hash(append.data))
         draft.hashes.update((Subtree(level, index >> level), hash_) for level, hash_ in enumerate(completed))
@@ -254,6 +328,8 @@ class Sequencer:
         leaf = StoredLeaf(index, event.event_id, append.recorded_at_us, completed, append.data)
         draft.leaves[event.event_id] = leaf
         draft.salts[event.event_id] = append.salt
+        draft.retry_salts[event.event_id] = append.salt if append.retry_salt is None else append.retry_salt
+        draft.put_beside(append, index)
         return leaf, append.salt
 
     def _intents_closed(
@@ -284,9 +360,21 @@ class Sequencer:
         transaction.add_open_intents(log_id, draft.intents)
         transaction.close_intents(log_id, list(draft.closed))
         if self._retry_window_us:
-            kept = [(leaf.index, leaf.recorded_at_us, draft.salts[event_id]) for event_id, leaf in draft.leaves.items()]
+            kept = [(leaf.index, leaf.recorded_at_us, draft.retry_salts[event_id]) for event_id, leaf in draft.leaves.items()]
             transaction.keep_retry_salts(log_id, [entry for entry in kept if entry[2]])
+        self._write_beside(transaction, draft)
         transaction.advance(log_id, old.size, old.root, draft.head.size, draft.head.root, draft.head.checkpoint)
+
+    def _write_beside(self, transaction: Transaction, draft: _Draft) -> None:
+        log_id, records = draft.log.log_id, transaction.records
+        if draft.record_leaves:
+            records.add_records(log_id, draft.new_records)
+            records.add_leaves_of(log_id, draft.record_leaves)
+            records.add_payloads(log_id, draft.payloads)
+        for hold in draft.placed:
+            records.add_hold(log_id, hold)
+        for hold_id in draft.released:
+            records.remove_hold(log_id, hold_id)
 
     def _is_time_to_forget(self) -> bool:
         return time.monotonic() - self._forgot_at >= _FORGET_INTERVAL_S
@@ -314,17 +402,17 @@ def _by_log(batch: Sequence[PendingAppend]) -> "list[tuple[TenantLog, list[Pendi
     return list(by_log.values())
 
 
-def _settle(answers: "Sequence[tuple[PendingAppend, Appended | AuditError]]") -> None:
+def _settle(answers: "Sequence[tuple[PendingAppend | PendingWork, Any]]") -> None:
     """Hand answers to the event loops that wait for them, with one wake-up each."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Appended], Appended | AuditError]]] = {}
-    for append, answer in answers:
-        by_loop.setdefault(append.done.get_loop(), []).append((append.done, answer))
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
+    for waiting, answer in answers:
+        by_loop.setdefault(waiting.done.get_loop(), []).append((waiting.done, answer))
     for loop, settled in by_loop.items():
         if not loop.is_closed():
             loop.call_soon_threadsafe(_set_results, settled)
 
 
-def _set_results(settled: "Sequence[tuple[asyncio.Future[Appended], Appended | AuditError]]") -> None:
+def _set_results(settled: "Sequence[tuple[asyncio.Future[Any], Any]]") -> None:
     for done, answer in settled:
         if done.done():  # the caller went away; the leaf stays
             continue

@@ -89,6 +89,9 @@ class Beside:
     released: str | None = None
 
 
+NOTHING: Final = Beside()
+
+
 def record_tables(*, text: str, integer: str, blob: str, options: str) -> tuple[str, ...]:
     """Statements that make the tables, in a database's own types."""
     return (

@@ -1,0 +1,93 @@
+"""What an append leaves beside its leaf: payloads sealed under the key of their record.
+
+Knows: which leaf belongs to which record, when a record begins, whose keys wrap its key. Does not know: how a leaf gets into
+the log (log.py), who may read it again (records.py). The key is durable before the leaf is submitted, and leaf and ciphertext
+are written in one transaction: what was acknowledged is in log and vault, or in neither. A key whose leaf never came is swept
+(upkeep.py).
+"""
+
+import asyncio
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Final
+
+from lionrock.audit.leaf import Event, Intent, Refusal
+from lionrock.audit.records.retention import LOG_BOOK, Retention
+from lionrock.audit.store.records import KEPT, NOTHING, Beside, StoredRecord
+from lionrock.audit.vault.record_keys import KeyScope, RecordKeys
+from lionrock.audit.vault.sealing import RETRY_SALT, Sealer
+
+SUSPICION: Final = "suspicion"
+_LARGE_PAYLOAD_BYTES: Final = 64 * 1024
+"""From here on encryption takes longer than the event loop may stand still."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """What goes with a leaf into the store; as here, nothing."""
+
+    beside: Beside = NOTHING
+    retry_salt: bytes | None = None
+    open_retry_salt: Callable[[bytes], bytes] = bytes
+
+
+class Recorder:
+    """Seals payloads of the tenants that have a vault."""
+
+    def __init__(self, keys: RecordKeys, retention: Retention, tenants: Collection[str]) -> None:
+        self._keys = keys
+        self._retention = retention
+        self._tenants = frozenset(tenants)
+
+    def keeps(self, tenant: str) -> bool:
+        """Whether payloads of a tenant are kept."""
+        return tenant in self._tenants
+
+    def classified(self, event: Event) -> Event:
+        """Name the class of retention in an intent whose payloads are kept."""
+        if not isinstance(event.body, Intent) or not self.keeps(event.context.tenant):
+            return event
+        return replace(event, body=replace(event.body, retention_class=self._retention.class_of(event.context.purpose)))
+
+    async def seal(self, origin: str, event: Event, recorded_at_us: int, salt: bytes) -> Recording:
+        """Seal the payloads of an event. Raises KeysUnavailable, QueueFull, EventAlreadyRecorded."""
+        record_id, tenant = event.record_id, event.context.tenant
+        if record_id is None or not self.keeps(tenant):
+            return Recording()
+        record = self._record(record_id, event, recorded_at_us)
+        begins = isinstance(event.body, Intent)
+        if not event.payloads and not (begins and event.subject_ids):
+            return Recording(Beside(record))
+        # An intent says whose record it is; whatever else comes takes the key that is there.
+        scopes = _scopes(event) if begins else None
+        key = await self._keys.key_for(tenant, record_id, scopes, expect_new=begins)
+        sealer = Sealer(key, origin, record_id)
+        if sum(map(len, event.payloads.values())) < _LARGE_PAYLOAD_BYTES:
+            sealed = _seal_all(sealer, event, salt)
+        else:
+            sealed = await asyncio.to_thread(_seal_all, sealer, event, salt)
+        retry_salt = sealer.seal(RETRY_SALT, event.event_id, salt, b"") if salt else None
+        return Recording(Beside(record, sealed), retry_salt, partial(sealer.open_retry_salt, event.event_id))
+
+    def _record(self, record_id: str, event: Event, recorded_at_us: int) -> StoredRecord:
+        log_book = isinstance(event.body, Refusal)
+        return StoredRecord(
+            record_id,
+            KEPT,
+            LOG_BOOK if log_book else self._retention.class_of(event.context.purpose),
+            "" if log_book else event.context.case_id,
+            event.context.data_class == SUSPICION,
+            log_book,
+            recorded_at_us,
+        )
+
+
+def _scopes(event: Event) -> list[KeyScope]:
+    if event.subject_ids:
+        return [KeyScope("subject", subject_id) for subject_id in event.subject_ids]
+    return [KeyScope("case", event.context.case_id)] if event.context.case_id else []
+
+
+def _seal_all(sealer: Sealer, event: Event, salt: bytes) -> dict[str, bytes]:
+    return {kind: sealer.seal(kind, event.event_id, salt, payload) for kind, payload in event.payloads.items()}
