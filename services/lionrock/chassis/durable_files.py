@@ -58,7 +58,7 @@ def write_again(path: Path) -> None:
 
 
 def make_directory_through(path: Path, mode: int = 0o700) -> None:
-    """Make a directory and what it lies in, each durable in the one above; one that is there already is made durable. Raises OSError.
+    """Make a directory and what it lies in, each durable in the one above. Raises OSError.
 
     `mode`: of those that are made. An existing directory's own name is synced too, for an earlier process may have made it and
     died before it could; not so a mount point, and not in a parent where this process could not have made it.

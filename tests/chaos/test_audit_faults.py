@@ -1,0 +1,43 @@
+"""A few faults of each sort under a real audit process; audit_faults.py puts a thousand from one seed."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+from audit_faults import Fault, faults_from, run_campaign
+from fault_disk import compiler
+
+pytestmark = [
+    pytest.mark.skipif(compiler() is None, reason="no C compiler on this machine: the fault disk cannot be built"),
+    pytest.mark.slow,
+    pytest.mark.timeout(300),
+]
+FAULTS = 18
+WITHOUT_FSYNC = """
+import runpy, lionrock.audit.store.sqlite as sqlite
+connect = sqlite._connect
+def careless(path):
+    connection = connect(path)
+    connection.execute("PRAGMA synchronous=OFF")
+    return connection
+sqlite._connect = careless
+runpy.run_module("lionrock.audit", run_name="__main__")
+"""
+
+
+async def test_faults_of_disk_process_and_clock_cost_no_acknowledged_leaf(tmp_path: Path) -> None:
+    seed = time.time_ns() % 10**9
+    print(f"seed {seed}")
+    faults = faults_from(random.Random(seed), FAULTS)
+    campaign = await run_campaign(tmp_path, faults, seed=seed, writers=16, life=FAULTS)
+    assert campaign.verdicts.said == [], f"seed {seed}"
+    assert campaign.leaves > 0
+
+
+async def test_a_service_that_does_not_fsync_is_caught(tmp_path: Path) -> None:
+    cuts = [Fault("power cut", 200, "", "power cut", "nothing", seed) for seed in range(3)]
+    campaign = await run_campaign(tmp_path, cuts, seed=1, writers=16, life=3, program=("-c", WITHOUT_FSYNC))
+    assert campaign.verdicts.lost > 0
