@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ from lionrock.audit.store import LogStore, StoredLeaf
 from lionrock.audit.store.postgres import PostgresLogStore
 from lionrock.audit.store.sqlite import SqliteLogStore
 from lionrock.chassis.ids import uuid7
+from lionrock.tlog.checkpoint import Checkpoint
 from lionrock.tlog.merkle import Frontier, leaf_hash
+from lionrock.tlog.note import sign_note
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
@@ -58,10 +61,14 @@ class Pace:
     leaves: int
 
 
-def event() -> Event:
-    """Make an intent such as a gateway records: 1.1 KB as a leaf, a prompt of 500 bytes committed to."""
+def _events() -> Iterator[Event]:
+    """Intents such as a gateway records: 1.1 KB as a leaf, a prompt of 500 bytes committed to. Only their ids differ."""
+    digest = "sha256:" + "5f" * 32
+    verdict = Verdict("allow", {"hkid": 1}, "default", "2026.11", digest)
+    sampling = Sampling(temperature="0.7", top_p="0.95", seed="7", max_tokens=512, stop_count=0)
+    body = Intent("chat", Model("smollm2", tokenizer_digest=digest), sampling, verdict, 128)
     context = Context(
-        request_id=uuid7(),
+        request_id="",
         tenant=TENANT,
         actor=f"spiffe://lionrock.local/tenant/{TENANT}/workload/assistant",
         auth_method="mtls",
@@ -73,16 +80,15 @@ def event() -> Event:
         territory="HK",
         profile="default",
     )
-    digest = "sha256:" + "5f" * 32
-    verdict = Verdict("allow", {"hkid": 1}, "default", "2026.11", digest)
-    sampling = Sampling(temperature="0.7", top_p="0.95", seed="7", max_tokens=512, stop_count=0)
-    body = Intent("chat", Model("smollm2", tokenizer_digest=digest), sampling, verdict, 128)
-    return Event(uuid7(), "4bf92f3577b34da6a3ce929d0e0e4736", context, body, {"prompt": b"p" * 500})
+    payloads = {"prompt": b"p" * 500}
+    for number in itertools.count():
+        of_request = replace(context, request_id=f"{number:08x}-0000-7000-8000-000000000000")
+        yield Event(f"{number:08x}-0000-7000-9000-000000000000", "4bf92f3577b34da6a3ce929d0e0e4736", of_request, body, payloads)
 
 
 @asynccontextmanager
 async def audit_logs(directory: Path, store: LogStore) -> Any:
-    """Logs as the service opens them, on a store that is closed at the end."""
+    """Open logs as the service does, on a store that is closed at the end."""
     signed = SignedCheckpoints(directory / "keys" / "signed-checkpoints.jsonl")
     try:
         limits = Limits(max_pending=4096, max_batch=1024, retry_window_s=3600)
@@ -95,7 +101,7 @@ async def audit_logs(directory: Path, store: LogStore) -> Any:
 
 
 async def closed_loop(writers: int, seconds: float, append: Callable[[], Awaitable[object]]) -> float:
-    """Appends a second of so many writers, each of which waits for its append before it begins the next."""
+    """Count appends a second of so many writers, each of which waits for its append before it begins the next."""
     end = time.perf_counter() + seconds
     appended = 0
 
@@ -111,7 +117,7 @@ async def closed_loop(writers: int, seconds: float, append: Callable[[], Awaitab
 
 
 async def open_loop(rate: float, seconds: float, append: Callable[[], Awaitable[object]]) -> list[float]:
-    """Latencies in ms, sorted, of appends that begin at a fixed rate whatever becomes of those before. Measured from the due time."""
+    """Return latencies in ms, sorted, from when an append was due; they begin at a fixed rate whatever becomes of those before."""
     loop = asyncio.get_running_loop()
     latencies: list[float] = []
 
@@ -157,24 +163,25 @@ def databases(server: PostgresServer) -> Sequence[Database]:
 async def throughput(database: Database, root: Path, pace: Pace) -> list[Row]:
     """Leaves a second against plain inserts, the two alternating."""
     rows = []
+    events = _events()
     directory = root / database.name
     directory.mkdir()
     async with audit_logs(directory, database.open_store(directory)) as logs:
-        leaf = (await sample(logs)).data
+        leaf = (await sample(logs, next(events))).data
         async with GroupCommits(lambda: database.open_table(directory)) as table:
             for writers in WRITERS:
                 ours, plain = [], []
                 for _ in range(pace.rounds):
-                    ours.append(await closed_loop(writers, pace.seconds, lambda: logs.append(event(), want_receipt=False)))
+                    ours.append(await closed_loop(writers, pace.seconds, lambda: logs.append(next(events), want_receipt=False)))
                     plain.append(await closed_loop(writers, pace.seconds, lambda: table.insert(leaf)))
                 case = f"{database.name}, {writers} writer{'s' * (writers > 1)}, durable and signed for"
                 rows.append(row(case, ours, "leaves/s", "higher", baseline="plain inserts", baseline_values=plain))
     return rows
 
 
-async def sample(logs: AuditLogs) -> StoredLeaf:
-    """One leaf of the kind that is appended here."""
-    await logs.append(event(), want_receipt=False)
+async def sample(logs: AuditLogs, event: Event) -> StoredLeaf:
+    """Append one event. Returns its leaf."""
+    await logs.append(event, want_receipt=False)
     async for page in logs.leaves(TENANT, 0, 1):
         return page[0]
     raise AssertionError
@@ -184,11 +191,12 @@ async def latency(database: Database, root: Path, pace: Pace) -> list[Row]:
     """Latency of appends at a rate that leaves room."""
     directory = root / f"{database.name}-latency"
     directory.mkdir()
+    events = _events()
     halves: dict[str, list[float]] = {"p50": [], "p99": []}
     async with audit_logs(directory, database.open_store(directory)) as logs:
-        await open_loop(OPEN_LOOP_A_S, 1, lambda: logs.append(event(), want_receipt=True))
+        await open_loop(OPEN_LOOP_A_S, 1, lambda: logs.append(next(events), want_receipt=True))
         for _ in range(pace.rounds):
-            latencies = await open_loop(OPEN_LOOP_A_S, pace.seconds, lambda: logs.append(event(), want_receipt=True))
+            latencies = await open_loop(OPEN_LOOP_A_S, pace.seconds, lambda: logs.append(next(events), want_receipt=True))
             halves["p50"].append(latencies[len(latencies) // 2])
             halves["p99"].append(latencies[len(latencies) * 99 // 100])
     name = f"{database.name}, append with receipt at {OPEN_LOOP_A_S}/s"
@@ -207,9 +215,7 @@ async def proofs(database: Database, root: Path, pace: Pace) -> list[Row]:
     keys = KeyDirectory(directory / "keys")
     limits = Limits(4096, 1024, 0)
     open_logs(store, keys, signed, [TENANT], platform="bench", region="", limits=limits)
-    memory: list[tuple[int, float]] = []
-    for size in grow(store, f"bench/audit/{TENANT}", keys, signed, pace.leaves):
-        memory.append((size, resident_mib()))
+    memory = [(size, resident_mib()) for size in grow(store, f"bench/audit/{TENANT}", keys, signed, pace.leaves)]
     begin = time.perf_counter()
     logs = open_logs(store, keys, signed, [TENANT], platform="bench", region="", limits=limits)
     opened_ms = (time.perf_counter() - begin) * 1000
@@ -242,9 +248,6 @@ async def proofs(database: Database, root: Path, pace: Pace) -> list[Row]:
 
 def grow(store: LogStore, origin: str, keys: KeyDirectory, signed: SignedCheckpoints, leaves: int) -> Iterator[int]:
     """Append leaves of 900 bytes through the store, `_BULK` a transaction; yields the size ten times on the way."""
-    from lionrock.tlog.checkpoint import Checkpoint
-    from lionrock.tlog.note import sign_note
-
     stored = store.find_log(origin)
     signer = keys.load(TENANT, origin)
     assert stored is not None
@@ -276,7 +279,7 @@ def resident_mib() -> float:
 
 @contextmanager
 def places() -> Iterator[tuple[Path, PostgresServer]]:
-    """A directory and a server, both gone at the end."""
+    """Make a directory and a server, both gone at the end."""
     settings = {"shared_buffers": "128MB", "max_wal_size": "2GB"}
     with tempfile.TemporaryDirectory(prefix="lionrock-bench-audit-") as root, running_postgres(settings) as server:
         yield Path(root), server

@@ -26,7 +26,7 @@ import hmac
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 from lionrock.audit.canonical_json import JsonValue, canonical_json
@@ -37,7 +37,7 @@ LEAF_MAX_BYTES = 2048
 CLOSING_RESERVE_BYTES = 256
 """What an intent leaves free, so that an outcome with the same context fits even when recovery has to write it."""
 SALT_BYTES = 32
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_EPOCH = datetime(1970, 1, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,7 +333,7 @@ def commitment(salt: bytes, payload: bytes) -> bytes:
 
 def rfc3339(at_us: int) -> str:
     """Write microseconds since 1970 as RFC 3339 in UTC with all six decimals."""
-    return (_EPOCH + timedelta(microseconds=at_us)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return (_EPOCH + timedelta(microseconds=at_us)).isoformat(timespec="microseconds") + "Z"
 
 
 def _present(record: Context | Body | Sampling | Verdict | Model | Plan | Usage) -> dict[str, JsonValue]:
