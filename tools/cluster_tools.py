@@ -6,8 +6,9 @@
     python3 tools/cluster_tools.py --if-possible      the same as the first, but no error where there is no Go
 
 Each directory of tools/ with a go.mod is a module that requires one project (the charts' three little tools share one), so
-that a binary is made of the versions that its own project released together. A binary lies in .cache/cluster/bin with a key
-beside it, the digest of what it was made from; another key builds it again, and Go's own cache makes that short.
+that a binary is made of the versions that its own project released together. One has a program of its own: log-verifier, which the
+tests of the audit service run. A binary lies in .cache/cluster/bin with a key beside it, the digest of what it was made from;
+another key builds it again, and Go's own cache makes that short.
 
 KUBEBUILDER_ASSETS, as in envtest, is a directory with binaries that are taken as they are. Needs Python's standard library
 and Go alone; GOTOOLCHAIN's default fetches the release of Go that a module asks for.
@@ -60,6 +61,7 @@ def _kubernetes(name: str) -> Tool:
     return Tool("kubernetes", f"k8s.io/kubernetes/cmd/{name}", "k8s.io/kubernetes", variables)
 
 
+_LOG_VERIFIER = "lionrock.io/tools/log-verifier"
 _HELM = "helm.sh/helm/v3"
 _HELM_VERSION = f"{_HELM}/internal/version.version={{version}}"
 _HELM_UNITTEST = "github.com/helm-unittest/helm-unittest"
@@ -86,6 +88,7 @@ TOOLS = {
     "helm": Tool("charts", f"{_HELM}/cmd/helm", _HELM, (_HELM_VERSION, *_KUBERNETES_IN_HELM)),
     "kubeconform": Tool("charts", f"{_KUBECONFORM}/cmd/kubeconform", _KUBECONFORM, ("main.version={version}",)),
     "helm-unittest": Tool("charts", f"{_HELM_UNITTEST}/cmd/helm-unittest", _HELM_UNITTEST, _KUBERNETES_IN_HELM),
+    "log-verifier": Tool("log-verifier", _LOG_VERIFIER, "github.com/transparency-dev/tessera"),
     "kubelet": _kubernetes("kubelet"),
     "kube-proxy": _kubernetes("kube-proxy"),
     "coredns": Tool("coredns", "github.com/coredns/coredns", "github.com/coredns/coredns"),
@@ -123,7 +126,7 @@ def key(name: str) -> str:
     tool = TOOLS[name]
     directory = ROOT / "tools" / tool.module
     digest = hashlib.sha256(f"{tool.package}\n{tool.shared_files}\n{linker_flags(tool)}\n".encode())
-    for file in ("go.mod", "go.sum"):
+    for file in ("go.mod", "go.sum", *sorted(path.name for path in directory.glob("*.go"))):
         digest.update((directory / file).read_bytes())
     return digest.hexdigest()
 

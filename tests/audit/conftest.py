@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -9,7 +10,9 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
+import cluster_tools
 from audit_harness import Place
 
 from postgres_server import PostgresServer, running_postgres
@@ -39,3 +42,26 @@ async def logs(place: Place) -> AsyncIterator[object]:
     """Open logs of the tenants "bank" and "broker"."""
     async with place.open() as opened:
         yield opened
+
+
+NOT_RUN = pytest.StashKey[set[str]]()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say loudly what was not verified by code that is not ours."""
+    if reasons := config.stash.get(NOT_RUN, None):
+        terminalreporter.section("NOT RUN: verification of audit logs by other projects' code", sep="!", red=True, bold=True)
+        for reason in sorted(reasons):
+            terminalreporter.line(reason)
+
+
+@pytest.fixture(scope="session")
+def log_verifier(request: pytest.FixtureRequest) -> Path:
+    """Program that checks published logs with the code of other projects (tools/log-verifier); built when it is not there."""
+    if shutil.which("go") is not None:
+        cluster_tools.build("log-verifier")
+    try:
+        return cluster_tools.find("log-verifier")
+    except cluster_tools.ToolMissing as missing:
+        request.config.stash.setdefault(NOT_RUN, set()).add(str(missing))
+        pytest.skip(str(missing))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import shutil
 import subprocess
@@ -275,9 +276,7 @@ def test_a_sink_that_fails_at_any_call_is_gone_on_with(log: GrowingLog, tmp_path
         assert strict_walk(tiles, log.key, all_leaves(log)) == log.head.size == 4810
 
 
-async def test_all_logs_are_published_and_a_conflict_in_one_holds_no_other_up(
-    store: SqliteLogStore, sink: DirectorySink, tmp_path: Path
-) -> None:
+async def test_all_logs_are_published_and_a_conflict_in_one_holds_no_other_up(store: SqliteLogStore, tmp_path: Path) -> None:
     logs = [GrowingLog(store, f"audit.example.hk/audit/{tenant}") for tenant in ("bank", "broker", "insurer")]
     platform = GrowingLog(store, "audit.example.hk/audit")
     for each in (*logs, platform):
@@ -285,7 +284,8 @@ async def test_all_logs_are_published_and_a_conflict_in_one_holds_no_other_up(
     wrong = tmp_path / "tiles" / logs[1].origin / "tile/0/007"
     wrong.parent.mkdir(parents=True)
     wrong.write_bytes(b"other")
-    publishing = TilePublishing([each.published() for each in (*logs, platform)], store, sink, interval_s=0.01)
+    published = [each.published() for each in (*logs, platform)]
+    publishing = TilePublishing(published, store, lambda: DirectorySink(tmp_path / "tiles"), interval_s=0.01)
     await publishing.publish()
     assert list(publishing.alarms) == [logs[1].origin]
     assert "tile/0/007" in publishing.alarms[logs[1].origin]
@@ -293,8 +293,24 @@ async def test_all_logs_are_published_and_a_conflict_in_one_holds_no_other_up(
         assert strict_walk(tmp_path / "tiles" / each.origin, each.key, [each.leaf(i) for i in range(5000)]) == 5000
     assert (tmp_path / "tiles" / platform.origin / "checkpoint").read_text(encoding="utf-8") == platform.head.checkpoint
     assert not (tmp_path / "tiles" / logs[1].origin / "checkpoint").exists()
+    await publishing.close()
+
+
+async def test_a_sink_that_another_process_holds_is_waited_for(log: GrowingLog, tmp_path: Path, tiles: Path) -> None:
+    log.grow(3)
+    publishing = TilePublishing([log.published()], log.store, lambda: DirectorySink(tmp_path / "tiles"), interval_s=0.01)
+    with closing(DirectorySink(tmp_path / "tiles")):
+        await publishing.publish()
+        assert "another process" in publishing.failing[ORIGIN]
     async with publishing:
-        pass
+        for growth in (0, 300):
+            log.grow(growth)
+            async with asyncio.timeout(20):
+                while not (tiles / "checkpoint").exists() or (tiles / "checkpoint").read_text() != log.head.checkpoint:  # noqa: ASYNC110
+                    await asyncio.sleep(0.005)
+    assert not publishing.failing
+    assert strict_walk(tiles, log.key, all_leaves(log)) == 303
+    DirectorySink(tmp_path / "tiles").close()
 
 
 @pytest.mark.parametrize("seed", [11, 12])

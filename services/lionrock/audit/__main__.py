@@ -4,12 +4,13 @@ import asyncio
 import logging
 import sys
 from collections.abc import AsyncIterator
-from contextlib import closing, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from functools import partial
 
 from lionrock.audit.failures import AuditError
 from lionrock.audit.keys import KeyDirectory
 from lionrock.audit.log import AuditLogs, Limits, open_logs
+from lionrock.audit.publishing import TilePublishing, tenant_logs
 from lionrock.audit.recovery import OrphanSweep
 from lionrock.audit.servicer import AuditServicer
 from lionrock.audit.settings import AuditSettings
@@ -17,6 +18,7 @@ from lionrock.audit.signed_checkpoints import SignedCheckpoints
 from lionrock.audit.standby import take_over, until_store_is_lost
 from lionrock.audit.store import LogStore
 from lionrock.audit.store.opening import open_postgres, open_sqlite
+from lionrock.audit.tile_settings import open_sink
 from lionrock.audit.v1.audit_pb2_grpc import add_AuditServiceServicer_to_server
 from lionrock.chassis.server import Registration, serve
 from lionrock.chassis.settings import load_settings
@@ -35,7 +37,7 @@ async def main(settings: AuditSettings) -> None:
         keys = KeyDirectory(settings.key_dir)
         limits = Limits(settings.max_pending, settings.max_batch, settings.retry_window_s)
         logs = open_logs(store, keys, signed, settings.tenants, platform=settings.platform, region=settings.region, limits=limits)
-        async with logs:
+        async with logs, _tiles(settings, logs, store):
             await _serve(settings, logs)
 
 
@@ -46,6 +48,17 @@ async def _open_store(settings: AuditSettings) -> LogStore:
     lease_s, accept_timeline = settings.store_lease_s, settings.store_accept_timeline
     open_shared = partial(open_postgres, settings.store_dsn_file, lease_s=lease_s, accept_timeline=accept_timeline)
     return await take_over(open_shared, settings.server.probe_listen, SERVICE_NAME)
+
+
+@asynccontextmanager
+async def _tiles(settings: AuditSettings, logs: AuditLogs, store: LogStore) -> AsyncIterator[None]:
+    """Publish tiles while the block runs, if settings say where."""
+    if not settings.tiles.wanted:
+        yield
+        return
+    published = tenant_logs(logs, store, settings.platform)
+    async with TilePublishing(published, store, partial(open_sink, settings.tiles), interval_s=settings.tiles.interval_s):
+        yield
 
 
 async def _serve(settings: AuditSettings, logs: AuditLogs) -> None:

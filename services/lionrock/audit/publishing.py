@@ -7,28 +7,58 @@ metric `lionrock.audit.tiles.alarms`, text in `alarms`. Leaves are appended and 
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import TracebackType
 from typing import Self
 
-from lionrock.audit.failures import AuditError, TileConflict
+from lionrock.audit.failures import AuditError, SinkFailed, TileConflict
+from lionrock.audit.log import AuditLogs
 from lionrock.audit.publisher import LogPublisher, PublishedLog
 from lionrock.audit.store import LogStore
+from lionrock.audit.tenant_log import Head
 from lionrock.audit.tile_sinks import TileSink
 from lionrock.chassis.telemetry import meter
+from lionrock.tlog.checkpoint import Checkpoint
 
 log = logging.getLogger("lionrock.audit")
 
 _FAILURES_PAUSE_MAX_S = 60.0
 
 
+def tenant_logs(logs: AuditLogs, store: LogStore, platform: str) -> list[PublishedLog]:
+    """List the logs of all tenants that can be read, with heads that are durable in both places."""
+    published = []
+    for tenant in logs.tenants:
+        stored = store.find_log(f"{platform}/audit/{tenant}")
+        assert stored is not None
+        published.append(PublishedLog(stored.origin, stored.log_id, partial(_head, logs, tenant)))
+    return published
+
+
+def _head(logs: AuditLogs, tenant: str) -> Head:
+    note = logs.checkpoint(tenant)
+    checkpoint = Checkpoint.parse(note.rpartition("\n\n")[0] + "\n")
+    return Head(checkpoint.size, checkpoint.root, note)
+
+
 class TilePublishing:
     """Publishes logs from a thread of its own, each in turn. `async with` it while the store is open."""
 
-    def __init__(self, logs: Sequence[PublishedLog], store: LogStore, sink: TileSink, *, interval_s: float) -> None:
-        """Publish `logs` into `sink`, looking for new leaves every `interval_s` seconds."""
-        self._publishers = [LogPublisher(each, store, sink) for each in logs]
+    def __init__(
+        self, logs: Sequence[PublishedLog], store: LogStore, open_sink: Callable[[], TileSink], *, interval_s: float
+    ) -> None:
+        """Publish `logs`, looking for new leaves every `interval_s` seconds.
+
+        `open_sink` is called from the thread until it succeeds: a sink that another process still holds, or that cannot be
+        reached, must not keep the logs from being written.
+        """
+        self._logs = logs
+        self._store = store
+        self._open_sink = open_sink
+        self._sink: TileSink | None = None
+        self._publishers: Sequence[LogPublisher] = ()
         self._interval_s = interval_s
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="audit-tiles")
         self._task: asyncio.Task[None] | None = None
@@ -60,10 +90,18 @@ class TilePublishing:
         assert self._task is not None
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
+        await self.close()
+
+    async def close(self) -> None:
+        """End the thread and let another process have the sink."""
         await asyncio.to_thread(self._thread.shutdown)
+        if self._sink is not None:
+            self._sink.close()
 
     async def publish(self) -> None:
         """Publish what there is now, every log to its head of this moment unless it fails."""
+        if self._sink is None and not await self._opened():
+            return
         waiting = [publisher for publisher in self._publishers if publisher.origin not in self._alarms]
         while waiting:  # a step each in turn: a long back-fill of one log holds no other up
             waiting = [publisher for publisher in waiting if await self._step(publisher)]
@@ -74,6 +112,22 @@ class TilePublishing:
             await self.publish()
             pause_s = min(2 * pause_s, max(_FAILURES_PAUSE_MAX_S, self._interval_s)) if self._failing else self._interval_s
             await asyncio.sleep(pause_s)
+
+    async def _opened(self) -> bool:
+        try:
+            self._sink = await asyncio.get_running_loop().run_in_executor(self._thread, self._open_sink)
+        except SinkFailed as error:
+            for each in self._logs:
+                self._fail(each.origin, error)
+            return False
+        self._publishers = [LogPublisher(each, self._store, self._sink) for each in self._logs]
+        return True
+
+    def _fail(self, origin: str, error: AuditError) -> None:
+        self._failures.add(1, {"lionrock.log": origin})
+        if self._failing.get(origin) != str(error):
+            log.error("tiles could not be published; this is tried again", extra={"log": origin, "why": str(error)})
+        self._failing[origin] = str(error)
 
     async def _step(self, publisher: LogPublisher) -> bool:
         origin = publisher.origin
@@ -88,10 +142,7 @@ class TilePublishing:
             )
             return False
         except AuditError as error:
-            self._failures.add(1, {"lionrock.log": origin})
-            if self._failing.get(origin) != str(error):
-                log.error("tiles could not be published", extra={"log": origin, "why": str(error)})
-            self._failing[origin] = str(error)
+            self._fail(origin, error)
             return False
         self._failing.pop(origin, None)
         if not more:

@@ -6,6 +6,7 @@ from typing import Annotated, Self
 from pydantic import Field, StringConstraints, model_validator
 from pydantic_settings import SettingsConfigDict
 
+from lionrock.audit.tile_settings import TileSettings
 from lionrock.chassis.settings import ServiceSettings
 
 Tenant = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
@@ -55,6 +56,17 @@ class AuditSettings(ServiceSettings):
         660, gt=0, description="time after which an intent without an outcome is closed as failed, in seconds"
     )
     sweep_interval_s: float = Field(15, gt=0, description="time between two looks for such intents, in seconds")
+
+    tiles: TileSettings = Field(default=TileSettings(), description="tiles of every log, for whoever follows the logs from outside")
+
+    @model_validator(mode="after")
+    def _tiles_have_room(self) -> Self:
+        # The platform log's own files are called so, beside the directories of the tenants' logs.
+        if self.tiles.wanted and not {"tile", "checkpoint"}.isdisjoint(self.tenants):
+            raise ValueError("with tiles, no tenant can be called tile or checkpoint")
+        if self.tiles.wanted and any(part in {"", ".", ".."} or part.startswith(".") for part in self.platform.split("/")):
+            raise ValueError("with tiles, the platform is a path: no part of it is empty or begins with a dot")
+        return self
 
     @model_validator(mode="after")
     def _one_store(self) -> Self:
