@@ -337,15 +337,17 @@ class Campaign:
 
     async def _check(self, stub: Any, chance: random.Random, *, proofs: int) -> bool:
         """Hold the log against the ledger. Returns whether it can be written to."""
+        if "a log is read-only" in self._said():
+            self._refused(self._said())
+            with suppress(grpc.aio.AioRpcError):
+                await self._ledger.compare(stub, chance, proofs=proofs)
+            return False
         asked = pb.ListKeysRequest(context=context())
         keys = list((await stub.ListKeys(asked)).verifier_keys)
         if self._ledger.keys not in ([], keys) and self._ledger.acknowledged:
             self.verdicts.add("forked", "the log has another key than before")
         self._ledger.keys = keys
         await self._ledger.compare(stub, chance, proofs=proofs)
-        if "a log is read-only" in self._said():
-            self._refused(self._said())
-            return False
         return True
 
     def _refused(self, why: str) -> None:
