@@ -19,6 +19,7 @@ from lionrock.audit.v1.audit_pb2_grpc import AuditServiceStub
 from lionrock.chassis.channel import open_channel
 from lionrock.chassis.ids import uuid7
 from lionrock.chassis.settings import PeerSettings
+from lionrock.tlog.merkle import Subtree
 from lionrock.tlog.note import VerifierKey
 from lionrock.tlog.tile_client import TreeReader, open_checkpoint, read_checkpoint
 from mesh_ca import DevCa
@@ -57,7 +58,7 @@ async def test_what_the_service_appends_is_published_within_seconds(place: Place
         tree = TreeReader(source, published)
         tree.verify_tiles()
         assert sum(len(leaves) for _, leaves in tree.entries(0, size)) == size
-        assert hashes <= {each for index in range(size) for each in tree.subtree_hashes([(0, index)])}  # type: ignore[list-item]
+        assert hashes <= {each for index in range(size) for each in tree.subtree_hashes([Subtree(0, index)])}
     assert (place.root / "tiles" / BANK / "checkpoint").stat().st_mode & 0o777 == 0o440
 
 
