@@ -21,19 +21,17 @@ from typing import Any, Final
 from lionrock.audit.failures import KeysUnavailable
 
 TAG_BYTES: Final = 32
-RECORD: Final = "record"
-HOLD: Final = "hold"
 _SCHEMA_VERSION: Final = 1
 _SCHEMA: Final = (
     "CREATE TABLE index_keys (tenant TEXT PRIMARY KEY, wrapped BLOB NOT NULL) STRICT, WITHOUT ROWID",
     """CREATE TABLE scope_keys (tenant TEXT NOT NULL, tag BLOB NOT NULL, wrapped BLOB NOT NULL, PRIMARY KEY (tenant, tag))
         STRICT, WITHOUT ROWID""",
     """CREATE TABLE record_keys (
-        tenant TEXT NOT NULL, record_id TEXT NOT NULL, kind TEXT NOT NULL, wrapped BLOB NOT NULL, tags BLOB NOT NULL,
+        tenant TEXT NOT NULL, record_id TEXT NOT NULL, wrapped BLOB NOT NULL, tags BLOB NOT NULL,
         created_at_us INTEGER NOT NULL, PRIMARY KEY (tenant, record_id)) STRICT, WITHOUT ROWID""",
     """CREATE TABLE members (
-        tenant TEXT NOT NULL, tag BLOB NOT NULL, kind TEXT NOT NULL, record_id TEXT NOT NULL,
-        PRIMARY KEY (tenant, tag, kind, record_id)) STRICT, WITHOUT ROWID""",
+        tenant TEXT NOT NULL, tag BLOB NOT NULL, record_id TEXT NOT NULL, PRIMARY KEY (tenant, tag, record_id))
+        STRICT, WITHOUT ROWID""",
 )
 
 
@@ -43,8 +41,6 @@ class StoredKey:
 
     tenant: str
     record_id: str
-    kind: str
-    """RECORD or HOLD."""
     wrapped: bytes
     tags: Sequence[bytes]
     created_at_us: int
@@ -87,7 +83,7 @@ class KeyStore:
 
     def record_key(self, tenant: str, record_id: str) -> StoredKey | None:
         """Return the key of a record."""
-        sql = "SELECT record_id, kind, wrapped, tags, created_at_us FROM record_keys WHERE tenant = ? AND record_id = ?"
+        sql = "SELECT record_id, wrapped, tags, created_at_us FROM record_keys WHERE tenant = ? AND record_id = ?"
         rows = self._ask(sql, (tenant, record_id))
         return _stored_key(tenant, rows[0]) if rows else None
 
@@ -105,22 +101,25 @@ class KeyStore:
                 free = connection.execute(there, place).fetchone() is None
                 kept.append(free and all(connection.execute(scope, (key.tenant, tag)).fetchone() for tag in key.tags))
                 if kept[-1]:
-                    row = (*place, key.kind, key.wrapped, b"".join(key.tags), key.created_at_us)
-                    connection.execute("INSERT INTO record_keys VALUES (?, ?, ?, ?, ?, ?)", row)
-                    members = [(key.tenant, tag, key.kind, key.record_id) for tag in key.tags]
-                    connection.executemany("INSERT INTO members VALUES (?, ?, ?, ?)", members)
+                    row = (*place, key.wrapped, b"".join(key.tags), key.created_at_us)
+                    connection.execute("INSERT INTO record_keys VALUES (?, ?, ?, ?, ?)", row)
+                    members = [(key.tenant, tag, key.record_id) for tag in key.tags]
+                    connection.executemany("INSERT INTO members VALUES (?, ?, ?)", members)
         return kept
 
-    def members(self, tenant: str, tag: bytes, kind: str, limit: int) -> list[str]:
+    def members(self, tenant: str, tag: bytes, limit: int) -> list[str]:
         """Return ids of what belongs to a scope, newest first as far as ids tell."""
-        sql = "SELECT record_id FROM members WHERE tenant = ? AND tag = ? AND kind = ? ORDER BY record_id DESC LIMIT ?"
-        return [row[0] for row in self._ask(sql, (tenant, tag, kind, limit))]
+        sql = "SELECT record_id FROM members WHERE tenant = ? AND tag = ? ORDER BY record_id DESC LIMIT ?"
+        return [row[0] for row in self._ask(sql, (tenant, tag, limit))]
 
-    def is_held(self, tenant: str, record_id: str) -> bool:
-        """Whether a scope of a record has a hold."""
-        rows = self._ask("SELECT tags FROM record_keys WHERE tenant = ? AND record_id = ?", (tenant, record_id))
-        held = "SELECT 1 FROM members WHERE tenant = ? AND tag = ? AND kind = 'hold' LIMIT 1"
-        return bool(rows) and any(self._ask(held, (tenant, tag)) for tag in _tags(rows[0][0]))
+    def tags_of(self, tenant: str, record_ids: Sequence[str]) -> dict[str, list[bytes]]:
+        """Return the tags of records that have a key."""
+        sql = "SELECT tags FROM record_keys WHERE tenant = ? AND record_id = ?"
+        found = {}
+        for record_id in record_ids:
+            for row in self._ask(sql, (tenant, record_id)):
+                found[record_id] = _tags(row[0])
+        return found
 
     def keys_before(self, tenant: str, before_us: int, after: str, limit: int) -> list[str]:
         """Return ids with a key from before a time, in order, those after an id."""
@@ -138,16 +137,14 @@ class KeyStore:
             touched: set[bytes] = set()
             for record_id in record_ids:
                 place = (tenant, record_id)
-                found = connection.execute(
-                    "SELECT kind, tags FROM record_keys WHERE tenant = ? AND record_id = ?", place
-                ).fetchone()
+                found = connection.execute("SELECT tags FROM record_keys WHERE tenant = ? AND record_id = ?", place).fetchone()
                 if found is None:
                     continue
-                tags = _tags(found[1])
+                tags = _tags(found[0])
                 touched.update(tags)
                 connection.executemany(
-                    "DELETE FROM members WHERE tenant = ? AND tag = ? AND kind = ? AND record_id = ?",
-                    [(tenant, tag, found[0], record_id) for tag in tags],
+                    "DELETE FROM members WHERE tenant = ? AND tag = ? AND record_id = ?",
+                    [(tenant, tag, record_id) for tag in tags],
                 )
                 connection.execute("DELETE FROM record_keys WHERE tenant = ? AND record_id = ?", place)
             for tag in sorted(touched):
@@ -231,8 +228,8 @@ def _tags(joined: bytes) -> list[bytes]:
 
 
 def _stored_key(tenant: str, row: Sequence[Any]) -> StoredKey:
-    record_id, kind, wrapped, tags, created_at_us = row
-    return StoredKey(tenant, record_id, kind, wrapped, _tags(tags), created_at_us)
+    record_id, wrapped, tags, created_at_us = row
+    return StoredKey(tenant, record_id, wrapped, _tags(tags), created_at_us)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from lionrock.audit.canonical_json import canonical_json
 from lionrock.audit.failures import EventAlreadyRecorded, KeysUnavailable, QueueFull, RecordErased
 from lionrock.audit.vault.key_cache import KeyCache
 from lionrock.audit.vault.key_management import KEY_BYTES, KeyManagement, seal, unseal
-from lionrock.audit.vault.key_store import RECORD, KeyStore, StoredKey
+from lionrock.audit.vault.key_store import KeyStore, StoredKey
 
 _T = TypeVar("_T")
 _MAX_WAITING: Final = 8192
@@ -68,9 +68,7 @@ class RecordKeys:
         """
         await self._index_key(tenant)
 
-    async def key_for(
-        self, tenant: str, record_id: str, scopes: Sequence[KeyScope] | None, *, kind: str = RECORD, expect_new: bool = False
-    ) -> bytes:
+    async def key_for(self, tenant: str, record_id: str, scopes: Sequence[KeyScope] | None, *, expect_new: bool = False) -> bytes:
         """Key of a record, made and durable if there was none.
 
         `scopes`: those of a record that begins; None adds to one that has them, if it began. `expect_new`: do not look for it
@@ -84,7 +82,7 @@ class RecordKeys:
                     return key
             key = secrets.token_bytes(KEY_BYTES)
             wrapped = await self._wrap(tenant, record_id, key, tags or ())
-            if await self._keep(StoredKey(tenant, record_id, kind, wrapped, tags or (), self._clock_us())):
+            if await self._keep(StoredKey(tenant, record_id, wrapped, tags or (), self._clock_us())):
                 self._cache.put((tenant, record_id), key)
                 return key
             for tag in tags or ():
@@ -108,15 +106,11 @@ class RecordKeys:
     async def members(self, tenant: str, scope: KeyScope, limit: int) -> list[str]:
         """Ids of the records of a scope, newest first. Raises KeysUnavailable."""
         (tag,) = await self.tags(tenant, [scope])
-        return await self._call(partial(self._store.members, tenant, tag, RECORD, limit))
+        return await self._call(partial(self._store.members, tenant, tag, limit))
 
-    async def held_among(self, tenant: str, record_ids: Sequence[str]) -> set[str]:
-        """Those of the records of which a person or case has a hold. Raises KeysUnavailable."""
-
-        def ask() -> set[str]:
-            return {record_id for record_id in record_ids if self._store.is_held(tenant, record_id)}
-
-        return await self._call(ask)
+    async def tags_of(self, tenant: str, record_ids: Sequence[str]) -> dict[str, list[bytes]]:
+        """Tags of the scopes of records that have a key. Raises KeysUnavailable."""
+        return await self._call(partial(self._store.tags_of, tenant, record_ids))
 
     async def destroy(self, tenant: str, record_ids: Sequence[str]) -> None:
         """Destroy keys for good, and those of scopes to which nothing else belongs. Raises KeysUnavailable."""

@@ -1,0 +1,429 @@
+"""What can be done with records: read, search, erase, correct, hold, and the log book of refusals.
+
+The domain's whole surface; servicer.py puts it on the wire, the command line and the export use it as it is.
+Knows: who may do what (permissions.py), what may be destroyed (retention, holds), which leaf says that it was done. Does not know:
+gRPC, SQL, how keys are wrapped.
+
+- Every call but `stats` appends a leaf, which is durable before anything is returned.
+- Calls that change something of a tenant wait for each other, and first finish what a crash left unfinished.
+- For whoever is not cleared, records of the data class "suspicion" do not exist: not in results, counts, errors, nor in the leaves
+  that they cause, which are then of that class themselves.
+"""
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from lionrock.audit.canonical_json import canonical_json
+from lionrock.audit.failures import (
+    HoldNotFound,
+    LegalHoldApplies,
+    RecordErased,
+    RecordNotFound,
+    RequestOpen,
+    RetentionApplies,
+    StoreFailed,
+    TooManyRecords,
+    VaultDisabled,
+)
+from lionrock.audit.leaf import Access, Context, Correction, Erasure, Event, HoldRelease, Refusal, commitment
+from lionrock.audit.leaf import Hold as HoldBody
+from lionrock.audit.log import AuditLogs
+from lionrock.audit.records.destruction import Destruction, go_on, records_digest
+from lionrock.audit.records.holds import Hold, Holds, RecordScope, new_salt
+from lionrock.audit.records.permissions import Action, is_cleared, permit
+from lionrock.audit.records.recording import SUSPICION, Recorder
+from lionrock.audit.records.retention import Retention
+from lionrock.audit.sequencer import Appended
+from lionrock.audit.store.records import KEPT, RecordCounts, SealedPayload, StoredRecord
+from lionrock.audit.vault.record_keys import KeyScope, RecordKeys
+from lionrock.audit.vault.sealing import Sealer
+from lionrock.chassis.ids import uuid7
+
+ERASURE_MAX_RECORDS: Final = 100_000
+_SEARCH_MAX_RECORDS: Final = 20_000
+"""Looked at before those that the caller may not know of are left out."""
+RETENTION_APPLIES: Final = "RETENTION_APPLIES"
+LEGAL_HOLD_APPLIES: Final = "LEGAL_HOLD_APPLIES"
+REQUEST_OPEN: Final = "REQUEST_OPEN"
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """One payload, and what opens its commitment in its leaf."""
+
+    kind: str
+    leaf_index: int
+    recorded_at_us: int
+    salt: bytes
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RecordContent:
+    """What was said, oldest first, and the leaf of this reading."""
+
+    payloads: Sequence[Opened]
+    access: Appended
+
+
+@dataclass(frozen=True, slots=True)
+class RecordSummary:
+    """A record without its payloads. `outcome_index`: None while there is none. Times: microseconds since 1970; None: no limit."""
+
+    record: StoredRecord
+    outcome: Appended | None
+    other_leaves: Sequence[int]
+    kept_until_us: int | None
+    expires_at_us: int | None
+    held: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Erased:
+    """`kept`: records that stay, by reason. `scope_salt` opens the leaf's commitment to the scope and is kept nowhere."""
+
+    records: int
+    kept: Mapping[str, int]
+    leaf: Appended
+    scope_salt: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RefusalEntry:
+    """An entry of the log book."""
+
+    entered_at_us: int
+    request: str
+    subject_id: str
+    ground: str
+    particulars: str
+    actor: str
+    leaf_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Vault:
+    """What records need where payloads are kept."""
+
+    keys: RecordKeys
+    recorder: Recorder
+    retention: Retention
+
+
+class Records:
+    """Records of all tenants."""
+
+    def __init__(
+        self,
+        logs: AuditLogs,
+        vault: Vault | None,
+        *,
+        clock_us: Callable[[], int] = lambda: time.time_ns() // 1000,
+        at: Callable[[str], None] = go_on,
+    ) -> None:
+        """`vault`: None where no payloads are kept. `at`: see Destruction."""
+        self._logs = logs
+        self._vault = vault
+        self._clock_us = clock_us
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._destroying: set[asyncio.Task[Any]] = set()
+        if vault is not None:
+            self._destruction = Destruction(logs, vault.keys, at)
+            self._holds = Holds(logs, vault.keys)
+
+    async def read(self, asker: Context, request_id: str) -> RecordContent:
+        """Read one record.
+
+        Raises RoleNotPermitted, VaultDisabled, RecordNotFound, RecordErased, KeysUnavailable and what appending raises.
+        """
+        permit(asker.roles, Action.READ_RECORD)
+        vault = self._vault_of(asker.tenant)
+        record = await self._record(asker, request_id)
+        payloads = await self._payloads(vault, asker.tenant, record.request_id)
+        return RecordContent(payloads, await self._accessed(asker, "read_record", [record], scope="request"))
+
+    async def search(self, asker: Context, scope: RecordScope, limit: int) -> list[RecordSummary]:
+        """List records of a person, a case or a request, newest first, erased ones as far as anything still names them.
+
+        Raises as `read` does, but RecordErased.
+        """
+        permit(asker.roles, Action.SEARCH_RECORDS)
+        vault = self._vault_of(asker.tenant)
+        records = (await self._matching(asker, scope, _SEARCH_MAX_RECORDS))[:limit]
+        held = await self._holds.held(asker.tenant, [record for record in records if record.state == KEPT])
+        summaries = [await self._summary(vault, asker.tenant, record, held) for record in records]
+        await self._accessed(asker, "search_subject", records, scope=scope.kind)
+        return summaries
+
+    async def erase(self, asker: Context, scope: RecordScope, *, basis: str, allow_partial: bool) -> Erased:
+        """Destroy keys and salts of records. What is begun is carried through, whoever stops waiting.
+
+        Raises RoleNotPermitted, VaultDisabled, RecordNotFound, RecordErased, RetentionApplies, LegalHoldApplies, RequestOpen,
+        TooManyRecords, KeysUnavailable and what appending raises.
+        """
+        permit(asker.roles, Action.ERASE_RECORDS)
+        task = asyncio.create_task(self._erase(asker, scope, basis, allow_partial))
+        self._destroying.add(task)
+        task.add_done_callback(self._destroying.discard)
+        return await asyncio.shield(task)
+
+    async def correct(self, asker: Context, request_id: str, statement: str) -> Appended:
+        """Add a statement to a record. Raises as `read` does."""
+        permit(asker.roles, Action.CORRECT_RECORD)
+        async with self._alone(asker.tenant):
+            record = await self._record(asker, request_id)
+            event = self._event(asker, Correction(request_id), {"correction": statement.encode()}, restricted=record.restricted)
+            return await self._logs.append(event, want_receipt=False)
+
+    async def place_hold(self, asker: Context, scope: RecordScope, reason: str) -> tuple[str, Appended]:
+        """Keep records from erasure and expiry. Returns the hold's id and its leaf.
+
+        A hold on a person or case keeps also what will be recorded later. Raises as `read` does.
+        """
+        permit(asker.roles, Action.HOLD_RECORDS)
+        async with self._alone(asker.tenant):
+            if scope.kind == "request":
+                covered = [await self._record(asker, scope.value)]
+            else:
+                covered = await self._matching(asker, scope, _SEARCH_MAX_RECORDS)
+            restricted = bool(covered) and all(record.restricted for record in covered)
+            hold_id, salt = uuid7(), new_salt()
+            stored = await self._holds.sealed(
+                asker.tenant,
+                hold_id,
+                scope,
+                reason=reason,
+                by=asker.actor,
+                salt=salt,
+                placed_at_us=self._clock_us(),
+                restricted=restricted,
+            )
+            body = HoldBody(hold_id, scope.kind, scope.commitment(salt), reason)
+            return hold_id, await self._logs.append(
+                self._event(asker, body, {}, restricted=restricted), want_receipt=False, place=stored
+            )
+
+    async def release_hold(self, asker: Context, hold_id: str) -> Appended:
+        """End a hold. Raises RoleNotPermitted, VaultDisabled, HoldNotFound, KeysUnavailable and what appending raises."""
+        permit(asker.roles, Action.HOLD_RECORDS)
+        async with self._alone(asker.tenant):
+            found = [hold for hold in await self._visible_holds(asker) if hold.hold_id == hold_id]
+            if not found:
+                raise HoldNotFound("no such hold is in force")
+            event = self._event(asker, HoldRelease(hold_id, found[0].leaf_index), {}, restricted=found[0].restricted)
+            released = await self._logs.append(event, want_receipt=False, release=hold_id)
+            await self._holds.forget(asker.tenant, hold_id)
+            return released
+
+    async def holds(self, asker: Context) -> list[Hold]:
+        """List holds in force, oldest first. Raises RoleNotPermitted, VaultDisabled, KeysUnavailable and what appending raises."""
+        permit(asker.roles, Action.HOLD_RECORDS)
+        self._vault_of(asker.tenant)
+        holds = await self._visible_holds(asker)
+        body = Access("list_holds", len(holds), records_digest([hold.hold_id for hold in holds]))
+        restricted = any(hold.restricted for hold in holds)
+        await self._logs.append(self._event(asker, body, {}, restricted=restricted), want_receipt=False)
+        return holds
+
+    async def log_refusal(self, asker: Context, *, request: str, subject_id: str, ground: str, particulars: str) -> Appended:
+        """Enter a refused data request into the log book. Raises RoleNotPermitted, VaultDisabled and what appending raises."""
+        permit(asker.roles, Action.LOG_REFUSAL)
+        self._vault_of(asker.tenant)
+        content = canonical_json({"subject_id": subject_id, "particulars": particulars})
+        event = self._event(asker, Refusal(request, ground), {"refusal": content}, restricted=False)
+        return await self._logs.append(event, want_receipt=False)
+
+    async def refusals(self, asker: Context, limit: int) -> list[RefusalEntry]:
+        """Read the log book, newest first. Raises RoleNotPermitted, VaultDisabled, KeysUnavailable and what appending raises."""
+        permit(asker.roles, Action.READ_LOG_BOOK)
+        vault = self._vault_of(asker.tenant)
+        records = await self._logs.read_records(asker.tenant, lambda reader, log_id: reader.log_book(log_id, limit))
+        entries = [await self._refusal(vault, asker.tenant, record) for record in records]
+        await self._accessed(asker, "list_refusals", records)
+        return entries
+
+    async def stats(self, asker: Context) -> tuple[int, RecordCounts]:
+        """Leaves of the log, and counts of what exists for the caller. Raises RoleNotPermitted, LogNotFound, StoreFailed."""
+        permit(asker.roles, Action.READ_LOG_STATS)
+        cleared = is_cleared(asker.roles)
+        counts = await self._logs.read_records(asker.tenant, lambda reader, log_id: reader.counts(log_id, with_restricted=cleared))
+        return self._logs.size(asker.tenant), counts
+
+    async def settle(self) -> None:
+        """Wait for destructions that are under way."""
+        while self._destroying:
+            await asyncio.wait(self._destroying)
+
+    @asynccontextmanager
+    async def alone(self, tenant: str) -> AsyncIterator[tuple[Vault, Holds, Destruction]]:
+        """Change a tenant's records while nobody else does, after finishing what was left unfinished. Raises VaultDisabled."""
+        vault = self._vault_of(tenant)
+        async with self._locks.setdefault(tenant, asyncio.Lock()):
+            await self._destruction.finish(tenant)
+            yield vault, self._holds, self._destruction
+
+    @asynccontextmanager
+    async def _alone(self, tenant: str) -> AsyncIterator[Vault]:
+        async with self.alone(tenant) as (vault, _, _):
+            yield vault
+
+    async def _erase(self, asker: Context, scope: RecordScope, basis: str, allow_partial: bool) -> Erased:
+        async with self._alone(asker.tenant) as vault:
+            records = await self._erasable(asker, scope)
+            doomed, kept = await self._judge(vault, asker.tenant, records, allow_partial=allow_partial)
+            salt = new_salt()
+            ids = [record.request_id for record in doomed]
+            body = Erasure(basis, scope.kind, scope.commitment(salt), len(ids), records_digest(ids), dict(kept) or None)
+            event = self._event(asker, body, {}, restricted=any(record.restricted for record in records))
+            return Erased(len(ids), kept, await self._destruction.destroy(event, ids), salt)
+
+    async def _erasable(self, asker: Context, scope: RecordScope) -> list[StoredRecord]:
+        if scope.kind == "request":
+            return [await self._record(asker, scope.value)]
+        found = await self._matching(asker, scope, ERASURE_MAX_RECORDS + 1)
+        if len(found) > ERASURE_MAX_RECORDS:
+            raise TooManyRecords(f"one call erases {ERASURE_MAX_RECORDS} records at most")
+        kept = [record for record in found if record.state == KEPT]
+        if not kept:
+            raise RecordNotFound("no record is kept under this scope")
+        return kept
+
+    async def _judge(
+        self, vault: Vault, tenant: str, records: Sequence[StoredRecord], *, allow_partial: bool
+    ) -> tuple[list[StoredRecord], Counter[str]]:
+        """Return what may be destroyed and count what may not, by reason. Raises the first reason unless part of it will do."""
+        now_us, until_us = self._clock_us(), 0
+        held = await self._holds.held(tenant, records)
+        open_ids = await self.open_among(tenant, records)
+        doomed, kept = [], Counter[str]()
+        for record in records:
+            if vault.retention.must_be_kept(record.retention_class, record.recorded_at_us, now_us):
+                kept[RETENTION_APPLIES] += 1
+                until_us = max(
+                    until_us, vault.retention.kept_until_us(record.retention_class, record.recorded_at_us) or _FOR_EVER_US
+                )
+            elif record.request_id in held:
+                kept[LEGAL_HOLD_APPLIES] += 1
+            elif record.request_id in open_ids:
+                kept[REQUEST_OPEN] += 1
+            else:
+                doomed.append(record)
+        if not allow_partial:
+            if kept[RETENTION_APPLIES]:
+                raise RetentionApplies(kept[RETENTION_APPLIES], until_us)
+            if kept[LEGAL_HOLD_APPLIES]:
+                raise LegalHoldApplies(kept[LEGAL_HOLD_APPLIES])
+            if kept[REQUEST_OPEN]:
+                raise RequestOpen(kept[REQUEST_OPEN])
+        return doomed, +kept
+
+    async def open_among(self, tenant: str, records: Sequence[StoredRecord]) -> set[str]:
+        """Return ids of those of the records whose requests have no outcome yet. Raises StoreFailed."""
+        ids = [record.request_id for record in records]
+        return await self._logs.write(
+            tenant, lambda transaction, log_id: {intent.request_id for intent in transaction.open_intents_of(log_id, ids)}
+        )
+
+    def _vault_of(self, tenant: str) -> Vault:
+        self._logs.size(tenant)  # a tenant without a log is not told about vaults
+        if self._vault is None or not self._vault.recorder.keeps(tenant):
+            raise VaultDisabled("payloads of this tenant are not kept")
+        return self._vault
+
+    async def _record(self, asker: Context, request_id: str) -> StoredRecord:
+        """Return a record that is kept and exists for the caller. Raises RecordNotFound, RecordErased."""
+        found = await self._logs.read_records(asker.tenant, lambda reader, log_id: reader.records(log_id, [request_id]))
+        record = self._visible(asker, list(found.values()))
+        if not record:
+            raise RecordNotFound("no record of this request")
+        if record[0].state != KEPT:
+            raise RecordErased("the payloads of this request are destroyed")
+        return record[0]
+
+    async def _matching(self, asker: Context, scope: RecordScope, limit: int) -> list[StoredRecord]:
+        """Return records of a scope that exist for the caller, newest first."""
+        if scope.kind == "case":
+            found = await self._logs.read_records(
+                asker.tenant, lambda reader, log_id: reader.records_of_case(log_id, scope.value, limit)
+            )
+            return self._visible(asker, found)
+        ids = [scope.value]
+        if scope.kind == "subject":
+            ids = await self._vault_of(asker.tenant).keys.members(asker.tenant, KeyScope("subject", scope.value), limit)
+        by_id = await self._logs.read_records(asker.tenant, lambda reader, log_id: reader.records(log_id, ids))
+        return self._visible(
+            asker, sorted(by_id.values(), key=lambda record: (record.recorded_at_us, record.request_id), reverse=True)
+        )
+
+    @staticmethod
+    def _visible(asker: Context, records: Sequence[StoredRecord]) -> list[StoredRecord]:
+        cleared = is_cleared(asker.roles)
+        return [record for record in records if not record.log_book and (cleared or not record.restricted)]
+
+    async def _visible_holds(self, asker: Context) -> list[Hold]:
+        cleared = is_cleared(asker.roles)
+        return [hold for hold in await self._holds.in_force(asker.tenant) if cleared or not hold.restricted]
+
+    async def _payloads(self, vault: Vault, tenant: str, record_id: str) -> list[Opened]:
+        """Open the payloads of a record and check each against its leaf. Raises RecordErased, KeysUnavailable, StoreFailed."""
+        sealed = await self._logs.read_records(tenant, lambda reader, log_id: reader.payloads(log_id, record_id))
+        if not sealed:
+            return []
+        sealer = Sealer(await vault.keys.key_of(tenant, record_id), self._logs.origin(tenant), record_id)
+        return [await self._open(sealer, tenant, payload) for payload in sealed]
+
+    async def _open(self, sealer: Sealer, tenant: str, sealed: SealedPayload) -> Opened:
+        leaf = await self._logs.leaf_at(tenant, sealed.leaf_index)
+        salt, payload = await asyncio.to_thread(sealer.open, sealed.kind, sealed.event_id, sealed.sealed)
+        committed = json.loads(leaf.data).get("commitments", {}).get(sealed.kind)
+        if committed != commitment(salt, payload).hex():
+            raise StoreFailed(f"a payload of leaf {sealed.leaf_index} is not what the leaf commits to: restore the store")
+        return Opened(sealed.kind, sealed.leaf_index, leaf.recorded_at_us, salt, payload)
+
+    async def _summary(self, vault: Vault, tenant: str, record: StoredRecord, held: set[str]) -> RecordSummary:
+        leaves = await self._logs.read_records(tenant, lambda reader, log_id: reader.leaves_of(log_id, record.request_id))
+        outcomes = [index for index, kind in leaves if kind == "outcome"]
+        outcome = await self._logs.receipt(tenant, outcomes[-1]) if outcomes else None
+        return RecordSummary(
+            record,
+            outcome,
+            [index for index, _ in leaves if not outcomes or index != outcomes[-1]],
+            vault.retention.kept_until_us(record.retention_class, record.recorded_at_us),
+            vault.retention.expires_at_us(record.retention_class, record.recorded_at_us),
+            record.request_id in held,
+        )
+
+    async def _refusal(self, vault: Vault, tenant: str, record: StoredRecord) -> RefusalEntry:
+        (opened,) = await self._payloads(vault, tenant, record.request_id)
+        leaf = json.loads((await self._logs.leaf_at(tenant, opened.leaf_index)).data)
+        said = json.loads(opened.payload)
+        return RefusalEntry(
+            opened.recorded_at_us,
+            leaf["request"],
+            said["subject_id"],
+            leaf["ground"],
+            said["particulars"],
+            leaf["actor"],
+            opened.leaf_index,
+        )
+
+    async def _accessed(self, asker: Context, operation: str, records: Sequence[StoredRecord], *, scope: str = "") -> Appended:
+        ids = [record.request_id for record in records]
+        body = Access(operation, len(ids), records_digest(ids), scope)
+        event = self._event(asker, body, {}, restricted=any(record.restricted for record in records))
+        return await self._logs.append(event, want_receipt=False)
+
+    @staticmethod
+    def _event(asker: Context, body: Any, payloads: Mapping[str, bytes], *, restricted: bool) -> Event:
+        context = replace(asker, data_class=SUSPICION) if restricted else asker
+        return Event(uuid7(), "", context, body, payloads)
+
+
+_FOR_EVER_US: Final = 253_402_300_799_000_000
+"""The end of the year 9999, for records whose class settings no longer name."""
