@@ -3,6 +3,8 @@
 AuditError
 ├── LogNotFound          no log for this tenant
 ├── LeafNotFound         no such leaf
+├── LeafNotCovered       the leaf is not yet under a checkpoint that the platform's log attests
+├── WitnessPolicyUnmet   too long ago that enough witnesses cosigned; nothing is appended until they do
 ├── LeafTooLarge         the event does not fit a leaf
 ├── EventAlreadyRecorded the event id is taken by another content
 ├── IntentNotFound       an outcome names an intent that is not there
@@ -40,6 +42,14 @@ class LogNotFound(AuditError):
 
 class LeafNotFound(AuditError):
     """No such leaf."""
+
+
+class LeafNotCovered(AuditError):
+    """The leaf is not yet under a checkpoint that the platform's log attests; a later try succeeds."""
+
+
+class WitnessPolicyUnmet(AuditError):
+    """It is too long ago that enough witnesses cosigned; nothing is appended until they do."""
 
 
 class LeafTooLarge(AuditError):

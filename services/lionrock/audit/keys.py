@@ -5,18 +5,15 @@ A key is made once, durably, before anything is signed with it. Making a new one
 tenant_log.py refuses to sign instead.
 """
 
-import os
 import secrets
-import stat
 from pathlib import Path
 
 from lionrock.audit.failures import KeyUnusable
-from lionrock.chassis.durable_files import create_through
+from lionrock.chassis.durable_files import create_through, make_directory_through
+from lionrock.chassis.private_files import PrivateFileUnusable, read_private
 from lionrock.tlog.encoding import MalformedNote
 from lionrock.tlog.keys import SEED_BYTES, SignatureType, Signer, decode_signer, signer_from_seed
 
-_OTHERS_OR_GROUP_WRITE = stat.S_IRWXO | stat.S_IWGRP
-"""Group read is allowed: a mounted secret often comes with it."""
 _KEY_MAX_BYTES = 4096
 LOG_SIGNATURES = {"ed25519": SignatureType.ED25519, "ml-dsa-44": SignatureType.ML_DSA_44_COSIGNATURE}
 """What a log can sign with, by the name in settings."""
@@ -27,7 +24,7 @@ class KeyDirectory:
 
     def __init__(self, directory: Path, signature: SignatureType = SignatureType.ED25519) -> None:
         """Use `directory`, made with mode 0700 when it is not there. `signature`: algorithm of the keys that are made."""
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_directory_through(directory)
         self._directory = directory
         self._signature = signature
 
@@ -39,13 +36,12 @@ class KeyDirectory:
         """Signer of a tenant's log, None when it has no key. Raises KeyUnusable."""
         path = self.path(tenant)
         try:
-            with path.open("rb") as file:
-                if os.fstat(file.fileno()).st_mode & _OTHERS_OR_GROUP_WRITE:
-                    raise KeyUnusable(f"{path} is open to others: chmod 600 it, and replace the key if it may have been read")
-                signer = decode_signer(file.read(_KEY_MAX_BYTES).decode("utf-8").strip())
+            signer = decode_signer(read_private(path, _KEY_MAX_BYTES))
         except FileNotFoundError:
             return None
-        except (OSError, UnicodeDecodeError, MalformedNote) as error:
+        except PrivateFileUnusable as error:
+            raise KeyUnusable(str(error)) from error
+        except MalformedNote as error:
             raise KeyUnusable(f"{path} is not a readable signer key: restore it from its backup") from error
         if signer.verifier_key.type not in LOG_SIGNATURES.values():
             raise KeyUnusable(f"{path} is the key of a witness, not of a log: restore it from its backup")

@@ -7,21 +7,21 @@ Reads stop at the last head that is durable in both places (tenant_log.Head): no
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self, TypeVar
 
-from lionrock.audit.failures import LeafNotFound, LogNotFound, LogReadOnly, TreeSizeOutOfRange
+from lionrock.audit.failures import LeafNotFound, LogNotFound, LogReadOnly, StoreFailed, TreeSizeOutOfRange, WitnessPolicyUnmet
 from lionrock.audit.keys import KeyDirectory
-from lionrock.audit.leaf import Event, build_leaf, new_salt
+from lionrock.audit.leaf import Event, Outcome, build_leaf, new_salt
 from lionrock.audit.records.recording import Recorder, Recording
 from lionrock.audit.sequencer import Appended, PendingAppend, PendingWork, Sequencer
 from lionrock.audit.signed_checkpoints import SignedCheckpoints
 from lionrock.audit.store import LogId, LogStore, OpenIntent, StoredLeaf, Transaction
 from lionrock.audit.store.records import RecordReader, StoredHold
-from lionrock.audit.tenant_log import TenantLog, open_tenant_log
+from lionrock.audit.tenant_log import Head, TenantLog, open_tenant_log
 from lionrock.tlog.merkle import consistency_proof
 
 _T = TypeVar("_T")
@@ -52,6 +52,7 @@ class AuditLogs:
         self._unusable = unusable
         self._region = region
         self._recorder: Recorder | None = None
+        self._refusing: str | None = None
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="audit-reader")
 
     async def __aenter__(self) -> Self:
@@ -83,6 +84,13 @@ class AuditLogs:
         """Whether an append of any tenant could succeed now."""
         return self._sequencer.broken is None and any(log.read_only is None for log in self._logs.values())
 
+    def refuse_appends(self, why: str | None) -> None:
+        """Refuse what tenants append from now on, with this reason; None: accept it again.
+
+        Outcomes go on: they say what has happened already. So do reads and proofs.
+        """
+        self._refusing = why
+
     def record_with(self, recorder: Recorder) -> None:
         """Keep payloads from now on, for the tenants for whom `recorder` does."""
         self._recorder = recorder
@@ -94,12 +102,14 @@ class AuditLogs:
 
         The same event id with the same content gives the first leaf again. An outcome closes its intent, once. Cancelling the
         wait does not take the event back. `place` and `release`: a hold that is placed or released in the same transaction.
-        Raises LogNotFound, LogReadOnly, LeafTooLarge, EventAlreadyRecorded, IntentNotFound, IntentClosed, QueueFull,
-        RecordErased, KeysUnavailable, StoreFailed.
+        Raises LogNotFound, LogReadOnly, WitnessPolicyUnmet, LeafTooLarge, EventAlreadyRecorded, IntentNotFound, IntentClosed,
+        QueueFull, RecordErased, KeysUnavailable, StoreFailed.
         """
         log = self._log(event.context.tenant)
         if log.read_only is not None:
             raise LogReadOnly(log.read_only)
+        if self._refusing is not None and not isinstance(event.body, Outcome):
+            raise WitnessPolicyUnmet(self._refusing)
         if self._recorder is not None:
             event = self._recorder.classified(event)
         salt = new_salt(event)
@@ -129,21 +139,29 @@ class AuditLogs:
             with store.transaction() as transaction:
                 return step(transaction, log.log_id)
 
-        return await self._do(run)
+        return await self.sequence(run)
 
-    async def forget_deleted(self) -> None:
-        """Overwrite what was deleted, as far as the store can. Raises QueueFull, StoreFailed."""
-        await self._do(lambda store: store.forget_deleted())
+    async def forget_deleted(self) -> str | None:
+        """Overwrite what was deleted, as far as the store can. Returns why that failed. Raises QueueFull, StoreFailed."""
+
+        def run(store: LogStore) -> str | None:
+            try:
+                store.forget_deleted()
+            except StoreFailed as failure:  # what was committed stays so: no reason to end all writing
+                return str(failure)
+            return None
+
+        return await self.sequence(run)
 
     async def read_records(self, tenant: str, question: Callable[[RecordReader, LogId], _T]) -> _T:
         """Ask about records. Raises LogNotFound, LogReadOnly, StoreFailed."""
         log = self._log(tenant)
-        return await self._read(lambda: question(self._store.records, log.log_id))
+        return await self.read(lambda: question(self._store.records, log.log_id))
 
     async def leaf_at(self, tenant: str, index: int) -> StoredLeaf:
         """Leaf at an index below the head. Raises LogNotFound, LogReadOnly, LeafNotFound, StoreFailed."""
         log = self._log(tenant)
-        leaf = await self._read(lambda: self._store.leaf(log.log_id, index)) if index < log.head.size else None
+        leaf = await self.read(lambda: self._store.leaf(log.log_id, index)) if index < log.head.size else None
         if leaf is None:
             raise LeafNotFound("no such leaf under the latest checkpoint")
         return leaf
@@ -152,10 +170,18 @@ class AuditLogs:
         """Origin of a tenant's log. Raises LogNotFound, LogReadOnly."""
         return self._log(tenant).origin
 
+    def log_id(self, tenant: str) -> LogId:
+        """Return the number of a tenant's log in the store. Raises LogNotFound, LogReadOnly."""
+        return self._log(tenant).log_id
+
+    def heads(self) -> Mapping[str, Head]:
+        """Latest head of every log that can be read, by tenant."""
+        return {tenant: log.head for tenant, log in self._logs.items()}
+
     async def receipt(self, tenant: str, leaf: int | str) -> Appended:
         """Prove a leaf, by index or by event id, at the latest head. Raises LogNotFound, LogReadOnly, LeafNotFound, StoreFailed."""
         log = self._log(tenant)
-        return await self._read(lambda: self._receipt(log, leaf))
+        return await self.read(lambda: self._receipt(log, leaf))
 
     def checkpoint(self, tenant: str) -> str:
         """Latest signed checkpoint. Raises LogNotFound, LogReadOnly."""
@@ -172,7 +198,7 @@ class AuditLogs:
         later = second or head.size
         if not 1 <= first <= later <= head.size:
             raise TreeSizeOutOfRange(f"sizes from 1 to {head.size} can be proven, the earlier one first")
-        hashes = await self._read(lambda: consistency_proof(first, later, partial(self._store.subtree_hashes, log.log_id)))
+        hashes = await self.read(lambda: consistency_proof(first, later, partial(self._store.subtree_hashes, log.log_id)))
         return hashes, head.checkpoint if later == head.size else ""
 
     async def leaves(self, tenant: str, start: int, limit: int) -> AsyncIterator[Sequence[StoredLeaf]]:
@@ -180,7 +206,7 @@ class AuditLogs:
         log = self._log(tenant)
         stop = min(start + limit, log.head.size)
         while start < stop:
-            page = await self._read(partial(self._store.leaves, log.log_id, start, stop, _PAGE_BYTES))
+            page = await self.read(partial(self._store.leaves, log.log_id, start, stop, _PAGE_BYTES))
             if not page:
                 return
             yield page
@@ -206,12 +232,12 @@ class AuditLogs:
             leaves = [self._store.leaf(log.log_id, intent.index) for intent in intents]
             return [(intent, leaf) for intent, leaf in zip(intents, leaves, strict=True) if leaf is not None]
 
-        return await self._read(read)
+        return await self.read(read)
 
     async def has_event(self, tenant: str, event_id: str) -> bool:
         """Whether an event id is taken. Raises LogNotFound, LogReadOnly, StoreFailed."""
         log = self._log(tenant)
-        return await self._read(lambda: self._store.leaf_of_event(log.log_id, event_id) is not None)
+        return await self.read(lambda: self._store.leaf_of_event(log.log_id, event_id) is not None)
 
     def _log(self, tenant: str) -> TenantLog:
         if tenant in self._unusable:
@@ -236,12 +262,14 @@ class AuditLogs:
         proof = head.receipt(leaf, partial(self._store.subtree_hashes, log.log_id))
         return Appended(log.origin, leaf.index, leaf.completed[0], leaf.recorded_at_us, b"", proof)
 
-    async def _do(self, run: Callable[[LogStore], _T]) -> _T:
+    async def sequence(self, run: Callable[[LogStore], _T]) -> _T:
+        """Do something else on the writer's thread, between batches. Raises QueueFull, StoreFailed, what `run` raises."""
         done: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
         self._sequencer.do(PendingWork(run, done))
         return await done
 
-    async def _read(self, read: Callable[[], _T]) -> _T:
+    async def read(self, read: Callable[[], _T]) -> _T:
+        """Read from the store on the thread that reads. Raises what `read` raises."""
         return await asyncio.get_running_loop().run_in_executor(self._reader, read)
 
 

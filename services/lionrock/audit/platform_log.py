@@ -1,0 +1,203 @@
+"""The log of logs: its leaves are the tenants' signed checkpoints, so one cosignature on it covers every tenant.
+
+Knows: when a tenant's checkpoint becomes a leaf, and how a tenant's leaf is proven in two steps. Does not know: witnesses
+(witnessing.py), how a batch of a tenant is committed (sequencer.py).
+
+Origin `<platform>/audit`. A leaf is the bytes of the signed note itself, as its tenant got it; the event id is
+"<tenant>:<size>", so a checkpoint is recorded once. Witnesses see this log's size and root and nothing of a tenant. Its steps run
+on the sequencer's thread between batches: the store keeps its one writer, and what ends writing there ends it here.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from lionrock.audit.failures import LeafNotCovered, LeafNotFound
+from lionrock.audit.keys import KeyDirectory
+from lionrock.audit.log import AuditLogs
+from lionrock.audit.signed_checkpoints import SignedCheckpoints
+from lionrock.audit.store import LogStore, StoredLeaf
+from lionrock.audit.tenant_log import Head, TenantLog, open_tenant_log
+from lionrock.tlog.checkpoint import Checkpoint
+from lionrock.tlog.merkle import consistency_proof, leaf_hash
+
+KEY_NAME = "_platform"
+"""Where its key lies among the tenants' keys. No tenant's name begins with an underscore."""
+_SEARCH_LEAVES = 10_000
+_PAGE_LEAVES = 512
+_PAGE_BYTES = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A tenant's checkpoint in the platform log: the tenant's tree size, and the index of the platform's leaf."""
+
+    tenant_size: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProvenLeaf:
+    """A leaf in its tenant's checkpoint, and that checkpoint in the platform's: two tlog-proof files."""
+
+    receipt: str
+    platform_proof: str
+    leaf: StoredLeaf
+
+
+class PlatformLog:
+    """The platform log of a running service. Its methods belong to the event loop."""
+
+    def __init__(self, opened: TenantLog, logs: AuditLogs, store: LogStore, signed: SignedCheckpoints) -> None:
+        """Use what `open_platform_log` opened. `store` and `signed` are touched on the threads of `logs` alone."""
+        self._log = opened
+        self._logs = logs
+        self._store = store
+        self._signed = signed
+        self._recorded: dict[str, Recorded] = {}
+        self._attested = opened.head
+        self._covered: Mapping[str, Recorded] = {}
+
+    @property
+    def origin(self) -> str:
+        """Origin line of the platform log."""
+        return self._log.origin
+
+    @property
+    def verifier_key(self) -> str:
+        """Key under which its checkpoints verify."""
+        return self._log.verifier_key
+
+    @property
+    def read_only(self) -> str | None:
+        """Why nothing more is recorded; None: all is well."""
+        return self._log.read_only
+
+    @property
+    def head(self) -> Head:
+        """Latest signed head, cosigned or not."""
+        return self._log.head
+
+    @property
+    def attested(self) -> Head:
+        """Head that proofs lead to: the last cosigned one where there are witnesses, else the latest."""
+        return self._attested
+
+    async def begin(self, attested: Head | None) -> None:
+        """Find out what was recorded before this start. `attested`: the last cosigned head; None: no witnesses, or never yet.
+
+        Raises StoreFailed.
+        """
+        heads = self._logs.heads()
+
+        def read() -> tuple[dict[str, Recorded], dict[str, Recorded]]:
+            recorded = {}
+            for tenant, head in heads.items():
+                leaf = self._store.leaf_of_event(self._log.log_id, _event_id(tenant, head.size))
+                if leaf is not None:
+                    recorded[tenant] = Recorded(head.size, leaf.index)
+            return recorded, self._newest_below((attested or self._log.head).size, set(heads))
+
+        self._recorded, self._covered = await self._logs.read(read)
+        self._attested = attested or self._log.head
+
+    async def advance(self) -> tuple[Head, Mapping[str, Recorded]]:
+        """Record the newest checkpoint of every tenant whose log grew.
+
+        Returns the head, and what is recorded under it by tenant: what `attest` wants. Raises LogReadOnly, QueueFull, StoreFailed.
+        """
+        grown = [
+            (tenant, head)
+            for tenant, head in sorted(self._logs.heads().items())
+            if head.size > 0 and (tenant not in self._recorded or self._recorded[tenant].tenant_size < head.size)
+        ]
+        if grown:
+            self._recorded |= await self._logs.sequence(lambda store: self._append(store, grown))
+        return self._log.head, dict(self._recorded)
+
+    def attest(self, head: Head, recorded: Mapping[str, Recorded]) -> None:
+        """Lead proofs to this head from now on: what `advance` returned, cosignatures added where there are any."""
+        if head.size >= self._attested.size:
+            self._attested, self._covered = head, recorded
+
+    async def consistency_proof(self, first: int, second: int) -> Sequence[bytes]:
+        """Prove that the tree of `first` leaves is a prefix of that of `second`. Raises StoreFailed."""
+        if first in (0, second):
+            return []
+        return await self._logs.read(
+            lambda: consistency_proof(first, second, partial(self._store.subtree_hashes, self._log.log_id))
+        )
+
+    async def prove(self, tenant: str, wanted: int | str) -> ProvenLeaf:
+        """Prove a tenant's leaf, by index or by event id, at the attested head.
+
+        Raises LogNotFound, LogReadOnly, LeafNotFound, LeafNotCovered when no attested checkpoint holds it yet, StoreFailed.
+        """
+        origin, log_id = self._logs.origin(tenant), self._logs.log_id(tenant)
+        attested, covered = self._attested, self._covered.get(tenant)
+
+        def read() -> ProvenLeaf:
+            leaf = self._store.leaf(log_id, wanted) if isinstance(wanted, int) else self._store.leaf_of_event(log_id, wanted)
+            if leaf is None:
+                raise LeafNotFound("no such leaf")
+            if covered is None or leaf.index >= covered.tenant_size:
+                raise LeafNotCovered("the leaf is not yet under a checkpoint that the platform's log attests")
+            recorded = self._store.leaf(self._log.log_id, covered.index)
+            assert recorded is not None
+            note = recorded.data.decode()
+            checkpoint = Checkpoint.parse(note.rpartition("\n\n")[0] + "\n")
+            assert checkpoint.origin == origin
+            assert checkpoint.size == covered.tenant_size
+            tenant_head = Head(checkpoint.size, checkpoint.root, note)
+            return ProvenLeaf(
+                tenant_head.receipt(leaf, partial(self._store.subtree_hashes, log_id)),
+                attested.receipt(recorded, partial(self._store.subtree_hashes, self._log.log_id)),
+                leaf,
+            )
+
+        return await self._logs.read(read)
+
+    def _append(self, store: LogStore, grown: Sequence[tuple[str, Head]]) -> dict[str, Recorded]:
+        """On the sequencer's thread: one transaction, then the second place, then what readers see."""
+        opened, frontier = self._log, self._log.frontier.copy()
+        now_us = time.time_ns() // 1000
+        leaves, recorded = [], {}
+        for tenant, head in grown:
+            data = head.checkpoint.encode()
+            index = frontier.size
+            completed = frontier.append(leaf_hash(data))
+            leaves.append(StoredLeaf(index, _event_id(tenant, head.size), now_us, completed, data))
+            recorded[tenant] = Recorded(head.size, index)
+        new = opened.sign(frontier.size, frontier.root())
+        with store.transaction() as transaction:
+            transaction.add_leaves(opened.log_id, leaves)
+            transaction.advance(opened.log_id, opened.head.size, opened.head.root, new.size, new.root, new.checkpoint)
+        self._signed.record({opened.origin: new.checkpoint})
+        opened.frontier, opened.head = frontier, new
+        return recorded
+
+    def _newest_below(self, size: int, tenants: set[str]) -> dict[str, Recorded]:
+        """Newest checkpoint of each tenant among the platform's first `size` leaves, as far back as is worth looking."""
+        found: dict[str, Recorded] = {}
+        stop, end = size, max(0, size - _SEARCH_LEAVES)
+        while stop > end and len(found) < len(tenants):
+            start = max(end, stop - _PAGE_LEAVES)
+            page: list[StoredLeaf] = []
+            while start + len(page) < stop:
+                page += self._store.leaves(self._log.log_id, start + len(page), stop, _PAGE_BYTES)
+            for leaf in reversed(page):
+                tenant, _, tenant_size = leaf.event_id.rpartition(":")
+                if tenant in tenants:
+                    found.setdefault(tenant, Recorded(int(tenant_size), leaf.index))
+            stop = start
+        return found
+
+
+def open_platform_log(platform: str, store: LogStore, keys: KeyDirectory, signed: SignedCheckpoints) -> TenantLog:
+    """Open or create the platform log, checking it like a tenant's. Raises StoreFailed, LogReadOnly."""
+    return open_tenant_log(KEY_NAME, f"{platform}/audit", store, keys, signed)
+
+
+def _event_id(tenant: str, size: int) -> str:
+    return f"{tenant}:{size}"
