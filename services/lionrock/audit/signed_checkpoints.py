@@ -27,17 +27,7 @@ class SignedCheckpoints:
         self._path = path
         make_directory_through(path.parent)
         self._last: dict[str, str] = {}
-        try:
-            lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
-        except OSError as error:
-            raise StoreFailed(f"reading {path}: {error.strerror}") from error
-        lines.pop()  # empty unless the last write was cut off
-        for number, line in enumerate(lines):
-            batch = _parse(line)
-            if batch is None:
-                if number == 0 or any(_parse(later) is not None for later in lines[number:]):
-                    raise StoreFailed(f"{path} is damaged in line {number + 1}: restore it from a backup of this file")
-                break
+        for batch in read_batches(path):
             self._last.update(batch)
         self._file = -1
         self._compact()
@@ -79,6 +69,27 @@ class SignedCheckpoints:
         except OSError as error:
             raise StoreFailed(f"writing {self._path}: {error.strerror}") from error
         self._bytes = len(content)
+
+
+def read_batches(path: Path) -> list[dict[str, str]]:
+    """Read every batch of checkpoints by origin that `path` still has, oldest first; none when there is no file.
+
+    Raises StoreFailed for a file that is damaged elsewhere than in its last line.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    except OSError as error:
+        raise StoreFailed(f"reading {path}: {error.strerror}") from error
+    lines.pop()  # empty unless the last write was cut off
+    batches: list[dict[str, str]] = []
+    for number, line in enumerate(lines):
+        batch = _parse(line)
+        if batch is None:
+            if number == 0 or any(_parse(later) is not None for later in lines[number:]):
+                raise StoreFailed(f"{path} is damaged in line {number + 1}: restore it from a backup of this file")
+            break
+        batches.append(batch)
+    return batches
 
 
 def _line(checkpoints: Mapping[str, str]) -> bytes:

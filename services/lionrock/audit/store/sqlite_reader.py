@@ -1,0 +1,149 @@
+"""The reading half of the SQLite store, on a connection that can change nothing.
+
+An auditor's check reads with it: beside a running service, or in a copy. It takes no lock, raises no epoch, migrates nothing.
+Knows: SQL that reads, and that a file from elsewhere may hold anything where the schema promises a type. Does not know: how
+commits are made (sqlite.py), what a log has to look like (audit/store_check.py).
+"""
+
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote
+
+from lionrock.audit.failures import StoreFailed
+from lionrock.audit.store import LogId, OpenIntent, StoredLeaf, StoredLog
+from lionrock.tlog.merkle import HASH_BYTES
+
+_LOGS: Final = "SELECT log_id, origin, verifier_key, size, root, checkpoint FROM logs"
+_LEAF: Final = "SELECT leaf_index, event_id, recorded_at_us, subtree_hashes, data FROM leaves"
+_BUSY_TIMEOUT_S: Final = 5.0
+_FLAWS_MAX: Final = 20
+_SIZE_MAX: Final = 2**62
+
+
+class SqliteLogReader:
+    """Reads logs from one file. Any thread may call; calls wait for each other."""
+
+    def __init__(self, path: Path) -> None:
+        """Open a file that is there. Raises StoreFailed."""
+        self._reader_lock = threading.Lock()
+        with reading("opening the store"):
+            self._reader = sqlite3.connect(
+                f"file:{quote(str(path.absolute()))}?mode=ro", uri=True, timeout=_BUSY_TIMEOUT_S, check_same_thread=False
+            )
+            self._reader.execute("PRAGMA query_only=ON")
+            self._reader.execute("PRAGMA trusted_schema=OFF")
+            self._reader.execute("PRAGMA cell_size_check=ON")
+
+    def find_log(self, origin: str) -> StoredLog | None:
+        """Head of a log."""
+        rows = self._read(f"{_LOGS} WHERE origin = ?", (origin,))
+        return stored_log(rows[0]) if rows else None
+
+    def logs(self) -> list[StoredLog]:
+        """Heads of all logs, by origin."""
+        return [stored_log(row) for row in self._read(f"{_LOGS} ORDER BY origin", ())]
+
+    def leaf_of_event(self, log_id: LogId, event_id: str) -> StoredLeaf | None:
+        """Leaf of an event."""
+        rows = self._read(f"{_LEAF} WHERE log_id = ? AND event_id = ?", (log_id, event_id))
+        return stored_leaf(rows[0]) if rows else None
+
+    def leaves(self, log_id: LogId, start: int, stop: int, max_bytes: int) -> list[StoredLeaf]:
+        """Leaves [start, stop) as far as `max_bytes` of data go, at least one if there is one."""
+        page: list[StoredLeaf] = []
+        with self._reader_lock, reading("reading leaves"):
+            rows = self._reader.execute(
+                f"{_LEAF} WHERE log_id = ? AND leaf_index >= ? AND leaf_index < ? ORDER BY leaf_index", (log_id, start, stop)
+            )
+            try:
+                for row in rows:
+                    page.append(stored_leaf(row))
+                    max_bytes -= len(page[-1].data)
+                    if max_bytes <= 0:
+                        break
+            finally:
+                rows.close()  # a statement left open would pin the write-ahead log
+        return page
+
+    def next_index(self, log_id: LogId) -> int:
+        """One more than the highest index present."""
+        ((highest,),) = self._read("SELECT max(leaf_index) FROM leaves WHERE log_id = ?", (log_id,))
+        return highest + 1 if isinstance(highest, int) else 0
+
+    def open_intents(self, log_id: LogId, below: int, limit: int) -> list[OpenIntent]:
+        """Return open intents with an index below `below`, oldest first."""
+        rows = self._read(
+            "SELECT leaf_index, request_id FROM open_intents WHERE log_id = ? AND leaf_index < ? ORDER BY leaf_index LIMIT ?",
+            (log_id, below, limit),
+        )
+        return [stored_intent(row) for row in rows]
+
+    def flaws(self) -> list[str]:
+        """Say what SQLite's own check of its pages, rows and indexes finds; the first 20. Reads the whole file."""
+        try:
+            rows = self._read(f"PRAGMA integrity_check({_FLAWS_MAX})", ())
+        except StoreFailed as failure:
+            return [str(failure)]
+        return [str(row[0]) for row in rows if row[0] != "ok"]
+
+    def close(self) -> None:
+        """Close the connection."""
+        with self._reader_lock:
+            self._reader.close()
+
+    def _read(self, sql: str, parameters: Sequence[object]) -> list[tuple[object, ...]]:
+        with self._reader_lock, reading("reading"):
+            return self._reader.execute(sql, parameters).fetchall()
+
+
+@contextmanager
+def reading(doing: str) -> Iterator[None]:
+    """Turn what SQLite raises into StoreFailed. Its messages name tables and files, never values."""
+    try:
+        yield
+    except (sqlite3.Error, sqlite3.Warning, OverflowError) as error:
+        raise StoreFailed(f"{doing}: {getattr(error, 'sqlite_errorname', type(error).__name__)}: {error}") from error
+
+
+def stored_log(row: Sequence[object]) -> StoredLog:
+    """Head of a log from its row. Raises StoreFailed for values that no writer of ours leaves."""
+    log_id, origin, verifier_key, size, root, checkpoint = row
+    if not (
+        isinstance(log_id, int)
+        and isinstance(origin, str)
+        and isinstance(verifier_key, str)
+        and isinstance(size, int)
+        and 0 <= size < _SIZE_MAX
+        and isinstance(root, bytes)
+        and isinstance(checkpoint, str)
+    ):
+        raise StoreFailed("the head of a log does not have the types of the schema")
+    return StoredLog(LogId(log_id), origin, verifier_key, size, root, checkpoint)
+
+
+def stored_leaf(row: Sequence[object]) -> StoredLeaf:
+    """Leaf from its row. Raises StoreFailed for values that no writer of ours leaves."""
+    index, event_id, recorded_at_us, hashes, data = row
+    if not (
+        isinstance(index, int)
+        and isinstance(event_id, str)
+        and isinstance(recorded_at_us, int)
+        and isinstance(hashes, bytes)
+        and isinstance(data, bytes)
+        and len(hashes) >= HASH_BYTES
+    ):
+        raise StoreFailed("a stored leaf does not have the types of the schema")
+    completed = [hashes[start : start + HASH_BYTES] for start in range(0, len(hashes), HASH_BYTES)]
+    return StoredLeaf(index, event_id, recorded_at_us, completed, data)
+
+
+def stored_intent(row: Sequence[object]) -> OpenIntent:
+    """Open intent from its row. Raises StoreFailed for values that no writer of ours leaves."""
+    index, request_id = row
+    if not (isinstance(index, int) and isinstance(request_id, str)):
+        raise StoreFailed("an open intent does not have the types of the schema")
+    return OpenIntent(index, request_id)
