@@ -12,7 +12,7 @@ from functools import partial
 from lionrock.audit.failures import KeyUnusable, LogReadOnly, StoreFailed
 from lionrock.audit.keys import KeyDirectory
 from lionrock.audit.signed_checkpoints import SignedCheckpoints
-from lionrock.audit.store import LogId, LogStore, StoredLeaf, StoredLog
+from lionrock.audit.store import UNFINISHED, LogId, LogStore, StoredLeaf, StoredLog
 from lionrock.tlog.checkpoint import Checkpoint
 from lionrock.tlog.encoding import MalformedNote
 from lionrock.tlog.keys import Signer, UntrustedNote, VerifierKey
@@ -139,6 +139,8 @@ def _verify(stored: StoredLog, store: LogStore, signer: Signer, last_signed: str
         raise LogReadOnly(
             f"the key file of {origin} holds another key than the log was begun with: restore the key from its backup"
         )
+    if stored.checkpoint == UNFINISHED:
+        raise LogReadOnly(f"{origin} was not wholly moved to this store: finish `lionrock audit migrate` or use the old store")
     in_store = _opened(stored.checkpoint, signer, "the store")
     if (in_store.size, in_store.root) != (stored.size, stored.root):
         raise LogReadOnly(f"the store of {origin} names another head than its signed checkpoint: restore the store from its backup")
@@ -163,9 +165,9 @@ def _verify(stored: StoredLog, store: LogStore, signer: Signer, last_signed: str
         raise LogReadOnly(f"the store of {origin} holds another history than the one signed: restore the store that was signed for")
     if stored.failed_over is not None and second.size < stored.size:
         raise LogReadOnly(
-            f"{stored.failed_over}, and the file of signed checkpoints here ends before {origin} does, so leaves that were signed may be"
-            " lost: start the service that signed last, with its file; or set store_accept_timeline to the later timeline when you have"
-            " made sure that the fail-over lost no commit"
+            f"{stored.failed_over}, and the file of signed checkpoints here ends before {origin} does, so leaves that were signed"
+            " may be lost: start the service that signed last, with its file; or set store_accept_timeline to the later timeline"
+            " when you have made sure that the fail-over lost no commit"
         )
     return frontier
 

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from lionrock.cli.audit import app as audit
 from lionrock.cli.errors import EXIT_USAGE, CommandError, MissingExtra, report
 
 SERVICES = ("gateway", "tokenization", "inference", "guardrails", "audit", "witness")
@@ -29,6 +30,7 @@ models = typer.Typer(help="The model store: what is there, and how to bring more
 app.add_typer(models, name="models")
 bundle = typer.Typer(help="Images, charts and models in one directory, for sites without a network.", no_args_is_help=True)
 app.add_typer(bundle, name="bundle")
+app.add_typer(audit, name="audit")
 
 StateDirOption = Annotated[
     Path | None, typer.Option("--state-dir", help="State directory. Default: $XDG_STATE_HOME/lionrock.", show_default=False)

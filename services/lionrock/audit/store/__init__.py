@@ -16,12 +16,15 @@ Duties
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import NewType, Protocol
+from typing import Final, NewType, Protocol
 
 from lionrock.audit.store.records import RecordReader, RecordWriter
+from lionrock.audit.store.tables import TableReader, TableWriter
 from lionrock.tlog.merkle import Subtree
 
 LogId = NewType("LogId", int)
+UNFINISHED: Final = ""
+"""What stands for the checkpoint of a log that is being moved here (moving.py) and not wholly there; no note is empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,10 @@ class Transaction(Protocol):
     def records(self) -> RecordWriter:
         """Records beside the leaves."""
 
+    @property
+    def tables(self) -> TableWriter:
+        """What is beside leaves and heads, row by row."""
+
     def leaves_of_events(self, log_id: LogId, event_ids: Collection[str]) -> dict[str, StoredLeaf]:
         """Leaves of those events that were recorded, by event id."""
 
@@ -104,6 +111,10 @@ class LogStore(Protocol):
     def records(self) -> RecordReader:
         """Records beside the leaves."""
 
+    @property
+    def tables(self) -> TableReader:
+        """What is beside leaves and heads, row by row."""
+
     def forget_deleted(self) -> None:
         """Overwrite what was deleted wherever this store itself still holds it; the writer's thread calls it.
 
@@ -118,6 +129,9 @@ class LogStore(Protocol):
 
     def find_log(self, origin: str) -> StoredLog | None:
         """Head of a log."""
+
+    def logs(self) -> list[StoredLog]:
+        """Heads of all logs, by origin."""
 
     def leaf(self, log_id: LogId, index: int) -> StoredLeaf | None:
         """Leaf at an index."""

@@ -16,6 +16,19 @@ _OTHERS_OR_GROUP_WRITE: Final = stat.S_IRWXO | stat.S_IWGRP
 """Group read is allowed: a mounted secret often comes with it."""
 
 
+def open_named(name: str) -> LogStore:
+    """Open what a command line names: "sqlite:FILE" or "postgresql:FILE", the latter a file with the connection string.
+
+    Raises StoreHeld, StoreFailed.
+    """
+    kind, _, path = name.partition(":")
+    if kind == "sqlite" and path:
+        return open_sqlite(Path(path))
+    if kind == "postgresql" and path and not path.startswith("//"):
+        return open_postgres(Path(path), lease_s=60, accept_timeline=None)
+    raise StoreFailed("a store is named sqlite:FILE, or postgresql:FILE with the file that holds the connection string")
+
+
 def open_sqlite(path: Path) -> LogStore:
     """Open or create a file. Raises StoreHeld, StoreFailed."""
     return SqliteLogStore(path)

@@ -33,6 +33,7 @@ from lionrock.audit.store import LogId, OpenIntent, StoredLeaf, StoredLog, Trans
 from lionrock.audit.store.postgres_schema import migrate
 from lionrock.audit.store.postgres_session import Deadlines, connect, failures, timeline
 from lionrock.audit.store.records import RecordReader, RecordWriter
+from lionrock.audit.store.tables import TableReader, TableWriter
 from lionrock.tlog.merkle import HASH_BYTES, Subtree, where_stored
 
 _LOCK_KEY: Final = 0x6C696F6E726F636B
@@ -173,7 +174,15 @@ class PostgresLogStore:
     @property
     def records(self) -> RecordReader:
         """Records beside the leaves."""
-        return RecordReader(lambda sql, parameters: self._read(_own(sql), parameters))
+        return RecordReader(self._ask)
+
+    @property
+    def tables(self) -> TableReader:
+        """What is beside leaves and heads, row by row."""
+        return TableReader(self._ask)
+
+    def _ask(self, sql: str, parameters: Sequence[object]) -> list[tuple[Any, ...]]:
+        return self._read(_own(sql), parameters)
 
     def forget_deleted(self) -> None:
         """Leave deleted rows to VACUUM and the server's own log to its recycling: neither can be ordered to overwrite in time."""
@@ -201,9 +210,15 @@ class PostgresLogStore:
         rows = self._read(
             "SELECT log_id, origin, verifier_key, size, root, checkpoint, timeline FROM logs WHERE origin = %s", (origin,)
         )
-        if not rows:
-            return None
-        log_id, origin, verifier_key, size, root, checkpoint, committed_on = rows[0]
+        return self._log(rows[0]) if rows else None
+
+    def logs(self) -> list[StoredLog]:
+        """Heads of all logs, by origin."""
+        sql = "SELECT log_id, origin, verifier_key, size, root, checkpoint, timeline FROM logs ORDER BY origin"
+        return [self._log(row) for row in self._read(sql, ())]
+
+    def _log(self, row: Sequence[Any]) -> StoredLog:
+        log_id, origin, verifier_key, size, root, checkpoint, committed_on = row
         failed_over = None
         if max(committed_on, self._accept_timeline) < self._timeline:
             failed_over = f"the database failed over, from timeline {committed_on} to {self._timeline}"
@@ -289,11 +304,15 @@ class _PostgresTransaction:
 
     @property
     def records(self) -> RecordWriter:
-        def write(sql: str, rows: Sequence[Any]) -> None:
-            for row in rows:
-                self._write(_own(sql), row)
+        return RecordWriter(lambda sql, parameters: self.ask(_own(sql), parameters), self._write_rows)
 
-        return RecordWriter(lambda sql, parameters: self.ask(_own(sql), parameters), write)
+    @property
+    def tables(self) -> TableWriter:
+        return TableWriter(self._write_rows)
+
+    def _write_rows(self, sql: str, rows: Sequence[Any]) -> None:
+        for row in rows:
+            self._write(_own(sql), row)
 
     def flush(self) -> None:
         """Send what waits, in one round trip, and look at every answer."""

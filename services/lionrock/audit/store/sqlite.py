@@ -19,6 +19,7 @@ from typing import Final
 from lionrock.audit.failures import StoreConflict, StoreFailed, StoreHeld
 from lionrock.audit.store import LogId, OpenIntent, StoredLeaf, StoredLog, Transaction
 from lionrock.audit.store.records import RecordReader, RecordWriter, record_tables
+from lionrock.audit.store.tables import TableReader, TableWriter
 from lionrock.chassis.durable_files import make_directory_through, write_again
 from lionrock.tlog.merkle import HASH_BYTES, Subtree, where_stored
 
@@ -104,6 +105,11 @@ class SqliteLogStore:
         """Records beside the leaves."""
         return RecordReader(self._read)
 
+    @property
+    def tables(self) -> TableReader:
+        """What is beside leaves and heads, row by row."""
+        return TableReader(self._read)
+
     def forget_deleted(self) -> None:
         """Fold the write-ahead log into the file and empty it: it holds old pages. Deleted rows are overwritten (secure_delete)."""
         with self._reader_lock, _failures("emptying the write-ahead log"):
@@ -132,6 +138,11 @@ class SqliteLogStore:
         """Head of a log."""
         rows = self._read("SELECT log_id, origin, verifier_key, size, root, checkpoint FROM logs WHERE origin = ?", (origin,))
         return StoredLog(*rows[0]) if rows else None
+
+    def logs(self) -> list[StoredLog]:
+        """Heads of all logs, by origin."""
+        rows = self._read("SELECT log_id, origin, verifier_key, size, root, checkpoint FROM logs ORDER BY origin", ())
+        return [StoredLog(*row) for row in rows]
 
     def leaf(self, log_id: LogId, index: int) -> StoredLeaf | None:
         """Leaf at an index."""
@@ -214,6 +225,10 @@ class _SqliteTransaction:
         return RecordWriter(
             lambda sql, parameters: self._connection.execute(sql, parameters).fetchall(), self._connection.executemany
         )
+
+    @property
+    def tables(self) -> TableWriter:
+        return TableWriter(self._connection.executemany)
 
     def leaves_of_events(self, log_id: LogId, event_ids: Collection[str]) -> dict[str, StoredLeaf]:
         rows = (self._connection.execute(_LEAF_OF_EVENT, (log_id, event_id)).fetchone() for event_id in event_ids)
