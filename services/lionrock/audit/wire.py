@@ -29,7 +29,8 @@ def event_of(request: pb.AppendRequest) -> Event:
         body = _outcome(request.outcome)
         if request.outcome.answer:
             payloads["answer"] = request.outcome.answer
-    return Event(request.event_id, request.trace_id, _context(request.context), body, payloads)
+    subject_ids = tuple(request.intent.subject_ids)
+    return Event(request.event_id, request.trace_id, asker_of(request.context), body, payloads, subject_ids)
 
 
 def float32_decimal(value: float) -> str:
@@ -45,7 +46,8 @@ def float32_decimal(value: float) -> str:
     return f"{value:.9g}"
 
 
-def _context(context: context_pb2.RequestContext) -> Context:
+def asker_of(context: context_pb2.RequestContext) -> Context:
+    """Read who asks."""
     return Context(
         request_id=context.request_id,
         tenant=context.tenant,
@@ -115,7 +117,14 @@ def _sampling(params: sampling_pb2.SamplingParams) -> Sampling:
 
 
 def _verdict(verdict: pb.GuardrailSummary) -> Verdict:
-    return Verdict(verdict.action, dict(verdict.findings), verdict.profile, verdict.policy_version, verdict.policy_digest)
+    return Verdict(
+        verdict.action,
+        dict(verdict.findings),
+        verdict.profile,
+        verdict.policy_version,
+        verdict.policy_digest,
+        dict(verdict.list_snapshot_digests) or None,
+    )
 
 
 def _model(model: model_pb2.ModelIdentity) -> Model:

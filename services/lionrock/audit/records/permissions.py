@@ -5,6 +5,7 @@ a role was proven (the gateway writes it from the credential, and refuses by the
 platform's own operators have no action here: they see neither payloads nor leaves.
 """
 
+import json
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Final
@@ -88,3 +89,10 @@ def permit(roles: Iterable[str], action: Action) -> None:
 def is_cleared(roles: Iterable[str]) -> bool:
     """Whether records of the data class "suspicion" exist for the caller."""
     return not CLEARED_ROLES.isdisjoint(roles)
+
+
+def is_withheld(leaf: bytes, roles: Iterable[str]) -> bool:
+    """Whether a leaf is of the data class "suspicion" and the caller not cleared for it."""
+    if b'"data_class":"suspicion"' not in leaf or is_cleared(roles):  # canonical JSON has one way to write it
+        return False
+    return bool(json.loads(leaf).get("data_class") == "suspicion")

@@ -59,7 +59,7 @@ class RecordKeys:
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="audit-keys")
         self._waiting: list[tuple[StoredKey, asyncio.Future[bool]]] = []
         self._flushing: asyncio.Task[None] | None = None
-        self._making = asyncio.Lock()
+        self._making: dict[str, asyncio.Lock] = {}
 
     async def prepare(self, tenant: str) -> None:
         """Make what a tenant needs before the first record, and check that its key opens what it wrapped.
@@ -167,7 +167,7 @@ class RecordKeys:
         if key is not None:
             return key
         aad = canonical_json(["lionrock/scope-key/v1", tenant, tag.hex()])
-        async with self._making:  # two that make the same key would each wrap with their own
+        async with self._making.setdefault(tenant, asyncio.Lock()):  # two that make the same key would each wrap with their own
             wrapped = await self._call(partial(self._store.scope_key, tenant, tag))
             if wrapped is not None:
                 key = await self._management.unwrap(tenant, wrapped, aad)
@@ -184,7 +184,7 @@ class RecordKeys:
         if key is not None:
             return key
         aad = canonical_json(["lionrock/index-key/v1", tenant])
-        async with self._making:
+        async with self._making.setdefault(tenant, asyncio.Lock()):
             wrapped = await self._call(partial(self._store.index_key, tenant))
             if wrapped is not None:
                 key = await self._management.unwrap(tenant, wrapped, aad)

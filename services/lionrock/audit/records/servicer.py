@@ -1,0 +1,219 @@
+"""RecordsService on the wire: messages in, domain calls, messages out. Who asks comes from RequestContext alone.
+
+Streams are bounded by their requests, and gRPC's flow control holds them back for a slow reader. Export comes with a later release.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, Final
+
+import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from lionrock.audit.asking import asker, mesh_errors
+from lionrock.audit.records.holds import Hold, RecordScope
+from lionrock.audit.records.records import Opened, Records, RecordSummary
+from lionrock.audit.servicer import position_message, receipt_message
+from lionrock.audit.store.records import DESTROYING, ERASED, EXPIRED, KEPT
+from lionrock.audit.v1 import records_pb2 as pb
+from lionrock.audit.v1.records_pb2_grpc import RecordsServiceServicer
+from lionrock.chassis.errors import InvalidField
+
+SERVICE_NAME: Final = "lionrock.audit.v1.RecordsService"
+_Context = grpc.aio.ServicerContext[Any, Any]
+_STATES: Final[Mapping[str, "pb.RecordState.ValueType"]] = {
+    KEPT: pb.RECORD_STATE_KEPT,
+    DESTROYING: pb.RECORD_STATE_ERASED,
+    ERASED: pb.RECORD_STATE_ERASED,
+    EXPIRED: pb.RECORD_STATE_EXPIRED,
+}
+_SCOPES: Final[Mapping[str, str]] = {"subject": "subject_id", "case": "case_id", "request": "request_id"}
+
+LastWitnessed = Callable[[str], Awaitable[float | None]]
+"""When the latest checkpoint of a tenant that met the witness policy was signed, seconds since 1970; None: never."""
+
+
+class RecordsServicer(RecordsServiceServicer):
+    """lionrock.audit.v1.RecordsService over Records."""
+
+    def __init__(self, records: Records, last_witnessed: LastWitnessed | None = None) -> None:
+        """`last_witnessed`: None where no witnesses are configured."""
+        self._records = records
+        self._last_witnessed = last_witnessed
+
+    async def ReadRecord(self, request: pb.ReadRecordRequest, context: _Context) -> pb.ReadRecordResponse:  # noqa: N802
+        """Return what was said."""
+        del context
+        with mesh_errors():
+            read = await self._records.read(asker(request.context), request.request_id)
+        response = pb.ReadRecordResponse(position=position_message(read.access))
+        for part in read.payloads:
+            _add(response, part)
+            response.openings.add(kind=part.kind, leaf_index=part.leaf_index, salt=part.salt)
+        return response
+
+    async def SearchSubject(  # noqa: N802
+        self, request: pb.SearchSubjectRequest, context: _Context
+    ) -> AsyncIterator[pb.SearchSubjectResponse]:
+        """List records."""
+        del context
+        with mesh_errors():
+            found = await self._records.search(asker(request.context), _scope(request.scope), request.limit)
+        for summary in found:
+            yield _summary(summary)
+
+    async def EraseSubject(self, request: pb.EraseSubjectRequest, context: _Context) -> pb.EraseSubjectResponse:  # noqa: N802
+        """Destroy keys and salts."""
+        del context
+        with mesh_errors():
+            erased = await self._records.erase(
+                asker(request.context), _scope(request.scope), basis=request.basis, allow_partial=request.allow_partial
+            )
+        return pb.EraseSubjectResponse(
+            erased_records=erased.records,
+            receipt=receipt_message(erased.leaf),
+            kept_records=erased.kept,
+            scope_salt=erased.scope_salt,
+        )
+
+    async def CorrectRecord(self, request: pb.CorrectRecordRequest, context: _Context) -> pb.CorrectRecordResponse:  # noqa: N802
+        """Add a statement."""
+        del context
+        with mesh_errors():
+            appended = await self._records.correct(asker(request.context), request.request_id, request.statement)
+        return pb.CorrectRecordResponse(position=position_message(appended))
+
+    async def PlaceHold(self, request: pb.PlaceHoldRequest, context: _Context) -> pb.PlaceHoldResponse:  # noqa: N802
+        """Keep records."""
+        del context
+        with mesh_errors():
+            hold_id, appended = await self._records.place_hold(asker(request.context), _scope(request.scope), request.reason)
+        return pb.PlaceHoldResponse(hold_id=hold_id, position=position_message(appended))
+
+    async def ReleaseHold(self, request: pb.ReleaseHoldRequest, context: _Context) -> pb.ReleaseHoldResponse:  # noqa: N802
+        """End a hold."""
+        del context
+        with mesh_errors():
+            appended = await self._records.release_hold(asker(request.context), request.hold_id)
+        return pb.ReleaseHoldResponse(position=position_message(appended))
+
+    async def ListHolds(  # noqa: N802
+        self, request: pb.ListHoldsRequest, context: _Context
+    ) -> AsyncIterator[pb.ListHoldsResponse]:
+        """List holds in force."""
+        del context
+        with mesh_errors():
+            holds = await self._records.holds(asker(request.context))
+        for hold in holds:
+            yield _hold(hold)
+
+    async def LogRefusal(self, request: pb.LogRefusalRequest, context: _Context) -> pb.LogRefusalResponse:  # noqa: N802
+        """Enter a refusal."""
+        del context
+        with mesh_errors():
+            appended = await self._records.log_refusal(
+                asker(request.context),
+                request=pb.RefusedRequest.Name(request.request).removeprefix("REFUSED_REQUEST_").lower(),
+                subject_id=request.subject_id,
+                ground=request.ground,
+                particulars=request.particulars,
+            )
+        return pb.LogRefusalResponse(position=position_message(appended))
+
+    async def ListRefusals(  # noqa: N802
+        self, request: pb.ListRefusalsRequest, context: _Context
+    ) -> AsyncIterator[pb.ListRefusalsResponse]:
+        """Read the log book."""
+        del context
+        with mesh_errors():
+            entries = await self._records.refusals(asker(request.context), request.limit)
+        for entry in entries:
+            yield pb.ListRefusalsResponse(
+                entered_at=_timestamp(entry.entered_at_us),
+                request=pb.RefusedRequest.Value(f"REFUSED_REQUEST_{entry.request.upper()}"),
+                subject_id=entry.subject_id,
+                ground=entry.ground,
+                particulars=entry.particulars,
+                actor=entry.actor,
+                leaf_index=entry.leaf_index,
+            )
+
+    async def GetLogStats(self, request: pb.GetLogStatsRequest, context: _Context) -> pb.GetLogStatsResponse:  # noqa: N802
+        """Count."""
+        del context
+        who = asker(request.context)
+        with mesh_errors():
+            leaves, counts = await self._records.stats(who)
+        states: dict[str, int] = {}
+        for state, count in counts.records.items():
+            name = pb.RecordState.Name(_STATES[state]).removeprefix("RECORD_STATE_").lower()
+            states[name] = states.get(name, 0) + count
+        response = pb.GetLogStatsResponse(
+            leaves=leaves,
+            open_intents=counts.open_intents,
+            records=states,
+            vault_bytes=counts.payload_bytes,
+            holds=counts.holds,
+        )
+        witnessed_at_s = None if self._last_witnessed is None else await self._last_witnessed(who.tenant)
+        if witnessed_at_s is not None:
+            response.witnessed_at.CopyFrom(_timestamp(round(witnessed_at_s * 1e6)))
+        return response
+
+
+def _scope(scope: pb.RecordScope) -> RecordScope:
+    match scope.WhichOneof("scope"):
+        case "subject_id":
+            return RecordScope("subject", scope.subject_id)
+        case "case_id":
+            return RecordScope("case", scope.case_id)
+        case "request_id":
+            return RecordScope("request", scope.request_id)
+    raise InvalidField("a scope is needed", field_violations=[("scope", "exactly one of subject_id, case_id and request_id")])
+
+
+def _add(response: pb.ReadRecordResponse, part: Opened) -> None:
+    match part.kind:
+        case "prompt":
+            response.prompt = part.payload
+        case "stop":
+            response.stop = part.payload
+        case "answer":
+            response.answer = part.payload
+        case "correction":
+            entered_at = _timestamp(part.recorded_at_us)
+            response.corrections.add(entered_at=entered_at, statement=part.payload.decode(), leaf_index=part.leaf_index)
+
+
+def _summary(found: RecordSummary) -> pb.SearchSubjectResponse:
+    response = pb.SearchSubjectResponse(
+        request_id=found.record.request_id,
+        leaf_indices=found.other_leaves,
+        state=_STATES[found.record.state],
+        retention_class=found.record.retention_class,
+        held=found.held,
+    )
+    if found.outcome is not None:
+        response.position.CopyFrom(position_message(found.outcome))
+    if found.kept_until_us is not None and found.kept_until_us > found.record.recorded_at_us:
+        response.retained_until.CopyFrom(_timestamp(found.kept_until_us))
+    if found.expires_at_us is not None:
+        response.expires_at.CopyFrom(_timestamp(found.expires_at_us))
+    return response
+
+
+def _hold(hold: Hold) -> pb.ListHoldsResponse:
+    return pb.ListHoldsResponse(
+        hold_id=hold.hold_id,
+        scope=pb.RecordScope(**{_SCOPES[hold.scope.kind]: hold.scope.value}),
+        reason=hold.reason,
+        placed_at=_timestamp(hold.placed_at_us),
+        placed_by=hold.placed_by,
+        leaf_index=hold.leaf_index,
+    )
+
+
+def _timestamp(at_us: int) -> Timestamp:
+    """Microseconds since 1970 as the protobuf type, which ends with the year 9999."""
+    value = Timestamp()
+    value.FromMicroseconds(min(at_us, 253_402_300_799_000_000))
+    return value
