@@ -107,3 +107,16 @@ def test_the_operators_metrics_are_open_only_to_who_reads_them(render: Callable[
     assert "ingress" not in render().one("NetworkPolicy", "lionrock-operator")["spec"]
     (scrape,) = render("everything").one("NetworkPolicy", "lionrock-operator")["spec"]["ingress"]
     assert scrape["from"] == [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
+
+
+def test_the_audit_service_alone_reaches_its_database(render: Callable[..., Any]) -> None:
+    release = render("postgresql")
+    database = {"cnpg.io/cluster": "audit"}
+    reach = {name for name, own in labels(release).items() if passes(release, "Egress", own, database, 6432)}
+    assert reach == {"audit"}
+    assert not passes(release, "Egress", labels(release)["audit"], database, 5432)
+
+
+def test_a_database_that_nobody_may_reach_is_refused(render: Callable[..., Any]) -> None:
+    with pytest.raises(Exception, match=r"audit\.postgresql\.peers"):
+        render("minimal", 'audit.postgresql.existingSecret="audit-database"')

@@ -102,6 +102,12 @@ def test_the_operator_asks_every_gateway_for_its_figures(load: Callable[..., Any
     assert "lionrock-gateway-pods" not in {each["metadata"]["name"] for each in without}
 
 
+def test_the_audit_service_has_a_file_or_a_database(load: Callable[..., Any]) -> None:
+    assert load("audit").store_dsn_file is None
+    on_database = load("audit", "postgresql")
+    assert (on_database.store_file, str(on_database.store_dsn_file)) == (None, "/etc/lionrock/postgresql/uri")
+
+
 def test_a_tenant_of_the_values_has_a_log_and_so_has_one_that_left(load: Callable[..., Any]) -> None:
     assert load("audit", "everything").tenants == ("markets", "private", "probe", "retail")
     directory = [tenant.name for tenant in load("gateway", "everything").tenants]

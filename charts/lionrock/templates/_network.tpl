@@ -11,6 +11,17 @@
 {{- end }}
 {{- end -}}
 
+{{/* The audit service's database. */}}
+{{- define "lionrock.netpol.postgresql" -}}
+{{- with .Values.audit.postgresql }}
+{{- if .existingSecret }}
+{{- if not .peers }}{{ fail "audit.postgresql.peers: whom may the audit service reach as its database? (network policy peers)" }}{{ end }}
+- to: {{ toJson .peers }}
+  ports: [{protocol: TCP, port: {{ .port }}}]
+{{- end }}
+{{- end }}
+{{- end -}}
+
 {{- define "lionrock.otlpport" -}}
 {{- $host := (urlParse .Values.telemetry.otlpEndpoint).host -}}
 {{- if regexMatch ":[0-9]+$" $host }}{{ regexFind "[0-9]+$" $host }}{{ else }}4317{{ end -}}

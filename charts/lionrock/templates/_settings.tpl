@@ -85,6 +85,10 @@ policies: {}
 platform: {{ .Values.audit.platform | default .Values.trustDomain }}
 region: {{ .Values.audit.region | quote }}
 tenants: {{ toJson ($tenants | uniq | sortAlpha) }}
+{{- if .Values.audit.postgresql.existingSecret }}
+store_dsn_file: /etc/lionrock/postgresql/{{ .Values.audit.postgresql.key }}
+{{- else }}
 store_file: /var/lib/lionrock/store/logs.sqlite
+{{- end }}
 key_dir: /var/lib/lionrock/keys/keys
 {{- end -}}
