@@ -4,12 +4,15 @@ Knows: names, limits, and how a sink is opened from them. Does not know: what is
 """
 
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lionrock.audit.failures import SinkFailed
 from lionrock.audit.tile_sinks import DirectorySink, Readers, TileSink
+
+if TYPE_CHECKING:
+    from obstore.store import S3Store
 
 _SECRET_MAX_BYTES = 4096
 
@@ -55,10 +58,16 @@ def open_sink(settings: TileSettings) -> TileSink:
     if settings.directory is not None:
         return DirectorySink(settings.directory, readers=settings.readers)
     assert settings.bucket is not None
-    from lionrock.audit.tile_bucket import BucketSink, open_bucket  # its client is 30 MB that a directory does not need
+    from lionrock.audit.tile_bucket import BucketSink  # its client is 30 MB that a directory does not need
 
-    bucket = settings.bucket
-    store = open_bucket(
+    return BucketSink(bucket_store(settings.bucket), settings.bucket.prefix)
+
+
+def bucket_store(bucket: BucketSettings) -> "S3Store":
+    """Return a client of the bucket. Raises SinkFailed for a secret or an authority that cannot be read."""
+    from lionrock.audit.tile_bucket import open_bucket
+
+    return open_bucket(
         bucket.endpoint,
         bucket.bucket,
         access_key_id=_secret(bucket.access_key_id_file),
@@ -66,7 +75,6 @@ def open_sink(settings: TileSettings) -> TileSink:
         region=bucket.region,
         ca_file=bucket.ca_file,
     )
-    return BucketSink(store, bucket.prefix)
 
 
 def _secret(path: Path) -> str:

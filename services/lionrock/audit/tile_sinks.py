@@ -83,6 +83,7 @@ class DirectorySink:
             raise SinkFailed(f"{root}: {error.strerror}") from error
         self._drafts = drafts
         self._written = 0
+        self._durable: set[Path] = set()
 
     def read(self, name: str) -> bytes | None:
         """Content of a file."""
@@ -133,6 +134,7 @@ class DirectorySink:
     def remove_below(self, prefix: str) -> None:
         """Remove a directory."""
         check_name(prefix.rstrip("/"))
+        self._durable.discard(self._root / prefix)
         try:
             shutil.rmtree(self._root / prefix)
         except FileNotFoundError:
@@ -159,15 +161,15 @@ class DirectorySink:
         return draft
 
     def _make_directory(self, directory: Path) -> None:
-        """Make a directory and its parents, each durable in the one above it."""
-        missing = []
-        while not directory.is_dir():
-            missing.append(directory)
-            directory = directory.parent
-        for made in reversed(missing):
-            made.mkdir(exist_ok=True)
-            made.chmod(self._directory_mode)
-            self._sync(made.parent)
+        """Make a directory and those above it, each durable in its parent; a process before this one may have died in between."""
+        if directory in self._durable or directory == self._root:
+            return
+        self._make_directory(directory.parent)
+        if not directory.is_dir():
+            directory.mkdir()
+            directory.chmod(self._directory_mode)
+        self._sync(directory.parent)
+        self._durable.add(directory)
 
     def _sync(self, directory: Path) -> None:
         try:

@@ -13,9 +13,10 @@ from typing import Annotated
 import typer
 
 from lionrock.cli.audit import app as audit
-from lionrock.cli.errors import EXIT_USAGE, CommandError, MissingExtra, report
+from lionrock.cli.errors import EXIT_USAGE, CommandError, report
+from lionrock.cli.services import run_service
 
-SERVICES = ("gateway", "tokenization", "inference", "guardrails", "audit", "witness")
+SERVICES = ("gateway", "tokenization", "inference", "guardrails", "witness")
 
 app = typer.Typer(
     name="lionrock",
@@ -30,7 +31,7 @@ models = typer.Typer(help="The model store: what is there, and how to bring more
 app.add_typer(models, name="models")
 bundle = typer.Typer(help="Images, charts and models in one directory, for sites without a network.", no_args_is_help=True)
 app.add_typer(bundle, name="bundle")
-app.add_typer(audit, name="audit")
+app.add_typer(audit, name="audit", rich_help_panel="Services")
 
 StateDirOption = Annotated[
     Path | None, typer.Option("--state-dir", help="State directory. Default: $XDG_STATE_HOME/lionrock.", show_default=False)
@@ -361,16 +362,8 @@ def demo(state_dir: StateDirOption = None) -> None:
 
 
 def _add_service(service: str) -> None:
-    """`lionrock SERVICE …` becomes `python -m lionrock.SERVICE …`, whose --help lists its settings."""
-
-    def run_service(context: typer.Context) -> None:
-        import importlib.util
-        import os
-
-        if importlib.util.find_spec(f"lionrock.{service}.__main__") is None:
-            raise MissingExtra(f"lionrock.{service}", service)
-        sys.stdout.flush()
-        os.execv(sys.executable, [sys.executable, "-m", f"lionrock.{service}", *context.args])  # noqa: S606
+    def run(context: typer.Context) -> None:
+        run_service(service, context.args)
 
     app.command(
         service,
@@ -378,7 +371,7 @@ def _add_service(service: str) -> None:
         add_help_option=False,
         context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
         rich_help_panel="Services",
-    )(run_service)
+    )(run)
 
 
 for _service in SERVICES:
