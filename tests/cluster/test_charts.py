@@ -92,7 +92,7 @@ def pods_of(manifest: str) -> list[Manifest]:
     return pods
 
 
-@pytest.mark.parametrize("case", ["minimal", "everything", "spire"])
+@pytest.mark.parametrize("case", ["minimal", "everything", "spire", "postgresql"])
 def test_every_pod_is_admitted_where_the_restricted_standard_is_enforced(
     helm: Command, objects: Objects, mesh_namespace: str, case: str
 ) -> None:
