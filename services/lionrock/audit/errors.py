@@ -3,27 +3,43 @@
     MeshError
      ├─ LogNotFound           NOT_FOUND             LOG_NOT_FOUND
      ├─ LeafNotFound          NOT_FOUND             LEAF_NOT_FOUND
+     ├─ LeafNotCovered        UNAVAILABLE           LEAF_NOT_COVERED
      ├─ LeafTooLarge          INVALID_ARGUMENT      LEAF_TOO_LARGE
      ├─ TreeSizeOutOfRange    INVALID_ARGUMENT      TREE_SIZE_OUT_OF_RANGE
      ├─ EventAlreadyRecorded  ALREADY_EXISTS        EVENT_ALREADY_RECORDED
      ├─ IntentClosed          FAILED_PRECONDITION   INTENT_CLOSED
+     ├─ WitnessPolicyUnmet    FAILED_PRECONDITION   WITNESS_POLICY_UNMET
      ├─ LogReadOnly           FAILED_PRECONDITION   LOG_READ_ONLY
-     └─ StoreUnavailable      UNAVAILABLE           STORE_UNAVAILABLE
+     ├─ StoreUnavailable      UNAVAILABLE           STORE_UNAVAILABLE
+     ├─ KeysUnavailable       UNAVAILABLE           KEYS_UNAVAILABLE
+     ├─ RoleNotPermitted      PERMISSION_DENIED     ROLE_NOT_PERMITTED
+     ├─ VaultDisabled         FAILED_PRECONDITION   VAULT_DISABLED
+     ├─ RecordNotFound        NOT_FOUND             RECORD_NOT_FOUND
+     ├─ HoldNotFound          NOT_FOUND             HOLD_NOT_FOUND
+     ├─ RecordErased          FAILED_PRECONDITION   RECORD_ERASED
+     ├─ RetentionApplies      FAILED_PRECONDITION   RETENTION_APPLIES
+     ├─ LegalHoldApplies      FAILED_PRECONDITION   LEGAL_HOLD_APPLIES
+     ├─ RequestOpen           FAILED_PRECONDITION   REQUEST_OPEN
+     └─ TooManyRecords        FAILED_PRECONDITION   TOO_MANY_RECORDS
 
 `mesh_error` maps the domain's failures (failures.py) to them. Messages of the store may name files of this host, so they stay
 in its log.
 """
 
 import logging
+from collections.abc import Mapping
 
 import grpc
 
 from lionrock.audit import failures
+from lionrock.audit.leaf import rfc3339
 from lionrock.chassis.errors import InvalidField, MeshError, Overloaded
 
 log = logging.getLogger("lionrock.audit")
 
 _RETRY_AFTER_S = 0.05
+_KEYS_RETRY_AFTER_S = 1.0
+_NEXT_CHECKPOINT_S = 10.0
 
 
 class LogNotFound(MeshError):
@@ -36,6 +52,12 @@ class LeafNotFound(MeshError):
     """The tenant's log has no such leaf under its latest checkpoint."""
 
     status, reason = grpc.StatusCode.NOT_FOUND, "LEAF_NOT_FOUND"
+
+
+class LeafNotCovered(MeshError):
+    """The leaf is too new: the platform's log has no checkpoint yet, cosigned where there are witnesses, that covers it."""
+
+    status, reason = grpc.StatusCode.UNAVAILABLE, "LEAF_NOT_COVERED"
 
 
 class LeafTooLarge(MeshError):
@@ -62,6 +84,12 @@ class IntentClosed(MeshError):
     status, reason = grpc.StatusCode.FAILED_PRECONDITION, "INTENT_CLOSED"
 
 
+class WitnessPolicyUnmet(MeshError):
+    """Settings let no request begin while witnesses do not cosign, and too few have for too long; the message says for how long."""
+
+    status, reason = grpc.StatusCode.FAILED_PRECONDITION, "WITNESS_POLICY_UNMET"
+
+
 class LogReadOnly(MeshError):
     """The log refuses to sign because its store, key or last checkpoint do not agree; the service's log says what to do."""
 
@@ -74,13 +102,79 @@ class StoreUnavailable(MeshError):
     status, reason = grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE"
 
 
+class KeysUnavailable(MeshError):
+    """The keys of the tenant's records do not answer; nothing of the tenant is recorded or read until they do."""
+
+    status, reason = grpc.StatusCode.UNAVAILABLE, "KEYS_UNAVAILABLE"
+
+
+class RoleNotPermitted(MeshError):
+    """None of the caller's roles permits this action."""
+
+    status, reason = grpc.StatusCode.PERMISSION_DENIED, "ROLE_NOT_PERMITTED"
+
+
+class VaultDisabled(MeshError):
+    """Payloads of this tenant are not kept, so there are no records of them."""
+
+    status, reason = grpc.StatusCode.FAILED_PRECONDITION, "VAULT_DISABLED"
+
+
+class RecordNotFound(MeshError):
+    """There is no such record, or none that the caller may know of."""
+
+    status, reason = grpc.StatusCode.NOT_FOUND, "RECORD_NOT_FOUND"
+
+
+class HoldNotFound(MeshError):
+    """No such hold is in force, or none that the caller may know of."""
+
+    status, reason = grpc.StatusCode.NOT_FOUND, "HOLD_NOT_FOUND"
+
+
+class RecordErased(MeshError):
+    """The keys and salts of the record are destroyed; its leaves stay."""
+
+    status, reason = grpc.StatusCode.FAILED_PRECONDITION, "RECORD_ERASED"
+
+
+class RetentionApplies(MeshError):
+    """Records must be kept still; metadata has records and until, the latest of their dates (RFC 3339)."""
+
+    status, reason = grpc.StatusCode.FAILED_PRECONDITION, "RETENTION_APPLIES"
+
+
+class LegalHoldApplies(MeshError):
+    """A hold keeps records; metadata has records."""
+
+    status, reason = grpc.StatusCode.FAILED_PRECONDITION, "LEGAL_HOLD_APPLIES"
+
+
+class RequestOpen(MeshError):
+    """Requests of records have not ended yet; metadata has records."""
+
+    status, reason = grpc.StatusCode.FAILED_PRECONDITION, "REQUEST_OPEN"
+
+
+class TooManyRecords(MeshError):
+    """The scope has more records than one call may erase; erase by case or request."""
+
+    status, reason = grpc.StatusCode.FAILED_PRECONDITION, "TOO_MANY_RECORDS"
+
+
 def mesh_error(failure: failures.AuditError) -> MeshError:
     """Translate a failure of the domain for its caller."""
     match failure:
+        case failures.RecordsFailure():
+            return _records_error(failure)
         case failures.LogNotFound():
             return LogNotFound("the tenant has no audit log")
         case failures.LeafNotFound():
             return LeafNotFound(str(failure))
+        case failures.LeafNotCovered():
+            return LeafNotCovered(str(failure), retry_after_s=_NEXT_CHECKPOINT_S)
+        case failures.WitnessPolicyUnmet():
+            return WitnessPolicyUnmet(str(failure))
         case failures.LeafTooLarge():
             sizes = {"size_bytes": str(failure.size_bytes), "limit_bytes": str(failure.limit_bytes)}
             return LeafTooLarge(str(failure), metadata=sizes)
@@ -102,3 +196,29 @@ def mesh_error(failure: failures.AuditError) -> MeshError:
         case _:
             log.error("the store failed", extra={"failure": type(failure).__name__, "why": str(failure)})
             return StoreUnavailable("the audit store failed; the audit service's own log says how")
+
+
+_PLAIN: Mapping[type[failures.RecordsFailure], type[MeshError]] = {
+    failures.RoleNotPermitted: RoleNotPermitted,
+    failures.VaultDisabled: VaultDisabled,
+    failures.RecordNotFound: RecordNotFound,
+    failures.HoldNotFound: HoldNotFound,
+    failures.RecordErased: RecordErased,
+    failures.TooManyRecords: TooManyRecords,
+}
+
+
+def _records_error(failure: failures.RecordsFailure) -> MeshError:
+    match failure:
+        case failures.RetentionApplies():
+            metadata = {"records": str(failure.records), "until": rfc3339(failure.until_us)}
+            return RetentionApplies(str(failure), metadata=metadata)
+        case failures.LegalHoldApplies():
+            return LegalHoldApplies(str(failure), metadata={"records": str(failure.records)})
+        case failures.RequestOpen():
+            return RequestOpen(str(failure), metadata={"records": str(failure.records)})
+        case failures.KeysUnavailable():
+            log.error("keys are unavailable", extra={"why": str(failure)})
+            return KeysUnavailable("the keys of the tenant's records do not answer", retry_after_s=_KEYS_RETRY_AFTER_S)
+        case _:
+            return _PLAIN[type(failure)](str(failure))
