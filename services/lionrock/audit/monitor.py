@@ -126,13 +126,16 @@ class LogMonitor:
         """Which log."""
         return self._log.origin
 
-    def look(self) -> Look:
-        """Read the checkpoint and check everything. Raises StateUnusable when what was found cannot be remembered."""
+    def look(self, *, everything: bool = False) -> Look:
+        """Read the checkpoint and check what is new; with `everything`, all tiles and leaves, also those that passed before.
+
+        Raises StateUnusable when what was found cannot be remembered.
+        """
         before = self._size
         findings: list[Finding] = []
         signed_s: float | None = None
         try:
-            signed_s = self._follow(findings)
+            signed_s = self._follow(findings, everything=everything)
         except SourceFailed as error:
             findings.append(Finding(Alarm.UNREACHABLE, str(error)))
         except UntrustedNote as error:
@@ -153,7 +156,7 @@ class LogMonitor:
     def _open(self, note: str) -> SignedCheckpoint:
         return open_checkpoint(note, self.origin, self._log.keys, self._log.witnesses)
 
-    def _follow(self, findings: list[Finding]) -> float | None:
+    def _follow(self, findings: list[Finding], *, everything: bool) -> float | None:
         """Go on to the published checkpoint if it passes. Returns the latest time that a signature on it states."""
         new = self._open(read_checkpoint(self._log.source))
         needed = self._log.witnesses_needed
@@ -165,6 +168,10 @@ class LogMonitor:
         if finding is not None:
             findings.append(finding)
         else:
+            if everything:
+                tree.verify_tiles()
+                for _ in tree.entries(0, new.checkpoint.size):
+                    pass  # each leaf is checked against its tile as it is read
             self._accept(new, tree)
         latest_s = self._clock() + _CLOCK_DIFFERENCE_S  # who signs for tomorrow does not hide that it stands still today
         times = [signature.time_s for signature in new.opened.signatures if signature.time_s is not None]

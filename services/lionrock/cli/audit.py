@@ -76,6 +76,10 @@ def monitor(
     state_dir: Annotated[Path | None, typer.Option(help="Directory for what was seen last, and for evidence.")] = None,
     interval: Annotated[float, typer.Option(min=0.01, help="Seconds between two looks.")] = 30.0,
     once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
+    everything: Annotated[
+        bool,
+        typer.Option("--everything", help="At the first look, read all tiles and leaves again, also those that passed before."),
+    ] = False,
 ) -> None:
     """Follow logs from outside, and shout when one forks, rolls back, stands still, or shows what its key did not sign.
 
@@ -85,7 +89,7 @@ def monitor(
     from lionrock.cli import audit_monitor as command
 
     one = command.OneLog(source, key or [], witness or [], stall_after, state_dir, interval)
-    raise typer.Exit(command.run(config, one, once=once))
+    raise typer.Exit(command.run(config, one, once=once, everything=everything))
 
 
 @app.command(epilog=_examples("lionrock audit evidence fork.json --key 'bank.example/audit+1f2e…'"))

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,11 @@ class OneLog:
     interval_s: float
 
 
-def run(config: Path | None, one: OneLog, *, once: bool) -> int:
-    """Look at every log, once or until SIGTERM or SIGINT. Returns the exit status. Raises CommandError."""
+def run(config: Path | None, one: OneLog, *, once: bool, everything: bool) -> int:
+    """Look at every log, once or until SIGTERM or SIGINT. Returns the exit status. Raises CommandError.
+
+    everything: the first look reads all tiles and leaves again.
+    """
     settings = _settings(config, one)
     try:
         monitors = [LogMonitor(log.watched(), settings.state_dir) for log in settings.logs]
@@ -59,10 +63,11 @@ def run(config: Path | None, one: OneLog, *, once: bool) -> int:
     try:
         with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="monitor") as pool:
             while True:
-                for look in pool.map(_look, monitors):
+                for look in pool.map(partial(_look, everything=everything), monitors):
                     reports[look.origin].tell(look)
                     alarmed = alarmed or any(finding.alarm is not Alarm.UNREACHABLE for finding in look.findings)
                     unreachable = any(finding.alarm is Alarm.UNREACHABLE for finding in look.findings) or (unreachable and once)
+                everything = False
                 if once or stop.wait(settings.interval_s):
                     break
     finally:
@@ -101,9 +106,9 @@ def check_evidence(file: Path, keys: Sequence[str], *, as_json: bool) -> int:
     return 0
 
 
-def _look(monitor: LogMonitor) -> Look:
+def _look(monitor: LogMonitor, *, everything: bool) -> Look:
     try:
-        return monitor.look()
+        return monitor.look(everything=everything)
     except StateUnusable as error:
         # Not remembered is not checked against: the next look would be consistent with less than was seen.
         return Look(monitor.origin, None, 0, None, [Finding(Alarm.UNREACHABLE, str(error))])
@@ -137,9 +142,11 @@ class _Report:
                 _event(look, finding.alarm.value, "alarm", detail=finding.detail, **evidence)
         for alarm in self._told.keys() - found.keys():
             _event(look, f"{alarm.value}_ended", "info")
-        if look.size is not None and look.size != self._size:
+        passed = found.keys() <= {Alarm.STALL, Alarm.COSIGNATURES_MISSING}
+        if passed and look.size is not None and look.size != self._size:
+            self._size = look.size
             _event(look, "verified", "info", size=look.size, new_leaves=look.new_leaves)
-        self._told, self._size = found, look.size
+        self._told = found
         attributes = {"lionrock.log": look.origin}
         for alarm in Alarm:
             self._metrics.alarm.set(int(alarm in found), {**attributes, "lionrock.alarm": alarm.value})
