@@ -78,7 +78,7 @@ def monitor(
     once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
     everything: Annotated[
         bool,
-        typer.Option("--everything", help="At the first look, read all tiles and leaves again, also those that passed before."),
+        typer.Option("--everything", help="At the first look, read again what passed before: all tiles and leaves."),
     ] = False,
 ) -> None:
     """Follow logs from outside, and shout when one forks, rolls back, stands still, or shows what its key did not sign.
