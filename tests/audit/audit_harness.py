@@ -14,6 +14,7 @@ from rfc6962_reference import tree_hash
 from lionrock.audit.keys import KeyDirectory
 from lionrock.audit.leaf import Context, Event, Intent, Model, Outcome
 from lionrock.audit.log import AuditLogs, Limits, open_logs
+from lionrock.audit.platform_log import PlatformLog, open_platform_log
 from lionrock.audit.signed_checkpoints import SignedCheckpoints
 from lionrock.audit.store import LogStore
 from lionrock.audit.store.sqlite import SqliteLogStore
@@ -71,19 +72,27 @@ class Place:
         return self.key_dir / "signed-checkpoints.jsonl"
 
     @asynccontextmanager
-    async def open(
+    async def open(self, store: LogStore | None = None, **options: Any) -> AsyncIterator[AuditLogs]:
+        async with self.open_all(store, **options) as (logs, _):
+            yield logs
+
+    @asynccontextmanager
+    async def open_all(
         self,
         store: LogStore | None = None,
         *,
         tenants: tuple[str, ...] = TENANTS,
         max_pending: int = 4096,
         retry_window_s: float = 3600,
-    ) -> AsyncIterator[AuditLogs]:
+    ) -> AsyncIterator[tuple[AuditLogs, PlatformLog]]:
         with closing(store or SqliteLogStore(self.store_file)) as opened, closing(SignedCheckpoints(self.signed_file)) as signed:
             limits = Limits(max_pending, 1024, retry_window_s)
-            logs = open_logs(opened, KeyDirectory(self.key_dir), signed, tenants, platform=PLATFORM, region="HK", limits=limits)
+            keys = KeyDirectory(self.key_dir)
+            logs = open_logs(opened, keys, signed, tenants, platform=PLATFORM, region="HK", limits=limits)
+            platform_log = PlatformLog(open_platform_log(PLATFORM, opened, keys, signed), logs, opened, signed)
             async with logs:
-                yield logs
+                await platform_log.begin(None)
+                yield logs, platform_log
 
 
 def check_store(store_file: Path, tenant: str = "bank") -> list[bytes]:

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from lionrock.audit import errors as wire_errors
 from lionrock.audit import failures
 from lionrock.audit.__main__ import CALLERS, SERVICE_NAME
+from lionrock.audit.platform_log import PlatformLog
 from lionrock.audit.servicer import AuditServicer
 from lionrock.audit.settings import AuditSettings
 from lionrock.audit.v1 import audit_pb2 as pb
@@ -30,7 +31,11 @@ from lionrock.chassis.ids import uuid7
 from lionrock.chassis.server import Registration, start_server
 from lionrock.chassis.settings import PeerSettings, ServerSettings, TlsSettings
 from lionrock.common.v1 import context_pb2, sampling_pb2
-from lionrock.tlog.merkle import verify_consistency
+from lionrock.tlog.checkpoint import Checkpoint
+from lionrock.tlog.keys import VerifierKey
+from lionrock.tlog.merkle import leaf_hash, verify_consistency, verify_inclusion
+from lionrock.tlog.note import open_note
+from lionrock.tlog.proof import TlogProof
 from mesh_ca import TRUST_DOMAIN, DevCa
 
 
@@ -60,6 +65,7 @@ class Service:
     ca: DevCa
     port: int
     stub: Any
+    platform_log: PlatformLog
 
     def calling(self, tls: TlsSettings) -> AbstractAsyncContextManager[grpc.aio.Channel]:
         peer = PeerSettings(target=f"127.0.0.1:{self.port}", service="audit", timeout_s=10)
@@ -76,13 +82,13 @@ async def running(place: Place, **options: Any) -> AsyncIterator[Service]:
         store_file=place.store_file,
         key_dir=place.key_dir,
     )
-    async with place.open(**options) as logs:
-        registration = Registration(add_AuditServiceServicer_to_server, AuditServicer(logs), SERVICE_NAME, CALLERS)
+    async with place.open_all(**options) as (logs, platform_log):
+        registration = Registration(add_AuditServiceServicer_to_server, AuditServicer(logs, platform_log), SERVICE_NAME, CALLERS)
         server = await start_server(settings, "audit", [registration])
         try:
             peer = PeerSettings(target=f"127.0.0.1:{server.port}", service="audit", timeout_s=10)
             async with open_channel(peer, ca.issue("gateway"), name="gateway") as channel:
-                yield Service(ca, server.port, AuditServiceStub(channel))
+                yield Service(ca, server.port, AuditServiceStub(channel), platform_log)
         finally:
             await server.stop()
 
@@ -132,6 +138,23 @@ async def test_checkpoints_are_joined_by_consistency_proofs(service: Service) ->
     latest = (await service.stub.GetCheckpoint(pb.GetCheckpointRequest(context=context()))).checkpoint
     assert proof.checkpoint == latest
     assert latest.startswith(f"{PLATFORM}/audit/bank\n5\n")
+
+
+async def test_a_leaf_is_proven_through_the_platforms_log(service: Service) -> None:
+    request = intent()
+    await service.stub.Append(request)
+    wanted = pb.ProveLeafRequest(context=request.context, event_id=request.event_id)
+    error = await failure(service.stub.ProveLeaf(wanted))
+    assert (error.status, error.reason) == (grpc.StatusCode.UNAVAILABLE, "LEAF_NOT_COVERED")
+    assert error.retry_after_s
+    service.platform_log.attest(*await service.platform_log.advance())
+    proven = await service.stub.ProveLeaf(wanted)
+    keys = await service.stub.ListKeys(pb.ListKeysRequest(context=request.context))
+    assert keys.platform_verifier_keys == [service.platform_log.verifier_key]
+    below, above = TlogProof.parse(proven.receipt.tlog_proof), TlogProof.parse(proven.platform_proof)
+    assert above.leaf == below.checkpoint.encode()
+    whole = Checkpoint.parse(open_note(above.checkpoint, [VerifierKey.parse(keys.platform_verifier_keys[0])]).text)
+    verify_inclusion(above.leaf_index, whole.size, leaf_hash(above.leaf), above.path, whole.root)
 
 
 async def test_leaves_are_listed_in_bounded_pages_and_for_the_own_tenant_only(service: Service) -> None:

@@ -21,6 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hostile import payloads
 from lionrock.audit.keys import KeyDirectory
 from lionrock.audit.log import Limits, open_logs
+from lionrock.audit.platform_log import PlatformLog, open_platform_log
 from lionrock.audit.servicer import AuditServicer
 from lionrock.audit.signed_checkpoints import SignedCheckpoints
 from lionrock.audit.store.sqlite import SqliteLogStore
@@ -175,7 +176,9 @@ async def serve_all(directory: Path) -> AsyncIterator[Served]:
         limits = Limits(1024, 256, 60.0)
         keys = KeyDirectory(directory / "keys")
         logs = open_logs(log_store, keys, signed, ["bank"], platform="lionrock.local", region="HK", limits=limits)
+        platform_log = PlatformLog(open_platform_log("lionrock.local", log_store, keys, signed), logs, log_store, signed)
         await stack.enter_async_context(logs)
+        await platform_log.begin(None)
         heavy_work = HeavyWork(1, 8)
         stack.callback(heavy_work.close)
         codecs = {SMOLLM2: open_codec(SMOLLM2, smollm2_path(), max_tokens=1_048_576)}
@@ -185,7 +188,7 @@ async def serve_all(directory: Path) -> AsyncIterator[Served]:
         rooms = {
             "tokenization": (tokenization_pb2_grpc.add_TokenizationServiceServicer_to_server, tokenization),
             "guardrails": (guardrails_pb2_grpc.add_GuardrailsServiceServicer_to_server, guardrails),
-            "audit": (audit_pb2_grpc.add_AuditServiceServicer_to_server, AuditServicer(logs)),
+            "audit": (audit_pb2_grpc.add_AuditServiceServicer_to_server, AuditServicer(logs, platform_log)),
         }
         served = Served()
         for room, (add, servicer) in rooms.items():

@@ -8,8 +8,10 @@ from contextlib import asynccontextmanager, closing, suppress
 from functools import partial
 
 from lionrock.audit.failures import AuditError
-from lionrock.audit.keys import KeyDirectory
+from lionrock.audit.keys import LOG_SIGNATURES, KeyDirectory
 from lionrock.audit.log import AuditLogs, Limits, open_logs
+from lionrock.audit.platform_log import PlatformLog, open_platform_log
+from lionrock.audit.publisher import PublishedLog
 from lionrock.audit.publishing import TilePublishing, tenant_logs
 from lionrock.audit.recovery import OrphanSweep
 from lionrock.audit.servicer import AuditServicer
@@ -20,6 +22,8 @@ from lionrock.audit.store import LogStore
 from lionrock.audit.store.opening import open_postgres, open_sqlite
 from lionrock.audit.tile_settings import open_sink
 from lionrock.audit.v1.audit_pb2_grpc import add_AuditServiceServicer_to_server
+from lionrock.audit.witnesses import Witnesses
+from lionrock.audit.witnessing import CosignedFile, Policy, Witnessing
 from lionrock.chassis.server import Registration, serve
 from lionrock.chassis.settings import load_settings
 
@@ -34,11 +38,14 @@ async def main(settings: AuditSettings) -> None:
         closing(await _open_store(settings)) as store,
         closing(SignedCheckpoints(settings.key_dir / "signed-checkpoints.jsonl")) as signed,
     ):
-        keys = KeyDirectory(settings.key_dir)
+        keys = KeyDirectory(settings.key_dir, LOG_SIGNATURES[settings.signature])
         limits = Limits(settings.max_pending, settings.max_batch, settings.retry_window_s)
         logs = open_logs(store, keys, signed, settings.tenants, platform=settings.platform, region=settings.region, limits=limits)
-        async with logs, _tiles(settings, logs, store):
-            await _serve(settings, logs)
+        platform = open_platform_log(settings.platform, store, keys, signed)
+        async with logs:
+            platform_log = PlatformLog(platform, logs, store, signed)
+            async with _witnesses(settings, logs, platform_log), _tiles(settings, logs, platform_log, store):
+                await _serve(settings, logs, platform_log)
 
 
 async def _open_store(settings: AuditSettings) -> LogStore:
@@ -51,17 +58,41 @@ async def _open_store(settings: AuditSettings) -> LogStore:
 
 
 @asynccontextmanager
-async def _tiles(settings: AuditSettings, logs: AuditLogs, store: LogStore) -> AsyncIterator[None]:
+async def _witnesses(settings: AuditSettings, logs: AuditLogs, platform_log: PlatformLog) -> AsyncIterator[None]:
+    """Keep the platform's log growing, and cosigned where settings name witnesses, while the block runs."""
+    policy = settings.witness_policy
+    witnesses = None
+    if settings.witnesses:
+        witnesses = Witnesses(settings.witnesses, platform_log.consistency_proof, timeout_s=policy.timeout_s)
+    witnessing = Witnessing(
+        logs,
+        platform_log,
+        witnesses,
+        Policy(policy.threshold or len(settings.witnesses), policy.refresh_s, policy.require_within_s),
+        CosignedFile(settings.key_dir / "cosigned-checkpoint"),
+    )
+    await witnessing.begin()
+    task = asyncio.create_task(witnessing.run(settings.platform_interval_s), name="audit-witnessing")
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+@asynccontextmanager
+async def _tiles(settings: AuditSettings, logs: AuditLogs, platform_log: PlatformLog, store: LogStore) -> AsyncIterator[None]:
     """Publish tiles while the block runs, if settings say where."""
     if not settings.tiles.wanted:
         yield
         return
-    published = tenant_logs(logs, store, settings.platform)
+    published = [*tenant_logs(logs, store, settings.platform), PublishedLog(*platform_log.published)]
     async with TilePublishing(published, store, partial(open_sink, settings.tiles), interval_s=settings.tiles.interval_s):
         yield
 
 
-async def _serve(settings: AuditSettings, logs: AuditLogs) -> None:
+async def _serve(settings: AuditSettings, logs: AuditLogs, platform_log: PlatformLog) -> None:
     sweep = OrphanSweep(logs, orphan_after_s=settings.orphan_after_s)
     sweeping = asyncio.create_task(sweep.run(settings.sweep_interval_s))
 
@@ -71,7 +102,7 @@ async def _serve(settings: AuditSettings, logs: AuditLogs) -> None:
             logging.getLogger("lionrock.audit").error("a log is read-only", extra={"tenant": tenant, "why": why})
 
     try:
-        registration = Registration(add_AuditServiceServicer_to_server, AuditServicer(logs), SERVICE_NAME, CALLERS)
+        registration = Registration(add_AuditServiceServicer_to_server, AuditServicer(logs, platform_log), SERVICE_NAME, CALLERS)
         serving = serve(settings, "audit", [registration], on_ready=say_what_is_read_only, readiness=_readiness(logs))
         await (serving if settings.store_file is not None else until_store_is_lost(serving, logs))
     finally:

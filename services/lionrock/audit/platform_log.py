@@ -9,15 +9,15 @@ on the sequencer's thread between batches: the store keeps its one writer, and w
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from lionrock.audit.failures import LeafNotCovered, LeafNotFound
+from lionrock.audit.failures import LeafNotCovered, LeafNotFound, LogReadOnly
 from lionrock.audit.keys import KeyDirectory
 from lionrock.audit.log import AuditLogs
 from lionrock.audit.signed_checkpoints import SignedCheckpoints
-from lionrock.audit.store import LogStore, StoredLeaf
+from lionrock.audit.store import LogId, LogStore, StoredLeaf
 from lionrock.audit.tenant_log import Head, TenantLog, open_tenant_log
 from lionrock.tlog.checkpoint import Checkpoint
 from lionrock.tlog.merkle import consistency_proof, leaf_hash
@@ -84,6 +84,11 @@ class PlatformLog:
         """Head that proofs lead to: the last cosigned one where there are witnesses, else the latest."""
         return self._attested
 
+    @property
+    def published(self) -> tuple[str, LogId, Callable[[], Head]]:
+        """Origin, number in the store, and what gives the newest head that the world may have: the attested one."""
+        return self._log.origin, self._log.log_id, lambda: self._attested
+
     async def begin(self, attested: Head | None) -> None:
         """Find out what was recorded before this start. `attested`: the last cosigned head; None: no witnesses, or never yet.
 
@@ -107,6 +112,8 @@ class PlatformLog:
 
         Returns the head, and what is recorded under it by tenant: what `attest` wants. Raises LogReadOnly, QueueFull, StoreFailed.
         """
+        if self._log.read_only is not None:
+            raise LogReadOnly(self._log.read_only)  # here, since on the sequencer's thread it would end all writing
         grown = [
             (tenant, head)
             for tenant, head in sorted(self._logs.heads().items())

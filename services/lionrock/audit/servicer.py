@@ -9,6 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from lionrock.audit.errors import mesh_error
 from lionrock.audit.failures import AuditError
 from lionrock.audit.log import AuditLogs
+from lionrock.audit.platform_log import PlatformLog
 from lionrock.audit.sequencer import Appended
 from lionrock.audit.v1 import audit_pb2 as pb
 from lionrock.audit.v1.audit_pb2_grpc import AuditServiceServicer
@@ -22,8 +23,9 @@ _Context = grpc.aio.ServicerContext
 class AuditServicer(AuditServiceServicer):
     """lionrock.audit.v1.AuditService over AuditLogs."""
 
-    def __init__(self, logs: AuditLogs) -> None:
+    def __init__(self, logs: AuditLogs, platform_log: PlatformLog) -> None:
         self._logs = logs
+        self._platform_log = platform_log
 
     async def Append(  # noqa: N802
         self, request: pb.AppendRequest, context: _Context[pb.AppendRequest, pb.AppendResponse]
@@ -50,6 +52,19 @@ class AuditServicer(AuditServiceServicer):
         wanted = request.leaf_index if request.WhichOneof("leaf") == "leaf_index" else request.event_id
         with _mesh_errors():
             return pb.GetReceiptResponse(receipt=_receipt(await self._logs.receipt(tenant_of(request.context), wanted)))
+
+    async def ProveLeaf(  # noqa: N802
+        self, request: pb.ProveLeafRequest, context: _Context[pb.ProveLeafRequest, pb.ProveLeafResponse]
+    ) -> pb.ProveLeafResponse:
+        """Prove a leaf in its log, and its log's checkpoint in the platform's."""
+        del context
+        tenant = tenant_of(request.context)
+        wanted = request.leaf_index if request.WhichOneof("leaf") == "leaf_index" else request.event_id
+        with _mesh_errors():
+            proven = await self._platform_log.prove(tenant, wanted)
+            origin = self._logs.origin(tenant)
+        appended = Appended(origin, proven.leaf.index, proven.leaf.completed[0], proven.leaf.recorded_at_us, b"", proven.receipt)
+        return pb.ProveLeafResponse(receipt=_receipt(appended), platform_proof=proven.platform_proof)
 
     async def GetCheckpoint(  # noqa: N802
         self, request: pb.GetCheckpointRequest, context: _Context[pb.GetCheckpointRequest, pb.GetCheckpointResponse]
@@ -87,7 +102,8 @@ class AuditServicer(AuditServiceServicer):
         """List verifier keys."""
         del context
         with _mesh_errors():
-            return pb.ListKeysResponse(verifier_keys=self._logs.verifier_keys(tenant_of(request.context)))
+            verifier_keys = self._logs.verifier_keys(tenant_of(request.context))
+        return pb.ListKeysResponse(verifier_keys=verifier_keys, platform_verifier_keys=[self._platform_log.verifier_key])
 
 
 def tenant_of(asked_by: context_pb2.RequestContext) -> str:

@@ -1,12 +1,13 @@
 """Settings of the audit service; `python -m lionrock.audit --help` prints them."""
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from lionrock.audit.tile_settings import TileSettings
+from lionrock.audit.witness_settings import WitnessPeer, WitnessPolicySettings
 from lionrock.chassis.settings import ServiceSettings
 
 Tenant = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
@@ -38,6 +39,16 @@ class AuditSettings(ServiceSettings):
         ge=1,
         description="PostgreSQL failed over up to this timeline and lost nothing, as somebody has made sure; the refusal names it",
     )
+    signature: Literal["ed25519", "ml-dsa-44"] = Field(
+        "ed25519", description="algorithm of the keys that are made for new logs; a log that has a key keeps it"
+    )
+    platform_interval_s: float = Field(
+        10, gt=0, le=3600, description="time between two looks for tenants' checkpoints that the platform's log lacks, in seconds"
+    )
+    witnesses: tuple[WitnessPeer, ...] = Field(
+        (), max_length=16, description="witnesses that cosign the platform's log; none: nobody outside vouches for it"
+    )
+    witness_policy: WitnessPolicySettings = WitnessPolicySettings()
     key_dir: Path = Field(
         description="directory of the signing keys and of the file of signed checkpoints; put it on another disk than the store"
     )
@@ -66,6 +77,17 @@ class AuditSettings(ServiceSettings):
             raise ValueError("with tiles, no tenant can be called tile or checkpoint")
         if self.tiles.wanted and any(part in {"", ".", ".."} or part.startswith(".") for part in self.platform.split("/")):
             raise ValueError("with tiles, the platform is a path: no part of it is empty or begins with a dot")
+        return self
+
+    @model_validator(mode="after")
+    def _policy_can_be_met(self) -> Self:
+        policy = self.witness_policy
+        if len({witness.verifier_key for witness in self.witnesses}) != len(self.witnesses):
+            raise ValueError("witnesses names one twice")
+        if policy.threshold is not None and policy.threshold > len(self.witnesses):
+            raise ValueError("witness_policy.threshold exceeds the number of witnesses")
+        if policy.require_within_s is not None and not self.witnesses:
+            raise ValueError("witness_policy.require_within_s needs witnesses")
         return self
 
     @model_validator(mode="after")

@@ -16,7 +16,9 @@ class WitnessPeer(BaseModel):
 
     url: str = Field(pattern=r"^https?://[^\s?#]{1,400}$", description="submission prefix, to which /add-checkpoint is added")
     verifier_key: str = Field(description="verifier key of its cosignatures, of type 0x04 (Ed25519) or 0x06 (ML-DSA-44)")
-    ca_file: Path | None = Field(None, description="authorities that are trusted for its certificate, PEM; unset: the system's")
+    ca_file: Path | None = Field(
+        default=None, description="authorities that are trusted for its certificate, PEM; unset: the system's"
+    )
 
     @field_validator("verifier_key")
     @classmethod
@@ -32,14 +34,14 @@ class WitnessPolicySettings(BaseModel):
     model_config = _FROZEN
 
     threshold: int | None = Field(
-        None, ge=1, description="witnesses whose cosignatures make a checkpoint count; unset: all of them"
+        default=None, ge=1, description="witnesses whose cosignatures make a checkpoint count; unset: all of them"
     )
-    timeout_s: float = Field(10, gt=0, le=120, description="time that one witness gets for one checkpoint, in seconds")
+    timeout_s: float = Field(default=10, gt=0, le=120, description="time that one witness gets for one checkpoint, in seconds")
     refresh_s: float = Field(
-        60, gt=0, description="age at which a checkpoint is cosigned again although nothing was added, in seconds"
+        default=60, gt=0, description="age at which a checkpoint is cosigned again although nothing was added, in seconds"
     )
     require_within_s: float | None = Field(
-        None,
+        default=None,
         gt=0,
         description="age of the last checkpoint that met the policy beyond which nothing is appended, so nothing is answered;"
         " unset: answers never wait for witnesses",
