@@ -17,6 +17,7 @@ from lionrock.chassis.settings import PeerSettings, load_settings
 from lionrock.chassis.telemetry import meter
 from lionrock.chassis.tls import TlsFilesUnusable
 from lionrock.gateway.admission import Admission
+from lionrock.gateway.audit_access import AuditDoor
 from lionrock.gateway.context import CacheSalts
 from lionrock.gateway.engines import Engines
 from lionrock.gateway.model_stats import ModelStats
@@ -54,9 +55,10 @@ async def gateway(settings: GatewaySettings) -> AsyncIterator[Sequence[Registrat
             opened.get_state(try_to_connect=True)  # so that the first question does not pay for the handshake
             return opened
 
+        audit_channel = await channel(settings.audit)
         peers = Peers(
             Guardrails(await channel(settings.guardrails), settings.guardrails.timeout_s),
-            AuditLog(await channel(settings.audit), settings.audit.timeout_s),
+            AuditLog(audit_channel, settings.audit.timeout_s),
         )
         own = settings.tokenization
         tokenization = None if own is None else Tokenization(await channel(own), own.timeout_s)
@@ -65,10 +67,12 @@ async def gateway(settings: GatewaySettings) -> AsyncIterator[Sequence[Registrat
         models = ServedModels(engines, settings.limits.models_fresh_s)
         admission = Admission(settings.limits.max_streams)
         pipeline = ChatPipeline(peers, engines, models, admission, _cache_salts(settings), settings.limits, metrics, stats)
-        servicer = GatewayServicer(settings.directory(), pipeline, peers, engines, models)
+        directory = settings.directory()
+        servicer = GatewayServicer(directory, pipeline, peers, engines, models)
         yield (
             Registration(add_GatewayServiceServicer_to_server, servicer, SERVICE_NAME, AnyTenant()),
             Registration(add_GatewayStatsServiceServicer_to_server, StatsServicer(stats), STATS_SERVICE_NAME, STATS_CALLERS),
+            *AuditDoor(directory, audit_channel).registrations(),
         )
         try:
             async with asyncio.timeout(2 * settings.limits.outcome_timeout_s):

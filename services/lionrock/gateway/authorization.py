@@ -23,23 +23,38 @@ class Action(StrEnum):
     LIST_MODELS = "list_models"
     GET_RECEIPT = "get_receipt"
     LIST_AUDIT_KEYS = "list_audit_keys"
+    READ_RECORD = "read_record"
+    SEARCH_RECORDS = "search_records"
+    ERASE_RECORDS = "erase_records"
+    CORRECT_RECORD = "correct_record"
+    HOLD_RECORDS = "hold_records"
+    LOG_REFUSAL = "log_refusal"
+    READ_LOG_BOOK = "read_log_book"
+    EXPORT_RECORDS = "export_records"
+    READ_LOG_STATS = "read_log_stats"
+    READ_LEAVES = "read_leaves"
+    VERIFY_LOG = "verify_log"
 
 
-_ASK = frozenset(Action)
-_VERIFY = frozenset({Action.GET_RECEIPT, Action.LIST_AUDIT_KEYS})
+_VERIFY = frozenset({Action.GET_RECEIPT, Action.LIST_AUDIT_KEYS, Action.VERIFY_LOG})
+_ASK = _VERIFY | {Action.CHAT, Action.COUNT_TOKENS, Action.LIST_MODELS}
+_WATCH = _VERIFY | {Action.READ_LOG_STATS, Action.READ_LEAVES}
+_LOOK = frozenset({Action.READ_RECORD, Action.SEARCH_RECORDS})
+_OVERSEE = _WATCH | _LOOK | {Action.READ_LOG_BOOK, Action.EXPORT_RECORDS}
 
 # A role that is missing here permits nothing. platform_operator sees what is served and never a payload or its proof.
+# What concerns records and logs, the audit service decides again, by the same table (lionrock.audit.records.permissions).
 ROLE_ACTIONS: dict[str, frozenset[Action]] = {
     "user": _ASK,
-    "tenant_admin": _VERIFY | {Action.LIST_MODELS},
-    "reviewer": _ASK,
-    "mlro": _ASK,
-    "privacy_officer": _VERIFY,
-    "auditor": _VERIFY,
-    "regulator": _VERIFY,
+    "tenant_admin": _WATCH | {Action.LIST_MODELS},
+    "reviewer": _ASK | {Action.READ_RECORD},
+    "mlro": _ASK | _LOOK | {Action.HOLD_RECORDS},
+    "privacy_officer": _OVERSEE | {Action.ERASE_RECORDS, Action.CORRECT_RECORD, Action.HOLD_RECORDS, Action.LOG_REFUSAL},
+    "auditor": _OVERSEE,
+    "regulator": _OVERSEE | {Action.HOLD_RECORDS},
     "platform_operator": frozenset({Action.LIST_MODELS}),
-    "model_risk": _ASK,
-    "security": _VERIFY | {Action.LIST_MODELS},
+    "model_risk": _ASK | _WATCH,
+    "security": _WATCH | {Action.LIST_MODELS},
 }
 
 

@@ -17,6 +17,7 @@
     ├── ModelNotFound               NOT_FOUND             MODEL_NOT_FOUND
     ├── ReceiptNotFound             NOT_FOUND             RECEIPT_NOT_FOUND
     ├── TenantQuota                 RESOURCE_EXHAUSTED    TENANT_QUOTA
+    ├── SaidByAudit                 as the audit service said it, for calls that are forwarded to it
     └── PeerUnavailable             UNAVAILABLE
         ├── AuditUnavailable                              AUDIT_UNAVAILABLE
         ├── GuardrailsUnavailable                         GUARDRAILS_UNAVAILABLE
@@ -31,7 +32,7 @@ from __future__ import annotations
 
 from grpc import StatusCode
 
-from lionrock.chassis.errors import MeshError
+from lionrock.chassis.errors import MeshError, RemoteError
 
 
 class UnknownPrincipal(MeshError):
@@ -128,6 +129,18 @@ class TenantQuota(MeshError):
     """The tenant, or the caller within it, has as many open answers as it may; RetryInfo says when to come back."""
 
     status, reason = StatusCode.RESOURCE_EXHAUSTED, "TENANT_QUOTA"
+
+
+class SaidByAudit(MeshError):
+    """Status, reason and details of the audit service, which are in its own part of the table."""
+
+    def __init__(self, said: RemoteError) -> None:
+        assert said.reason is not None
+        super().__init__(
+            said.message, metadata=said.metadata, retry_after_s=said.retry_after_s, field_violations=said.field_violations
+        )
+        self.status = said.status  # type: ignore[misc]  # of the one error that came
+        self.reason = said.reason  # type: ignore[misc]
 
 
 class PeerUnavailable(MeshError):

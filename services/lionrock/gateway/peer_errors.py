@@ -17,6 +17,18 @@ from grpc import StatusCode
 from lionrock.chassis.errors import InvalidField, MeshError, Overloaded, RemoteError, remote_error
 from lionrock.gateway import errors
 
+# Of these states it is the caller who can do something, or learn something.
+_CALLERS_OWN = frozenset(
+    {
+        StatusCode.INVALID_ARGUMENT,
+        StatusCode.NOT_FOUND,
+        StatusCode.FAILED_PRECONDITION,
+        StatusCode.PERMISSION_DENIED,
+        StatusCode.UNIMPLEMENTED,
+    }
+)
+_WORTH_WAITING_FOR = frozenset({"KEYS_UNAVAILABLE", "LEAF_NOT_COVERED"})
+
 Translate = Callable[[RemoteError], MeshError]
 
 
@@ -98,6 +110,17 @@ def from_audit(error: RemoteError) -> MeshError:
             "too long for one audit leaf", field_violations=[(name, "together too long to be recorded") for name in fields]
         )
     return _unavailable(errors.AuditUnavailable, "the audit log did not record the request", error)
+
+
+def passed_on(error: RemoteError) -> MeshError:
+    """As the audit service said it, to whom a call was forwarded; what only operators can mend: AUDIT_UNAVAILABLE."""
+    if error.status is StatusCode.RESOURCE_EXHAUSTED:
+        return _overloaded("the audit service", error)
+    if error.status not in _CALLERS_OWN and error.reason not in _WORTH_WAITING_FOR:
+        return _unavailable(errors.AuditUnavailable, "the audit service did not answer", error)
+    if error.reason is None:
+        return _unavailable(errors.AuditUnavailable, "the audit service answered without a reason", error)
+    return errors.SaidByAudit(error)
 
 
 def from_audit_query(error: RemoteError) -> MeshError:

@@ -274,6 +274,7 @@ class ChatPipeline:
             verdict=prompt.verdict,
             prompt_tokens=len(prompt.token_ids),
             prompt=committed_prompt(prompt.messages, constraint),
+            subject_ids=turn.request.subject_ids,
         )
         with stage("gateway.intent"):
             return await self._peers.audit.append(leaf, turn.deadline)

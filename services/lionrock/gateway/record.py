@@ -7,6 +7,7 @@ receipt is found again by request id without any state in the gateway. Source: a
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from google.protobuf import duration_pb2
@@ -147,8 +148,12 @@ def intent_leaf(
     verdict: Verdict,
     prompt_tokens: int,
     prompt: bytes,
+    subject_ids: Sequence[str] = (),
 ) -> audit.AppendRequest:
-    """Return the INTENT leaf of a chat. `prompt` and the stop strings in `params` are committed to, not stored."""
+    """Return the INTENT leaf of a chat.
+
+    `prompt` and the stop strings in `params` are committed to; `subject_ids` are in no leaf.
+    """
     intent = audit.Intent(
         action="chat",
         model=model,
@@ -157,5 +162,6 @@ def intent_leaf(
         prompt_verdict=verdict.summary(),
         prompt_tokens=prompt_tokens,
         prompt=prompt,
+        subject_ids=subject_ids,
     )
     return audit.AppendRequest(context=record.context, event_id=uuid7(), trace_id=record.trace_id, intent=intent)

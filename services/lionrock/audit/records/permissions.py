@@ -73,6 +73,7 @@ CALL_ACTIONS: Final[Mapping[str, Action]] = {
     "GetLogStats": Action.READ_LOG_STATS,
     "ListLeaves": Action.READ_LEAVES,
     "GetReceipt": Action.VERIFY_LOG,
+    "ProveLeaf": Action.VERIFY_LOG,
     "GetCheckpoint": Action.VERIFY_LOG,
     "GetConsistencyProof": Action.VERIFY_LOG,
     "ListKeys": Action.VERIFY_LOG,

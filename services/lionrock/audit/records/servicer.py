@@ -1,6 +1,6 @@
 """RecordsService on the wire: messages in, domain calls, messages out. Who asks comes from RequestContext alone.
 
-Streams are bounded by their requests, and gRPC's flow control holds them back for a slow reader. Export comes with a later release.
+Streams are bounded by their requests, and gRPC's flow control holds them back for a slow reader.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -9,14 +9,15 @@ from typing import Any, Final
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from lionrock.audit.asking import asker, mesh_errors
+from lionrock.audit.asking import asker, mesh_errors, permitted
 from lionrock.audit.records.holds import Hold, RecordScope
+from lionrock.audit.records.permissions import Action
 from lionrock.audit.records.records import Opened, Records, RecordSummary
 from lionrock.audit.servicer import position_message, receipt_message
 from lionrock.audit.store.records import DESTROYING, ERASED, EXPIRED, KEPT
 from lionrock.audit.v1 import records_pb2 as pb
 from lionrock.audit.v1.records_pb2_grpc import RecordsServiceServicer
-from lionrock.chassis.errors import InvalidField
+from lionrock.chassis.errors import InvalidField, MethodNotFound
 
 SERVICE_NAME: Final = "lionrock.audit.v1.RecordsService"
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -136,6 +137,15 @@ class RecordsServicer(RecordsServiceServicer):
                 actor=entry.actor,
                 leaf_index=entry.leaf_index,
             )
+
+    async def Export(  # noqa: N802
+        self, request: pb.ExportRequest, context: _Context
+    ) -> AsyncIterator[pb.ExportResponse]:
+        """Refuse: this version exports nothing."""
+        del context
+        permitted(request.context, Action.EXPORT_RECORDS)
+        raise MethodNotFound("this version exports nothing")
+        yield pb.ExportResponse()
 
     async def GetLogStats(self, request: pb.GetLogStatsRequest, context: _Context) -> pb.GetLogStatsResponse:  # noqa: N802
         """Count."""
