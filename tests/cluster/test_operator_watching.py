@@ -122,6 +122,21 @@ def test_own_writes_are_seen_at_once_and_never_undone_by_older_events(cluster: C
         assert values == [str(step) for step in range(50)]
 
 
+def test_an_answer_that_comes_after_its_object_is_gone_does_not_bring_it_back(
+    cluster: Cluster, objects: Objects, place: str
+) -> None:
+    with watching(cluster, place) as watched:
+        answer = cluster.apply(config_map("m", place, value="0"))
+        wait_for(lambda: watched.data == {"m": "0"}, "it is reported")
+        objects.delete(config_map("m", place))
+        wait_for(lambda: watched.data == {}, "its end is reported")
+        watched.informer.observe(answer)
+        assert watched.data == {}
+        assert watched.informer.get(place, "m") is None
+        objects.create(config_map("m", place, value="1"))
+        wait_for(lambda: watched.data == {"m": "1"}, "another one of that name is reported")
+
+
 def test_what_was_deleted_while_nobody_watched_is_reported_after_the_next_list(
     cluster: Cluster, proxy: FaultProxy, objects: Objects, place: str
 ) -> None:
@@ -351,6 +366,38 @@ def test_the_leader_stops_acting_before_its_lease_can_be_taken(cluster: Cluster,
     proxy.plan = no_faults
     wait_for(lambda: leader.changes == [True, False, True], "it leads again")
     leader.stop()
+
+
+def test_the_lease_goes_with_the_operators_service_account(
+    own_control_plane: ControlPlane, objects: Objects, namespace: str, cluster: Cluster
+) -> None:
+    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "operator", "namespace": namespace}}
+    objects.create(account)
+    rbac = "rbac.authorization.k8s.io/v1"
+    metadata = {"name": "leads", "namespace": namespace}
+    rule = {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "create", "update"]}
+    objects.create({"apiVersion": rbac, "kind": "Role", "metadata": metadata, "rules": [rule]})
+    reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "leads"}
+    subject = {"kind": "ServiceAccount", "name": "operator", "namespace": namespace}
+    objects.create({"apiVersion": rbac, "kind": "RoleBinding", "metadata": metadata, "roleRef": reference, "subjects": [subject]})
+    path = f"/api/v1/namespaces/{namespace}/serviceaccounts/operator/token"
+    asked = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
+    token = objects.call("POST", path, asked)["status"]["token"]
+    kubeconfig = own_control_plane.ca.token_kubeconfig(own_control_plane.api_url, f"{namespace}-operator", token)
+    assert cluster.service_account() is None  # the administrator is none
+    operator = Cluster.connect(kubeconfig)
+    try:
+        election = Election(
+            ClusterLease(operator, namespace, "lionrock-operator", 5.0, owner=operator.service_account()), "one", TIMES
+        )
+        assert election.step()
+        assert election.step()  # renewing keeps the owner
+        lease = "coordination.k8s.io/v1", "Lease", "lionrock-operator", namespace
+        assert objects.read(*lease) is not None
+        objects.delete(account)
+        wait_for(lambda: objects.read(*lease) is None, "the lease is collected", timeout_s=30)
+    finally:
+        operator.close()
 
 
 def _no_leases(request: Request) -> Fault | None:

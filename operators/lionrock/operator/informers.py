@@ -22,6 +22,7 @@ import logging
 import random
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -60,6 +61,10 @@ class Change:
     after: Object | None
 
 
+_GONE_KEPT: Final = 20_000
+"""Deleted objects that are remembered: more than can be deleted while an answer is under way."""
+
+
 class _Stopped(ApiError):
     """The informer ends; nothing is asked of the server any more."""
 
@@ -82,6 +87,7 @@ class Informer:
         self._on_change = on_change
         self._lock = threading.RLock()
         self._objects: dict[ObjectName, Object] = {}
+        self._gone: OrderedDict[ObjectName, int] = OrderedDict()
         self._source = _Source(cluster, resource, selection, pace, clock, self._listed, self.objects)
         self._shared = shared_informer(self._source.list_function)
         for kind, handler in (("ADDED", self.observe), ("MODIFIED", self.observe), ("DELETED", self._deleted)):
@@ -141,9 +147,11 @@ class Informer:
         key = _name(kept)
         with self._lock:
             before = self._objects.get(key)
-            if before is not None and _version(before) >= _version(kept):
-                return
+            known = self._gone.get(key, -1) if before is None else _version(before)
+            if known >= _version(kept):
+                return  # also the answer of a write that comes after the watch has told that the object is gone
             self._objects[key] = kept
+            self._gone.pop(key, None)
             self._report(Change(self.resource, before, kept))
 
     def _deleted(self, body: Object) -> None:
@@ -152,15 +160,21 @@ class Informer:
             # A later version is another object of that name, or one that this very list will tell about.
             if before is None or _version(before) > _version(body):
                 return
-            del self._objects[_name(body)]
-            self._report(Change(self.resource, before, None))
+            self._drop(_name(body), _version(body))
 
     def _listed(self, names: set[ObjectName], version: int) -> None:
         """Drop what a whole list did not have. What was written after the list stays."""
         with self._lock:
-            gone = [key for key, body in self._objects.items() if key not in names and _version(body) <= version]
-            for key in gone:
-                self._report(Change(self.resource, self._objects.pop(key), None))
+            for key in [key for key, body in self._objects.items() if key not in names and _version(body) <= version]:
+                self._drop(key, version)
+
+    def _drop(self, key: ObjectName, version: int) -> None:
+        """Forget an object that was gone at a version, but not that it was."""
+        self._gone[key] = version
+        self._gone.move_to_end(key)
+        if len(self._gone) > _GONE_KEPT:
+            self._gone.popitem(last=False)
+        self._report(Change(self.resource, self._objects.pop(key), None))
 
     def _report(self, change: Change) -> None:
         try:
