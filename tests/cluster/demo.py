@@ -326,8 +326,7 @@ class Demonstration:
 
     def leftovers(self) -> list[str]:
         """Objects of the mesh that are there: those of its namespace, and those of the cluster that carry its label."""
-        lease = f"{wanted.RELEASE}-operator"  # the operator's own, which nobody holds; it goes with the namespace
-        own = {"default", "kube-root-ca.crt", "models", lease}
+        own = {"default", "kube-root-ca.crt", "models"}
         found = []
         for version, kinds in LEFTOVER_KINDS:
             for kind in kinds:

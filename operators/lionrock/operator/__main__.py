@@ -42,7 +42,7 @@ def main() -> int:
             else GatewayStats(settings.gateways, settings.gateways.namespace or settings.namespace)
         )
         reports = JoinedReports(health.reports, no_reports if stats is None else stats.reports)
-        operator = RunningOperator(cluster, settings, measured, reports=reports)
+        operator = RunningOperator(cluster, settings, measured, account=cluster.service_account(), reports=reports)
         probes = ProbeServer(settings.listen, operator.unhealthy, operator.unready, prometheus_client.generate_latest)
     except (ApiError, ClusterUnknown, GangSchedulerMissing, OSError) as error:
         print(f"lionrock operator: {error}", file=sys.stderr)

@@ -35,6 +35,7 @@ _CHUNK_BYTES: Final = 64 << 10
 
 Object = dict[str, Any]
 PatchType = Literal["merge", "json"]
+_JSON: Final[Mapping[str, str]] = {"Content-Type": "application/json"}
 _CONTENT_TYPES: Final[Mapping[str, str]] = {
     "apply": "application/apply-patch+yaml",
     "merge": "application/merge-patch+json",
@@ -54,6 +55,15 @@ class Call:
     resource: str
     outcome: str
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceAccount:
+    """A service account, as the API server knows who calls it."""
+
+    namespace: str
+    name: str
+    uid: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +192,18 @@ class Cluster:
         found = self._exchange("discover", "apigroups", "GET", "/apis", [], {}, None, self._call_timeout_s)
         return frozenset(str(group.get("name")) for group in found.get("groups") or ())
 
+    def service_account(self) -> ServiceAccount | None:
+        """Return the service account as which we call; None for any other user. Raises ApiError."""
+        review = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
+        path = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
+        found = self._exchange("create", "selfsubjectreviews", "POST", path, [], _JSON, review, self._call_timeout_s)
+        user = (found.get("status") or {}).get("userInfo") or {}
+        prefix, _, rest = str(user.get("username", "")).partition("system:serviceaccount:")
+        namespace, _, name = rest.partition(":")
+        if prefix or not name or not user.get("uid"):
+            return None
+        return ServiceAccount(namespace, name, str(user["uid"]))
+
     # Writing
 
     def apply(self, manifest: Mapping[str, Any]) -> Object:
@@ -251,7 +273,7 @@ class Cluster:
         subresource: str | None = None,
     ) -> Object:
         name = f"{resource.plural}/{subresource}" if subresource else resource.plural
-        stated = {"Content-Type": "application/json", **(headers or {})}
+        stated = {**_JSON, **(headers or {})}
         timeout_s = timeout_s or self._call_timeout_s
         if method != "GET":
             query = [*query, ("timeout", f"{int(timeout_s * SERVER_SHARE * 1000)}ms")]

@@ -1,6 +1,7 @@
 """The election's lease as the API server keeps it: `Lease` of coordination.k8s.io/v1.
 
-Knows the object's fields; what they mean for who leads is `election`.
+Knows the object's fields; what they mean for who leads is `election`. The lease belongs to the operator's service account, so that
+it goes when the release is uninstalled, even if an operator that ends a moment later makes it again.
 """
 
 from __future__ import annotations
@@ -10,15 +11,19 @@ from typing import Any
 
 from lionrock.operator.api_errors import ApiError, Conflict, NotFound
 from lionrock.operator.api_resources import LEASE
-from lionrock.operator.cluster import Cluster
+from lionrock.operator.cluster import Cluster, ServiceAccount
 from lionrock.operator.election import LeaseConflict, LeaseRecord, LeaseUnavailable
 
 
 class ClusterLease:
     """One lease. Calls are short: an answer that comes after the next look is worth nothing."""
 
-    def __init__(self, cluster: Cluster, namespace: str, name: str, timeout_s: float) -> None:
+    def __init__(
+        self, cluster: Cluster, namespace: str, name: str, timeout_s: float, *, owner: ServiceAccount | None = None
+    ) -> None:
+        """owner: with whom the lease goes, if it is of the same namespace."""
         self._cluster = cluster
+        self._owner = owner if owner is not None and owner.namespace == namespace else None
         self._namespace = namespace
         self._name = name
         self._timeout_s = timeout_s
@@ -47,6 +52,9 @@ class ClusterLease:
         metadata: dict[str, Any] = {"name": self._name, "namespace": self._namespace}
         if record.resource_version is not None:
             metadata["resourceVersion"] = record.resource_version
+        if self._owner is not None:
+            owner = {"apiVersion": "v1", "kind": "ServiceAccount", "name": self._owner.name, "uid": self._owner.uid}
+            metadata["ownerReferences"] = [owner]
         spec = {
             "holderIdentity": record.holder,
             "leaseDurationSeconds": record.duration_s,

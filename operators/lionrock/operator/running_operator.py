@@ -31,7 +31,7 @@ from lionrock.operator.api_resources import (
     Resource,
 )
 from lionrock.operator.approver import Approver, ApproverLoop, Authority, AuthoritySecret
-from lionrock.operator.cluster import Cluster, Object, Selection
+from lionrock.operator.cluster import Cluster, Object, Selection, ServiceAccount
 from lionrock.operator.decision import decide
 from lionrock.operator.desired_state import child_name
 from lionrock.operator.effects import Effects, Observers
@@ -77,10 +77,14 @@ class RunningOperator:
         settings: OperatorSettings,
         measured: OperatorMetrics,
         *,
+        account: ServiceAccount | None = None,
         reports: Callable[[], Reports] = no_reports,
         pace: Pace | None = None,
     ) -> None:
-        """Put it together; nothing is asked of the cluster yet. reports: what revisions say of themselves now."""
+        """Put it together; nothing is asked of the cluster yet.
+
+        account: whose the lease is. reports: what revisions say of themselves now.
+        """
         self._settings = settings
         self._decisions = replace(settings.decisions(), fronts_are_asked=reports is not no_reports)
         self._reports = reports
@@ -98,7 +102,7 @@ class RunningOperator:
         self._stopping = threading.Event()
         self._term = 0
         lease = settings.lease
-        store = ClusterLease(cluster, settings.namespace, lease.name, timeout_s=lease.renew_deadline_s / 2)
+        store = ClusterLease(cluster, settings.namespace, lease.name, timeout_s=lease.renew_deadline_s / 2, owner=account)
         self._election = Election(store, self.identity, lease.times())
         self._candidacy = ElectionLoop(self._election, lease.retry_s, self._leadership_changed)
         self._add_informers()
