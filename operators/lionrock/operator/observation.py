@@ -61,8 +61,6 @@ class Observation:
                 log.error("%s %s cannot be read: %s", change.resource.kind, key, error)
                 touched = self._forget(change, key)
             self.touch(touched)
-            if change.resource is MODEL_DEPLOYMENT:
-                self._enqueue(namespace_key(key.namespace))
 
     def touch(self, touched: Touched) -> None:
         """Look again at what was touched."""
@@ -70,6 +68,8 @@ class Observation:
             self._enqueue(model_key(*model))
         for pool in sorted(touched.pools):
             self._enqueue(pool_key(pool))
+        for namespace in sorted(touched.namespaces):
+            self._enqueue(namespace_key(namespace))
         if touched.discovery:
             self._enqueue(DISCOVERY)
 

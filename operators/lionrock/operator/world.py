@@ -9,7 +9,7 @@ and the object that comes back from the API server. Does not know plans or desir
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lionrock.operator.capacity import NO_CHIPS
 from lionrock.operator.interest import is_unsettled, may_use, prefers
@@ -41,6 +41,8 @@ class Touched:
 
     models: tuple[ObjectKey, ...] = ()
     pools: frozenset[PoolName] = frozenset()
+    namespaces: frozenset[str] = frozenset()
+    """Whose models are to be found elsewhere, or whose own objects were changed."""
     discovery: bool = False
     """Whether nodes have other chips or labels than before, or pools came or went."""
 
@@ -128,7 +130,8 @@ class World(WorldView):
             self._unsettled.add(model.key)
         else:
             self._unsettled.discard(model.key)
-        return self._recounted(changed.nodes, models=(model.key,), pools=changed.pools)
+        touched = self._recounted(changed.nodes, models=(model.key,), pools=changed.pools)
+        return touched if _routing(before) == _routing(model) else replace(touched, namespaces=frozenset({model.key.namespace}))
 
     def forget_model(self, key: ObjectKey) -> Touched:
         """Take note that a model is gone."""
@@ -139,7 +142,8 @@ class World(WorldView):
         self._queue.put(key, None)
         self._unsettled.discard(key)
         changed = self._reservations.observe(key, ()) | self._reservations.withdraw(key)
-        return self._recounted(changed.nodes, models=(key,), pools=changed.pools)
+        touched = self._recounted(changed.nodes, models=(key,), pools=changed.pools)
+        return replace(touched, namespaces=frozenset({key.namespace}))
 
     def assume(self, key: ObjectKey, placement: Placement) -> Touched:
         """Keep the chips of a placement that is about to be written, beside those that the model has."""
@@ -189,7 +193,8 @@ class World(WorldView):
     def _child_changed(self, key: ChildKey, before: Child | None, after: Child | None) -> Touched:
         known = [child for child in (before, after) if child is not None]
         self._children_of.put(before.model if before else None, after.model if after else None, key, known[-1])
-        return Touched(models=tuple(dict.fromkeys(child.model for child in known if child.model is not None)))
+        models = tuple(dict.fromkeys(child.model for child in known if child.model is not None))
+        return Touched(models=models, namespaces=frozenset({key.namespace} if any(child.model is None for child in known) else ()))
 
     def _recounted(self, nodes: Iterable[NodeName], models: tuple[ObjectKey, ...] = (), pools: Iterable[PoolName] = ()) -> Touched:
         """Count the chips of those nodes anew. pools: those that are touched even if their nodes take no pods."""
@@ -233,6 +238,13 @@ class World(WorldView):
         """Models with chips or pods on a node."""
         pods = (pod.model for pod in self._pods_on.of(node).values() if pod.model is not None)
         return tuple(sorted({*self._reservations.on(node), *pods}))
+
+
+def _routing(model: Model | None) -> object:
+    """Return what the routes of a namespace say of a model."""
+    if not isinstance(model, ModelDeployment):
+        return model is None
+    return model.meta.is_deleting, model.served_name, model.spec.tenant, model.status.body.get("endpoints")
 
 
 def _is_older(meta: Metadata, known: Metadata) -> bool:
