@@ -35,7 +35,10 @@ def trim(resource: Resource, body: Mapping[str, Any]) -> Object:
     """Return what is kept of an object."""
     own = _OWN_RULES.get(resource)
     trimmed: Object = own(body) if own is not None else {key: body[key] for key in body if key not in ("metadata", "managedFields")}
-    return {"apiVersion": resource.api_version, "kind": resource.kind, **trimmed, "metadata": _metadata(body, own is None)}
+    kept: Object = _shared(
+        {"apiVersion": resource.api_version, "kind": resource.kind, **trimmed, "metadata": _metadata(body, own is None)}
+    )
+    return kept
 
 
 def matters(resource: Resource, body: Mapping[str, Any]) -> bool:
@@ -53,11 +56,22 @@ def _metadata(body: Mapping[str, Any], with_annotations: bool) -> Object:
     metadata = body.get("metadata") or {}
     kept = _pick(metadata, _METADATA)
     if metadata.get("labels"):
-        # The same few labels stand on thousands of objects.
-        kept["labels"] = {sys.intern(str(key)): sys.intern(str(value)) for key, value in metadata["labels"].items()}
+        kept["labels"] = {str(key): str(value) for key, value in metadata["labels"].items()}
     if with_annotations and metadata.get("annotations"):
         kept["annotations"] = {key: value for key, value in metadata["annotations"].items() if key != _LAST_APPLIED}
     return kept
+
+
+def _shared(value: Any) -> Any:
+    """Copy a value so that equal names and short texts are one object: the same few hundred stand in thousands of objects."""
+    if isinstance(value, dict):
+        return {sys.intern(str(key)): _shared(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_shared(each) for each in value]
+    return sys.intern(value) if type(value) is str and len(value) <= _SHORT else value
+
+
+_SHORT: Final = 128
 
 
 def _pick(body: Mapping[str, Any], keys: Iterable[str]) -> Object:
@@ -67,12 +81,11 @@ def _pick(body: Mapping[str, Any], keys: Iterable[str]) -> Object:
 def _node(body: Mapping[str, Any]) -> Object:
     status = body.get("status") or {}
     ready = [each for each in status.get("conditions") or () if each.get("type") == "Ready"]
-    allocatable = status.get("allocatable") or {}
     return {
         "spec": _pick(body.get("spec") or {}, ("unschedulable", "taints")),
         "status": {
             "conditions": [_pick(each, ("type", "status", "lastTransitionTime")) for each in ready],
-            "allocatable": {sys.intern(str(name)): allocatable[name] for name in allocatable},
+            "allocatable": status.get("allocatable") or {},
         },
     }
 
