@@ -13,6 +13,10 @@ from lionrock.audit.log import AuditLogs, Limits, open_logs
 from lionrock.audit.platform_log import PlatformLog, open_platform_log
 from lionrock.audit.publisher import PublishedLog
 from lionrock.audit.publishing import TilePublishing, tenant_logs
+from lionrock.audit.records.opening import open_records
+from lionrock.audit.records.records import Records
+from lionrock.audit.records.servicer import SERVICE_NAME as RECORDS_SERVICE_NAME
+from lionrock.audit.records.servicer import RecordsServicer
 from lionrock.audit.recovery import OrphanSweep
 from lionrock.audit.servicer import AuditServicer
 from lionrock.audit.settings import AuditSettings
@@ -22,6 +26,7 @@ from lionrock.audit.store import LogStore
 from lionrock.audit.store.opening import open_postgres, open_sqlite
 from lionrock.audit.tile_settings import open_sink
 from lionrock.audit.v1.audit_pb2_grpc import add_AuditServiceServicer_to_server
+from lionrock.audit.v1.records_pb2_grpc import add_RecordsServiceServicer_to_server
 from lionrock.audit.witnesses import Witnesses
 from lionrock.audit.witnessing import CosignedFile, Policy, Witnessing
 from lionrock.chassis.server import Registration, serve
@@ -44,8 +49,12 @@ async def main(settings: AuditSettings) -> None:
         platform = open_platform_log(settings.platform, store, keys, signed)
         async with logs:
             platform_log = PlatformLog(platform, logs, store, signed)
-            async with _witnesses(settings, logs, platform_log), _tiles(settings, logs, platform_log, store):
-                await _serve(settings, logs, platform_log)
+            async with (
+                open_records(settings.vault, logs, settings.tenants) as records,
+                _witnesses(settings, logs, platform_log),
+                _tiles(settings, logs, platform_log, store),
+            ):
+                await _serve(settings, logs, platform_log, records)
 
 
 async def _open_store(settings: AuditSettings) -> LogStore:
@@ -92,7 +101,7 @@ async def _tiles(settings: AuditSettings, logs: AuditLogs, platform_log: Platfor
         yield
 
 
-async def _serve(settings: AuditSettings, logs: AuditLogs, platform_log: PlatformLog) -> None:
+async def _serve(settings: AuditSettings, logs: AuditLogs, platform_log: PlatformLog, records: Records) -> None:
     sweep = OrphanSweep(logs, orphan_after_s=settings.orphan_after_s)
     sweeping = asyncio.create_task(sweep.run(settings.sweep_interval_s))
 
@@ -102,8 +111,11 @@ async def _serve(settings: AuditSettings, logs: AuditLogs, platform_log: Platfor
             logging.getLogger("lionrock.audit").error("a log is read-only", extra={"tenant": tenant, "why": why})
 
     try:
-        registration = Registration(add_AuditServiceServicer_to_server, AuditServicer(logs, platform_log), SERVICE_NAME, CALLERS)
-        serving = serve(settings, "audit", [registration], on_ready=say_what_is_read_only, readiness=_readiness(logs))
+        registrations = (
+            Registration(add_AuditServiceServicer_to_server, AuditServicer(logs, platform_log), SERVICE_NAME, CALLERS),
+            Registration(add_RecordsServiceServicer_to_server, RecordsServicer(records), RECORDS_SERVICE_NAME, CALLERS),
+        )
+        serving = serve(settings, "audit", registrations, on_ready=say_what_is_read_only, readiness=_readiness(logs))
         await (serving if settings.store_file is not None else until_store_is_lost(serving, logs))
     finally:
         sweeping.cancel()

@@ -7,6 +7,7 @@ from pydantic import Field, StringConstraints, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from lionrock.audit.tile_settings import TileSettings
+from lionrock.audit.vault.settings import VaultSettings
 from lionrock.audit.witness_settings import WitnessPeer, WitnessPolicySettings
 from lionrock.chassis.settings import ServiceSettings
 
@@ -77,6 +78,14 @@ class AuditSettings(ServiceSettings):
             raise ValueError("with tiles, no tenant can be called tile or checkpoint")
         if self.tiles.wanted and any(part in {"", ".", ".."} or part.startswith(".") for part in self.platform.split("/")):
             raise ValueError("with tiles, the platform is a path: no part of it is empty or begins with a dot")
+        return self
+
+    vault: VaultSettings | None = Field(None, description="where payloads are kept; unset: nowhere, leaves alone commit to them")
+
+    @model_validator(mode="after")
+    def _vault_keeps_what_is_logged(self) -> Self:
+        if self.vault is not None and (strangers := set(self.vault.tenants or ()) - set(self.tenants)):
+            raise ValueError(f"vault.tenants names tenants without a log: {', '.join(sorted(strangers))}")
         return self
 
     @model_validator(mode="after")
