@@ -45,7 +45,7 @@ def context(tenant: str = "bank", request_id: str | None = None, **changes: Any)
         "tenant": tenant,
         "actor": f"spiffe://{TRUST_DOMAIN}/tenant/{tenant}/user/ada",
         "auth_method": context_pb2.AUTH_METHOD_MTLS,
-        "roles": ["user"],
+        "roles": ["auditor"],
         "purpose": "customer_support",
         "territory": "HK",
         "profile": "default",
