@@ -139,6 +139,7 @@ class Campaign:
         self._root = scratch
         self._before: Tally | None = None
         self._unsettled = False
+        self._fired = 0
 
     async def run(self, faults: Sequence[Fault]) -> None:
         """Inflict the faults one after the other."""
@@ -250,7 +251,7 @@ class Campaign:
             else:
                 async with self._channel(port) as stub:
                     await self._under_load(fault, process, stub, chance, tally)
-            fired = disk.control.fired
+            fired = self._fired or disk.control.fired
             disk.control.disarm()
             if process.returncode is None and fault.end.startswith("stop"):
                 process.send_signal(signal.SIGTERM)
@@ -289,9 +290,8 @@ class Campaign:
         finally:
             if fault.end.startswith("stop") and process.returncode is None:
                 process.send_signal(signal.SIGTERM)
-            elif process.returncode is None:
-                with suppress(ProcessLookupError):
-                    os.kill(process.pid, signal.SIGKILL)
+            else:
+                await self._kill(process)
             await asyncio.wait_for(load, CALL_TIMEOUT_S * 4)
         tally.acknowledged += writers.acknowledged
 
@@ -401,6 +401,7 @@ class Campaign:
         ready.unlink(missing_ok=True)
         environment = self._disk.go_on() if self._unsettled else self._disk.begin()
         self._unsettled = True
+        self._fired = 0
         self._disk.control.step_clock(self._offset_ns)
         early()
         self._started_s = time.monotonic()
@@ -419,10 +420,20 @@ class Campaign:
                     await asyncio.sleep(0.01)
             yield process, int(ready.read_text(encoding="ascii")) if process.returncode is None else None
         finally:
-            if process.returncode is None:
-                with suppress(ProcessLookupError):
-                    os.kill(process.pid, signal.SIGKILL)  # not process.kill(), which reaps what asyncio waits for
-            await process.wait()
+            await self._kill(process)
+
+    async def _kill(self, process: asyncio.subprocess.Process) -> None:
+        """Kill the process, never between an operation and its record in the journal."""
+        assert self._disk is not None
+        self._fired = self._fired or self._disk.control.fired
+        if process.returncode is None:
+            self._disk.control.arm(Action.STOP, _WRITING, 0, repeat=-1)
+            while process.returncode is None and self._disk.control.busy:  # noqa: ASYNC110
+                await asyncio.sleep(0.002)
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)  # not process.kill(), which reaps what asyncio waits for
+        await process.wait()
 
     @asynccontextmanager
     async def _channel(self, port: int) -> AsyncIterator[Any]:

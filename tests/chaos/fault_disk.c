@@ -35,7 +35,7 @@
 
 enum operation { OP_CREATE = 1, OP_WRITE, OP_TRUNCATE, OP_SYNC, OP_SYNC_FAILED, OP_RENAME, OP_LINK, OP_UNLINK, OP_MKDIR, OP_RMDIR, OP_SYNC_DIRECTORY };
 enum class { CLASS_WRITE = 1, CLASS_SYNC = 2, CLASS_NAME = 4, CLASS_READ = 8 };
-enum action { ACTION_NONE, ACTION_KILL, ACTION_FAIL, ACTION_SHORT };
+enum action { ACTION_NONE, ACTION_KILL, ACTION_FAIL, ACTION_SHORT, ACTION_STOP /* killed before it, and no trace of it */ };
 
 struct control {             /* little-endian, as fault_disk.py packs it */
     int64_t clock_offset_ns; /* added to the wall clock */
@@ -46,6 +46,7 @@ struct control {             /* little-endian, as fault_disk.py packs it */
     int32_t error;     /* errno of ACTION_FAIL */
     int32_t repeat;    /* matching operations to hit; negative: all from then on */
     uint32_t fired;
+    uint32_t busy; /* between an operation's beginning and its record */
     char suffix[32]; /* path must end so; empty: any */
 };
 
@@ -72,6 +73,16 @@ static struct watched table[FDS];
 static struct control *control;
 static int journal = -1;
 static char *watch;
+
+static void enter(void) {
+    pthread_mutex_lock(&lock);
+    if (control) control->busy = 1;
+}
+
+static void leave(void) {
+    if (control) control->busy = 0;
+    pthread_mutex_unlock(&lock);
+}
 
 static void fatal(const char *why, const char *path) {
     dprintf(2, "fault_disk: %s: %s\n", why, path ? path : "");
@@ -177,6 +188,7 @@ static enum action due(enum class class, const char *path) {
     if (control->repeat == 0) return ACTION_NONE;
     if (control->repeat > 0) control->repeat--;
     control->fired++;
+    if (control->action == ACTION_STOP) die();
     return control->action;
 }
 
@@ -188,7 +200,7 @@ static int failed(void) {
 static int opened(int directory, const char *path, int flags, mode_t mode) {
     char absolute[PATH_MAX];
     if (!control || (flags & O_PATH) || !is_watched(directory, path, absolute)) return (int)syscall(SYS_openat, directory, path, flags, mode);
-    pthread_mutex_lock(&lock);
+    enter();
     struct stat before, now;
     int existed = syscall(SYS_newfstatat, AT_FDCWD, absolute, &before, 0) == 0;
     int creates = (flags & O_CREAT) && !existed, truncates = (flags & O_TRUNC) && existed && before.st_size > 0;
@@ -196,7 +208,7 @@ static int opened(int directory, const char *path, int flags, mode_t mode) {
     if (creates || truncates) switch (due(creates ? CLASS_NAME : CLASS_WRITE, absolute)) {
         case ACTION_KILL: die(); break;
         case ACTION_FAIL: case ACTION_SHORT: result = failed(); goto out;
-        case ACTION_NONE: break;
+        case ACTION_NONE: case ACTION_STOP: break;
     }
     result = (int)syscall(SYS_openat, directory, path, flags, mode);
     if (result >= 0 && result < FDS && syscall(SYS_fstat, result, &now) == 0) {
@@ -211,7 +223,7 @@ static int opened(int directory, const char *path, int flags, mode_t mode) {
     }
 out:;
     int error = errno;
-    pthread_mutex_unlock(&lock);
+    leave();
     errno = error;
     return result;
 }
@@ -236,14 +248,14 @@ EXPORT int creat(const char *path, mode_t mode) { return opened(AT_FDCWD, path, 
 
 EXPORT int close(int fd) {
     if (fd == journal && journal >= 0) return 0;
-    pthread_mutex_lock(&lock);
+    enter();
     if (fd >= 0 && fd < FDS && table[fd].kind) {
         free(table[fd].path);
         table[fd].path = NULL;
         table[fd].kind = 0;
     }
     int result = (int)syscall(SYS_close, fd), error = errno;
-    pthread_mutex_unlock(&lock);
+    leave();
     errno = error;
     return result;
 }
@@ -252,7 +264,7 @@ EXPORT int close(int fd) {
 static ssize_t written(int fd, const void *data, size_t bytes, off_t offset) {
     if (!control || fd < 0 || fd >= FDS || !table[fd].kind)
         return offset < 0 ? syscall(SYS_write, fd, data, bytes) : syscall(SYS_pwrite64, fd, data, bytes, offset);
-    pthread_mutex_lock(&lock);
+    enter();
     struct watched *file = entry(fd);
     ssize_t result;
     if (file) {
@@ -269,7 +281,7 @@ static ssize_t written(int fd, const void *data, size_t bytes, off_t offset) {
             break;
         case ACTION_FAIL: result = failed(); goto out;
         case ACTION_SHORT: bytes = bytes > 1 ? bytes / 2 : bytes; break;
-        case ACTION_NONE: break;
+        case ACTION_NONE: case ACTION_STOP: break;
         }
         result = offset < 0 ? syscall(SYS_write, fd, data, bytes) : syscall(SYS_pwrite64, fd, data, bytes, offset);
         if (result > 0) note(OP_WRITE, 0, file->inode, NULL, NULL, at, data, (size_t)result);
@@ -278,7 +290,7 @@ static ssize_t written(int fd, const void *data, size_t bytes, off_t offset) {
     }
 out:;
     int error = errno;
-    pthread_mutex_unlock(&lock);
+    leave();
     errno = error;
     return result;
 }
@@ -293,10 +305,10 @@ EXPORT ssize_t writev(int fd, const struct iovec *parts, int count) {
 
 static ssize_t got(int fd, void *data, size_t bytes, off_t offset) {
     if (control && control->action == ACTION_FAIL && (control->classes & CLASS_READ) && fd >= 0 && fd < FDS && table[fd].kind) {
-        pthread_mutex_lock(&lock);
+        enter();
         struct watched *file = entry(fd);
         enum action action = file ? due(CLASS_READ, file->path) : ACTION_NONE;
-        pthread_mutex_unlock(&lock);
+        leave();
         if (action == ACTION_FAIL) return failed();
     }
     return offset < 0 ? syscall(SYS_read, fd, data, bytes) : syscall(SYS_pread64, fd, data, bytes, offset);
@@ -306,7 +318,7 @@ EXPORT ssize_t pread(int fd, void *data, size_t bytes, off_t offset) { return go
 EXPORT ssize_t pread64(int fd, void *data, size_t bytes, off64_t offset) { return got(fd, data, bytes, offset); }
 
 static int truncated(int fd, off_t size) {
-    pthread_mutex_lock(&lock);
+    enter();
     struct watched *file = entry(fd);
     int result = -1;
     if (file) switch (due(CLASS_WRITE, file->path)) {
@@ -315,13 +327,13 @@ static int truncated(int fd, off_t size) {
             die();
             break;
         case ACTION_FAIL: case ACTION_SHORT: failed(); goto out;
-        case ACTION_NONE: break;
+        case ACTION_NONE: case ACTION_STOP: break;
     }
     result = (int)syscall(SYS_ftruncate, fd, size);
     if (file && result == 0) note(OP_TRUNCATE, 0, file->inode, NULL, NULL, size, NULL, 0);
 out:;
     int error = errno;
-    pthread_mutex_unlock(&lock);
+    leave();
     errno = error;
     return result;
 }
@@ -330,7 +342,7 @@ EXPORT int ftruncate64(int fd, off64_t size) { return truncated(fd, size); }
 
 static int synced(int fd, long number) {
     if (!control || fd < 0 || fd >= FDS || !table[fd].kind) return (int)syscall(number, fd);
-    pthread_mutex_lock(&lock);
+    enter();
     struct watched *file = entry(fd);
     int result = 0;
     if (!file) {
@@ -342,13 +354,13 @@ static int synced(int fd, long number) {
             note(OP_SYNC_FAILED, 0, file->inode, file->path, NULL, file->kind, NULL, 0);
             result = failed();
             break;
-        case ACTION_NONE:
+        case ACTION_NONE: case ACTION_STOP:
             note(file->kind == 2 ? OP_SYNC_DIRECTORY : OP_SYNC, 0, file->inode, file->path, NULL, 0, NULL, 0);
             break;
         }
     }
     int error = errno;
-    pthread_mutex_unlock(&lock);
+    leave();
     errno = error;
     return result;
 }
@@ -357,18 +369,18 @@ EXPORT int fdatasync(int fd) { return synced(fd, SYS_fdatasync); }
 
 /* An operation on names: `operation` on the watched path, carried out by `call`. */
 #define NAMES(operation, watched_path, other_path, call) \
-    pthread_mutex_lock(&lock); \
+    enter(); \
     int result = -1; \
     switch (due(CLASS_NAME, watched_path)) { \
     case ACTION_KILL: note(operation, 1, 0, watched_path, other_path, 0, NULL, 0); die(); break; \
     case ACTION_FAIL: case ACTION_SHORT: failed(); break; \
-    case ACTION_NONE: \
+    case ACTION_NONE: case ACTION_STOP: \
         result = (int)(call); \
         if (result == 0) note(operation, 0, 0, watched_path, other_path, 0, NULL, 0); \
         break; \
     } \
     int error = errno; \
-    pthread_mutex_unlock(&lock); \
+    leave(); \
     errno = error; \
     return result;
 

@@ -31,7 +31,7 @@ from typing import Literal
 
 SECTOR_BYTES = 512
 SOURCE = Path(__file__).with_name("fault_disk.c")
-_CONTROL = struct.Struct("<qQIIiiiI32s")
+_CONTROL = struct.Struct("<qQIIiiiII32s")
 _RECORD = struct.Struct("<BBHHHQqQ")
 
 Survival = Literal["everything", "nothing", "prefix", "subset", "noise"]
@@ -80,12 +80,13 @@ class OperationClass(IntFlag):
 
 
 class Action(IntEnum):
-    """What happens to an operation that is hit."""
+    """What happens to an operation that is hit. KILL: it may have been carried out in part; STOP: the process died before it."""
 
     NONE = 0
     KILL = 1
     FAIL = 2
     SHORT = 3
+    STOP = 4
 
 
 class Control:
@@ -102,12 +103,17 @@ class Control:
     ) -> None:
         """Hit the operation after the next `countdown` that match, and `repeat` in all (-1: every one from then on)."""
         struct.pack_into("<I", self._page, 16, Action.NONE)
-        struct.pack_into("<IiiiI32s", self._page, 20, classes, countdown, error, repeat, 0, suffix.encode())
+        struct.pack_into("<IiiiI", self._page, 20, classes, countdown, error, repeat, 0)
+        struct.pack_into("<32s", self._page, 44, suffix.encode())
         struct.pack_into("<I", self._page, 16, action)
 
     def disarm(self) -> None:
         """Let everything through."""
         struct.pack_into("<I", self._page, 16, Action.NONE)
+
+    def reset(self) -> None:
+        """Forget what the last process left here, armed faults included; the clock stays."""
+        struct.pack_into("<IIiiiII32s", self._page, 16, Action.NONE, 0, 0, 0, 0, 0, 0, b"")
 
     def step_clock(self, offset_ns: int) -> None:
         """Set the wall clock this far from the real one."""
@@ -117,6 +123,11 @@ class Control:
     def fired(self) -> int:
         """How many operations were hit since the last `arm`."""
         return int(struct.unpack_from("<I", self._page, 36)[0])
+
+    @property
+    def busy(self) -> bool:
+        """Whether the process is in the middle of an operation."""
+        return bool(struct.unpack_from("<I", self._page, 40)[0])
 
     def close(self) -> None:
         self._page.close()
@@ -277,7 +288,7 @@ class FaultDisk:
 
     def go_on(self) -> Mapping[str, str]:
         """Watch one more process without a power cut before it: what the last one left unsynced still is."""
-        self.control.disarm()
+        self.control.reset()
         return {
             "LD_PRELOAD": str(self._layer),
             "FAULT_DISK_WATCH": str(self.root),
