@@ -39,7 +39,9 @@ async def test_what_the_service_appends_is_published_within_seconds(place: Place
             peer = PeerSettings(target=f"127.0.0.1:{port}", service="audit")
             async with open_channel(peer, ca.issue("gateway"), name="gateway") as channel:
                 stub: Any = AuditServiceStub(channel)
-                (key,) = (await stub.ListKeys(pb.ListKeysRequest(context=context()))).verifier_keys
+                auditor = context()
+                auditor.roles.append("auditor")
+                (key,) = (await stub.ListKeys(pb.ListKeysRequest(context=auditor))).verifier_keys
                 body = pb.Intent(action="chat", model="smollm2", prompt=b"prompt")
                 appends = [pb.AppendRequest(context=context(), event_id=uuid7(), intent=body) for _ in range(300)]
                 size += len(appends)

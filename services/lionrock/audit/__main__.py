@@ -12,7 +12,7 @@ from lionrock.audit.keys import LOG_SIGNATURES, KeyDirectory
 from lionrock.audit.log import AuditLogs, Limits, open_logs
 from lionrock.audit.platform_log import PlatformLog, open_platform_log
 from lionrock.audit.publisher import PublishedLog
-from lionrock.audit.publishing import TilePublishing, tenant_logs
+from lionrock.audit.publishing import tenant_logs
 from lionrock.audit.records.opening import open_records
 from lionrock.audit.records.records import Records
 from lionrock.audit.records.servicer import SERVICE_NAME as RECORDS_SERVICE_NAME
@@ -24,7 +24,7 @@ from lionrock.audit.signed_checkpoints import SignedCheckpoints
 from lionrock.audit.standby import take_over, until_store_is_lost
 from lionrock.audit.store import LogStore
 from lionrock.audit.store.opening import open_postgres, open_sqlite
-from lionrock.audit.tile_settings import open_sink
+from lionrock.audit.tile_service import tile_service
 from lionrock.audit.v1.audit_pb2_grpc import add_AuditServiceServicer_to_server
 from lionrock.audit.v1.records_pb2_grpc import add_RecordsServiceServicer_to_server
 from lionrock.audit.witnesses import Witnesses
@@ -92,12 +92,10 @@ async def _witnesses(settings: AuditSettings, logs: AuditLogs, platform_log: Pla
 
 @asynccontextmanager
 async def _tiles(settings: AuditSettings, logs: AuditLogs, platform_log: PlatformLog, store: LogStore) -> AsyncIterator[None]:
-    """Publish tiles while the block runs, if settings say where."""
-    if not settings.tiles.wanted:
-        yield
-        return
+    """Publish and serve tiles while the block runs, if settings say where."""
     published = [*tenant_logs(logs, store, settings.platform), PublishedLog(*platform_log.published)]
-    async with TilePublishing(published, store, partial(open_sink, settings.tiles), interval_s=settings.tiles.interval_s):
+    trust_domain = settings.server.trust_domain
+    async with tile_service(settings.tiles, published, store, platform=settings.platform, trust_domain=trust_domain):
         yield
 
 

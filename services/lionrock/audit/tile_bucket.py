@@ -171,12 +171,12 @@ class BucketSource:
     def __init__(self, store: S3Store, prefix: str) -> None:
         """Read below `prefix`, where the log's `checkpoint` is."""
         self._store = store
-        self._prefix = prefix.strip("/")
+        self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
 
     def read(self, name: str, max_bytes: int) -> bytes | None:
         """Content of an object. Raises SourceFailed, CorruptLog for more than `max_bytes`."""
         try:
-            found = obstore.get(self._store, f"{self._prefix}/{name}")
+            found = obstore.get(self._store, f"{self._prefix}{name}")
             if found.meta["size"] > max_bytes:
                 raise CorruptLog(f"{name} has more than {max_bytes} bytes")
             return bytes(found.bytes())
@@ -186,7 +186,7 @@ class BucketSource:
             raise SourceFailed(f"{name}: {type(error).__name__}") from None
 
     def __str__(self) -> str:
-        return self._prefix
+        return self._prefix or "/"
 
 
 def _failed(doing: str, name: str, error: BaseException) -> SinkFailed:

@@ -3,6 +3,7 @@
 Knows: names, limits, and how a sink is opened from them. Does not know: what is published.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -10,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lionrock.audit.failures import SinkFailed
 from lionrock.audit.tile_sinks import DirectorySink, Readers, TileSink
+from lionrock.chassis.http_settings import HttpServerSettings
 
 if TYPE_CHECKING:
     from obstore.store import S3Store
@@ -40,6 +42,20 @@ class TileSettings(BaseModel):
     bucket: BucketSettings | None = Field(default=None, description="bucket for the tiles of all logs; unset: no bucket")
     readers: Readers = Field(default="owner", description="who may read a directory beside this service: owner, group or all")
     interval_s: float = Field(default=2, gt=0, le=3600, description="time between two looks for new leaves, in seconds")
+
+    http: HttpServerSettings | None = Field(default=None, description="port that serves the tiles to certificates; unset: none")
+    http_readers: Mapping[str, tuple[str, ...]] = Field(
+        default={}, description="by tenant, SPIFFE ids of auditors and regulators that may read its log over HTTP; <kind>/* for all"
+    )
+
+    @model_validator(mode="after")
+    def _http_knows_its_callers(self) -> Self:
+        if self.http is not None:
+            if not self.wanted:
+                raise ValueError("http serves the tiles of a directory or a bucket, and none is set")
+            if self.http.tls is None or self.http.client_certificates != "required":
+                raise ValueError("http.tls must be set and http.client_certificates be required: a certificate says who may read")
+        return self
 
     @model_validator(mode="after")
     def _one_sink(self) -> Self:
