@@ -43,6 +43,7 @@ def context(request_id: str | None = None) -> context_pb2.RequestContext:
         tenant="bank",
         actor=f"spiffe://{TRUST_DOMAIN}/tenant/bank/user/ada",
         auth_method=context_pb2.AUTH_METHOD_MTLS,
+        roles=["auditor"],
         purpose="customer_support",
         territory="HK",
         profile="default",
