@@ -1,6 +1,7 @@
 """Verifies a receipt offline: one file, standard library and `cryptography`, no other part of this product.
 
     python verify.py RECEIPT.tlog-proof 'lionrock.local/audit/bank+1f2e3d4c+AZ…'
+    python verify.py RECEIPT.tlog-proof KEY… --platform-proof PLATFORM.tlog-proof --witness KEY… --threshold 2
 
 It shares no code with the log that wrote the receipt, so a mistake there is not repeated here. It checks, in this order:
 
@@ -9,17 +10,27 @@ It shares no code with the log that wrote the receipt, so a mistake there is not
     3. SHA-256(0x00 || leaf) leads to the checkpoint's root                   RFC 9162, section 2.1.3.2
     4. the leaf is a JSON object without duplicate keys or fractions, and its tenant is the one that the log's origin names
 
-Signatures by keys that you did not give (a witness, say) are ignored, as the format demands. Every failure is a
-`VerificationFailed` with one `Reason`, whatever the bytes are.
+and, with a proof from the platform's log, whose leaves are the checkpoints of all tenants' logs:
+
+    5. the proof is of the very checkpoint in the receipt, and leads to a checkpoint that a key that you trust signed for the log
+       whose origin is that of the tenant's log without the tenant
+    6. enough of the witnesses that you trust cosigned that one                c2sp.org/tlog-cosignature
+
+Signatures are Ed25519 (type 0x01), Ed25519 cosignatures (0x04) and ML-DSA-44 cosignatures (0x06), with which logs may sign too.
+Signatures by keys that you did not give are ignored, as the format demands. Every failure is a `VerificationFailed` with one
+`Reason`, whatever the bytes are.
 """
 
+import argparse
 import base64
 import hmac
 import json
 import re
+import struct
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import Enum
 from hashlib import sha256
 from pathlib import Path
@@ -27,11 +38,15 @@ from typing import Any, NoReturn
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PublicKey
 
 RECEIPT_MAX_CHARS = 1_000_000
 _HEADER = "c2sp.org/tlog-proof@v1"
 _DECIMAL = re.compile(r"(0|[1-9][0-9]{0,18})", re.ASCII)
-_ED25519 = 0x01
+_ED25519, _ED25519_COSIGNATURE, _ML_DSA_44_COSIGNATURE = 0x01, 0x04, 0x06
+_PUBLIC_KEY_BYTES = {_ED25519: 32, _ED25519_COSIGNATURE: 32, _ML_DSA_44_COSIGNATURE: 1312}
+_LOGS_SIGN_WITH = (_ED25519, _ML_DSA_44_COSIGNATURE)
+_WITNESSES_SIGN_WITH = (_ED25519_COSIGNATURE, _ML_DSA_44_COSIGNATURE)
 _SCHEMA_VERSIONS = frozenset({1})
 _SIGNATURES_MAX = 64
 _PATH_MAX = 63
@@ -49,6 +64,8 @@ class Reason(Enum):
     ORIGIN_MISMATCH = "the key that signed belongs to another log"
     INDEX_OUT_OF_RANGE = "the leaf's index is not below the checkpoint's size"
     INCLUSION_INVALID = "the leaf is not in the tree that was signed"
+    PLATFORM_MISMATCH = "the platform's proof is of something else than the receipt's checkpoint"
+    WITNESSES_TOO_FEW = "too few of the given witnesses cosigned"
     LEAF_MALFORMED = "the leaf is not an audit leaf"
     SCHEMA_UNKNOWN = "the leaf has a schema version that this program does not know"
     TENANT_MISMATCH = "the leaf belongs to another tenant than the log"
@@ -80,39 +97,73 @@ class VerifiedLeaf:
     root: bytes
     signed_by: Sequence[str]
     """Names of the given keys whose signatures are on the checkpoint."""
+    checkpoint: str
+    """The signed note itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedPlatform:
+    """A checkpoint of the platform's log that holds a tenant's checkpoint. Only `verify_platform_proof` makes one."""
+
+    origin: str
+    leaf_index: int
+    """Of the tenant's checkpoint."""
+    tree_size: int
+    root: bytes
+    cosigned: Mapping[str, int]
+    """Given witnesses that cosigned, and when by their own statement, in seconds since 1970."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Key:
     name: str
     key_id: bytes
-    public_key: Ed25519PublicKey
+    type: int
+    public_key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Signature:
+    key: _Key
+    time_s: int | None
 
 
 def verify_receipt(text: str | bytes, verifier_keys: Sequence[str]) -> VerifiedLeaf:
     """Check a receipt against verifier keys that you got from somewhere you trust. Raises VerificationFailed."""
     keys = [_parse_key(key) for key in verifier_keys]
-    if isinstance(text, bytes):
-        try:
-            text = text.decode("utf-8")
-        except UnicodeDecodeError:
-            _fail(Reason.RECEIPT_MALFORMED, "not UTF-8")
-    if len(text) > RECEIPT_MAX_CHARS:
-        _fail(Reason.RECEIPT_MALFORMED, f"more than {RECEIPT_MAX_CHARS} characters")
-    leaf, index, path, note = _parse_proof(text)
-    body, signed_by = _open_note(note, keys)
-    origin, size, root = _parse_checkpoint(body)
-    if origin not in signed_by:
-        _fail(Reason.ORIGIN_MISMATCH, "the origin line names another log than the key does")
-    if index >= size:
-        _fail(Reason.INDEX_OUT_OF_RANGE, f"index {index}, size {size}")
-    hash_of_leaf = sha256(b"\x00" + leaf).digest()
-    if _climb(index, size, hash_of_leaf, path) != root:
-        _fail(Reason.INCLUSION_INVALID, "the path leads to another root")
-    fields = _parse_leaf(leaf)
-    if origin.rpartition("/")[2] != fields.get("tenant"):
+    proven = _verify_proof(_text_of(text), keys)
+    fields = _parse_leaf(proven.leaf)
+    if proven.origin.rpartition("/")[2] != fields.get("tenant"):
         _fail(Reason.TENANT_MISMATCH, "the origin ends in another tenant")
-    return VerifiedLeaf(fields, leaf, hash_of_leaf, index, origin, size, root, signed_by)
+    signed_by = [signature.key.name for signature in proven.signatures]
+    hash_of_leaf = sha256(b"\x00" + proven.leaf).digest()
+    return VerifiedLeaf(
+        fields, proven.leaf, hash_of_leaf, proven.index, proven.origin, proven.size, proven.root, signed_by, proven.note
+    )
+
+
+def verify_platform_proof(
+    text: str | bytes, leaf: VerifiedLeaf, platform_keys: Sequence[str], witness_keys: Sequence[str], threshold: int
+) -> VerifiedPlatform:
+    """Check that the platform's log holds the checkpoint in a receipt, and that `threshold` of the witnesses cosigned it.
+
+    A witness with several keys counts once. Raises VerificationFailed.
+    """
+    witnesses = [_parse_key(key) for key in witness_keys]
+    if any(key.type not in _WITNESSES_SIGN_WITH for key in witnesses):
+        _fail(Reason.KEY_MALFORMED, "a key that is given as a witness's is a log's")
+    proven = _verify_proof(_text_of(text), [*(_parse_key(key) for key in platform_keys), *witnesses])
+    if leaf.origin.rpartition("/")[0] != proven.origin:
+        _fail(Reason.PLATFORM_MISMATCH, "the log of the proof is not the one above the receipt's")
+    if proven.leaf != leaf.checkpoint.encode("utf-8"):
+        _fail(Reason.PLATFORM_MISMATCH, "the proof is of another checkpoint")
+    cosigned: dict[str, int] = {}
+    for signature in proven.signatures:
+        if signature.key in witnesses and signature.time_s:
+            cosigned[signature.key.name] = max(signature.time_s, cosigned.get(signature.key.name, 0))
+    if len(cosigned) < threshold:
+        _fail(Reason.WITNESSES_TOO_FEW, f"{len(cosigned)} of {len({key.name for key in witnesses})}, and {threshold} are needed")
+    return VerifiedPlatform(proven.origin, proven.index, proven.size, proven.root, cosigned)
 
 
 def check_opening(leaf: VerifiedLeaf, kind: str, salt: bytes, payload: bytes) -> None:
@@ -123,6 +174,43 @@ def check_opening(leaf: VerifiedLeaf, kind: str, salt: bytes, payload: bytes) ->
         _fail(Reason.COMMITMENT_ABSENT, "no such commitment")
     if not hmac.compare_digest(hmac.digest(salt, payload, "sha256").hex().encode(), expected.encode("utf-8", "surrogatepass")):
         _fail(Reason.OPENING_INVALID, "HMAC-SHA256(salt, payload) is another value")
+
+
+@dataclass(frozen=True, slots=True)
+class _Proven:
+    """Something that a log holds; what it is, is not looked at."""
+
+    leaf: bytes
+    index: int
+    origin: str
+    size: int
+    root: bytes
+    signatures: Sequence[_Signature]
+    note: str
+
+
+def _verify_proof(text: str, keys: Sequence[_Key]) -> _Proven:
+    leaf, index, path, note = _parse_proof(text)
+    body, signatures = _open_note(note, keys)
+    origin, size, root = _parse_checkpoint(body)
+    if not any(signature.key.name == origin and signature.key.type in _LOGS_SIGN_WITH for signature in signatures):
+        _fail(Reason.ORIGIN_MISMATCH, "the origin line names another log than the key does")
+    if index >= size:
+        _fail(Reason.INDEX_OUT_OF_RANGE, f"index {index}, size {size}")
+    if _climb(index, size, sha256(b"\x00" + leaf).digest(), path) != root:
+        _fail(Reason.INCLUSION_INVALID, "the path leads to another root")
+    return _Proven(leaf, index, origin, size, root, signatures, note)
+
+
+def _text_of(text: str | bytes) -> str:
+    if isinstance(text, bytes):
+        try:
+            text = text.decode("utf-8")
+        except UnicodeDecodeError:
+            _fail(Reason.RECEIPT_MALFORMED, "not UTF-8")
+    if len(text) > RECEIPT_MAX_CHARS:
+        _fail(Reason.RECEIPT_MALFORMED, f"more than {RECEIPT_MAX_CHARS} characters")
+    return text
 
 
 def _fail(reason: Reason, detail: str) -> NoReturn:
@@ -156,16 +244,38 @@ def _parse_key(text: str) -> _Key:
     if not _valid_name(name) or not re.fullmatch(r"[0-9a-f]{8}", key_id):
         _fail(Reason.KEY_MALFORMED, "expected <name>+<8 hexadecimal digits>+<Base64>")
     material = _base64(encoded, Reason.KEY_MALFORMED)
-    if len(material) != 33 or material[0] != _ED25519:
-        _fail(Reason.KEY_MALFORMED, "not an Ed25519 key")
+    if not material or len(material) - 1 != _PUBLIC_KEY_BYTES.get(material[0]):
+        _fail(Reason.KEY_MALFORMED, "neither an Ed25519 nor an ML-DSA-44 key")
     try:
         expected = sha256(name.encode() + b"\n" + material).digest()[:4]
-        public_key = Ed25519PublicKey.from_public_bytes(material[1:])
     except ValueError:
-        _fail(Reason.KEY_MALFORMED, "not an Ed25519 key")
+        _fail(Reason.KEY_MALFORMED, "the name is not UTF-8")
     if expected.hex() != key_id:
         _fail(Reason.KEY_MALFORMED, "the key id does not belong to the key")
-    return _Key(name, expected, public_key)
+    return _Key(name, expected, material[0], material[1:])
+
+
+def _verify_signature(key: _Key, text: str, blob: bytes) -> int | None:
+    """Time that a cosignature states, None for a log's Ed25519 signature. Raises InvalidSignature, ValueError."""
+    if key.type == _ED25519:
+        Ed25519PublicKey.from_public_bytes(key.public_key).verify(blob, text.encode("utf-8"))
+        return None
+    if len(blob) <= 8:
+        raise ValueError("no signature after the time")
+    time_s: int = struct.unpack(">Q", blob[:8])[0]
+    if time_s >= 2**63:
+        raise ValueError("the time is out of range")
+    origin, size, root = _parse_checkpoint(text)
+    if key.type == _ED25519_COSIGNATURE:
+        message = f"cosignature/v1\ntime {time_s}\n{text}".encode()
+        Ed25519PublicKey.from_public_bytes(key.public_key).verify(blob[8:], message)
+    else:
+        name, log = key.name.encode("utf-8"), origin.encode("utf-8")
+        if max(len(name), len(log)) > 255:
+            raise ValueError("a name has more than 255 bytes")
+        message = b"subtree/v1\n\0" + bytes([len(name)]) + name + blob[:8] + bytes([len(log)]) + log
+        MLDSA44PublicKey.from_public_bytes(key.public_key).verify(blob[8:], message + struct.pack(">QQ", 0, size) + root)
+    return time_s
 
 
 def _parse_proof(text: str) -> tuple[bytes, int, list[bytes], str]:
@@ -185,8 +295,8 @@ def _parse_proof(text: str) -> tuple[bytes, int, list[bytes], str]:
     return leaf, index, path, note
 
 
-def _open_note(note: str, keys: Sequence[_Key]) -> tuple[str, list[str]]:
-    """Text of a signed note, and the names of the given keys that signed it."""
+def _open_note(note: str, keys: Sequence[_Key]) -> tuple[str, list[_Signature]]:
+    """Text of a signed note, and the signatures by the given keys."""
     malformed = Reason.CHECKPOINT_MALFORMED
     if any(character < " " and character != "\n" for character in note):
         _fail(malformed, "control characters")
@@ -197,7 +307,7 @@ def _open_note(note: str, keys: Sequence[_Key]) -> tuple[str, list[str]]:
     lines = block[:-1].split("\n")
     if len(lines) > _SIGNATURES_MAX:
         _fail(malformed, f"more than {_SIGNATURES_MAX} signatures")
-    signed_by = []
+    signatures = []
     for line in lines:
         dash, _, rest = line.partition(" ")
         name, _, encoded = rest.partition(" ")
@@ -209,13 +319,12 @@ def _open_note(note: str, keys: Sequence[_Key]) -> tuple[str, list[str]]:
         for key in keys:
             if (key.name, key.key_id) == (name, blob[:4]):
                 try:
-                    key.public_key.verify(blob[4:], text.encode("utf-8"))
+                    signatures.append(_Signature(key, _verify_signature(key, text, blob[4:])))
                 except (InvalidSignature, ValueError):
-                    _fail(Reason.SIGNATURE_INVALID, "Ed25519 over the checkpoint's text")
-                signed_by.append(name)
-    if not signed_by:
+                    _fail(Reason.SIGNATURE_INVALID, "over the checkpoint")
+    if not signatures:
         _fail(Reason.SIGNER_UNKNOWN, "no signature line carries the name and id of a given key")
-    return text, signed_by
+    return text, signatures
 
 
 def _parse_checkpoint(text: str) -> tuple[str, int, bytes]:
@@ -274,20 +383,44 @@ def _parse_leaf(data: bytes) -> Mapping[str, Any]:
     return fields
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Verify the file named first with the keys that follow. Exit status: 0 proven, 1 not proven, 2 wrong use."""
-    if len(arguments) < 2:
-        print("usage: verify.py RECEIPT VERIFIER_KEY…", file=sys.stderr)
-        return 2
+def _when(time_s: int) -> str:
     try:
-        leaf = verify_receipt(Path(arguments[0]).read_bytes(), arguments[1:])
+        return datetime.fromtimestamp(time_s, UTC).isoformat()
+    except (OverflowError, OSError, ValueError):
+        return f"{time_s} s after 1970"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Verify what the arguments name. Exit status: 0 proven, 1 not proven, 2 wrong use."""
+    parser = argparse.ArgumentParser(prog="verify.py", description="Verify a receipt of an audit log offline.")
+    parser.add_argument("receipt", type=Path, help="tlog-proof file with the leaf")
+    parser.add_argument("key", nargs="+", help="verifier key of the log, and of the platform's log where its proof is given")
+    parser.add_argument("--platform-proof", type=Path, help="tlog-proof file of the receipt's checkpoint in the platform's log")
+    parser.add_argument("--witness", nargs="+", default=[], metavar="KEY", help="verifier key of a witness")
+    parser.add_argument("--threshold", type=int, help="witnesses that must have cosigned; default: all that are given")
+    try:
+        given = parser.parse_intermixed_args(arguments)
+        if given.platform_proof is None and (given.witness or given.threshold is not None):
+            parser.error("witnesses cosign the platform's log: give its --platform-proof")
+    except SystemExit as error:
+        return int(error.code or 0)
+    platform: VerifiedPlatform | None = None
+    try:
+        leaf = verify_receipt(given.receipt.read_bytes(), given.key)
+        if given.platform_proof is not None:
+            threshold = len(given.witness) if given.threshold is None else given.threshold
+            platform = verify_platform_proof(given.platform_proof.read_bytes(), leaf, given.key, given.witness, threshold)
     except OSError as error:
-        print(f"{arguments[0]}: {error.strerror}", file=sys.stderr)
+        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
         return 2
     except VerificationFailed as failure:
         print(f"NOT PROVEN {failure.reason.name}: {failure}", file=sys.stderr)
         return 1
     print(f"PROVEN leaf {leaf.leaf_index} of {leaf.tree_size} in {leaf.origin}, signed by {', '.join(leaf.signed_by)}")
+    if platform is not None:
+        print(f"PROVEN checkpoint {platform.leaf_index} of {platform.tree_size} in {platform.origin}")
+        for name, time_s in platform.cosigned.items():
+            print(f"COSIGNED by {name} at {_when(time_s)}")
     print(json.dumps(leaf.fields, indent=2, ensure_ascii=True, sort_keys=True))
     return 0
 
