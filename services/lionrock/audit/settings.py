@@ -10,6 +10,7 @@ from lionrock.audit.tile_settings import TileSettings
 from lionrock.audit.vault.settings import VaultSettings
 from lionrock.audit.witness_settings import WitnessPeer, WitnessPolicySettings
 from lionrock.chassis.settings import ServiceSettings
+from lionrock.tlog.keys import VerifierKey
 
 Tenant = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
 
@@ -91,7 +92,7 @@ class AuditSettings(ServiceSettings):
     @model_validator(mode="after")
     def _policy_can_be_met(self) -> Self:
         policy = self.witness_policy
-        if len({witness.verifier_key for witness in self.witnesses}) != len(self.witnesses):
+        if len({VerifierKey.parse(witness.verifier_key).name for witness in self.witnesses}) != len(self.witnesses):
             raise ValueError("witnesses names one twice")
         if policy.threshold is not None and policy.threshold > len(self.witnesses):
             raise ValueError("witness_policy.threshold exceeds the number of witnesses")
