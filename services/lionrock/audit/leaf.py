@@ -280,10 +280,15 @@ class Event:
 
     @property
     def record_id(self) -> str | None:
-        """Request id of the record that the leaf belongs to; None for what is about records and not of one."""
+        """Id of the record that the leaf belongs to, None for what is about records and not of one.
+
+        It is the request id; an entry of the log book has its own event id.
+        """
         match self.body:
-            case Intent() | Outcome() | Refusal():
+            case Intent() | Outcome():
                 return self.context.request_id
+            case Refusal():
+                return self.event_id
             case Correction():
                 return self.body.record_id
             case _:

@@ -74,6 +74,7 @@ class RecordKeys:
         `scopes`: those of a record that begins; None adds to one that has them, if it began. `expect_new`: do not look for it
         first. Raises KeysUnavailable, QueueFull, EventAlreadyRecorded when the record has other scopes.
         """
+        await self._index_key(tenant)  # also makes sure that the tenant's key is there, and is the one of before
         tags = None if scopes is None else await self.tags(tenant, scopes)
         for attempt in range(_ATTEMPTS):
             if not expect_new or attempt:
