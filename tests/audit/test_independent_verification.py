@@ -20,8 +20,9 @@ from lionrock.audit.publishing import TilePublishing, tenant_logs
 from lionrock.audit.store.sqlite import SqliteLogStore
 from lionrock.audit.tile_sinks import DirectorySink
 from lionrock.tlog.checkpoint import Checkpoint
+from lionrock.tlog.keys import SignatureType, signer_from_seed
 from lionrock.tlog.merkle import consistency_proof, root_at
-from lionrock.tlog.note import VerifierKey
+from lionrock.tlog.note import VerifierKey, add_signatures, signature_line
 from lionrock.tlog.tiles import tiles_of
 
 BANK = f"{PLATFORM}/audit/bank"
@@ -155,3 +156,22 @@ def test_the_verifier_refuses_another_key_another_origin_and_a_wrong_proof(
             (tmp_path / "proofs.json").write_text(json.dumps({"consistency": [one]}), encoding="utf-8")
             done = run(log_verifier, large[0], ORIGIN, large[1], "-proofs", str(tmp_path / "proofs.json"))
             assert done.returncode == (0 if spoilt == len(proof) else 1), done.stderr
+
+
+def test_cosignatures_verify_and_a_missing_one_is_found(log_verifier: Path, tmp_path: Path) -> None:
+    names = [f"witness.example/w{number}" for number in (1, 2, 3)]
+    witnesses = [signer_from_seed(name, SignatureType.ED25519_COSIGNATURE, name.encode().ljust(32)) for name in names]
+    with closing(SqliteLogStore(tmp_path / "audit.db")) as store, closing(DirectorySink(tmp_path / "tiles")) as sink:
+        log = GrowingLog(store)
+        log.grow(300)
+        text = log.head.checkpoint.rpartition("\n\n")[0] + "\n"
+        cosigned = add_signatures(log.head.checkpoint, [signature_line(text, witness) for witness in witnesses[:2]])
+        log.head = type(log.head)(log.head.size, log.head.root, cosigned)
+        publisher = LogPublisher(log.published(), store, sink)
+        while publisher.step():
+            pass
+    keys = [str(witness.verifier_key) for witness in witnesses]
+    found = verified(log_verifier, tmp_path / "tiles" / ORIGIN, ORIGIN, log.key, "-witnesses", ",".join(keys[:2]))
+    assert found["witnesses"] == 2
+    done = run(log_verifier, tmp_path / "tiles" / ORIGIN, ORIGIN, log.key, "-witnesses", ",".join(keys))
+    assert "w3 has not cosigned it" in done.stderr
