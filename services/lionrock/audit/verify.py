@@ -383,7 +383,8 @@ def _parse_leaf(data: bytes) -> Mapping[str, Any]:
     return fields
 
 
-def _when(time_s: int) -> str:
+def when(time_s: int) -> str:
+    """Write a time that a witness stated, in seconds since 1970, for people."""
     try:
         return datetime.fromtimestamp(time_s, UTC).isoformat()
     except (OverflowError, OSError, ValueError):
@@ -420,7 +421,7 @@ def main(arguments: Sequence[str]) -> int:
     if platform is not None:
         print(f"PROVEN checkpoint {platform.leaf_index} of {platform.tree_size} in {platform.origin}")
         for name, time_s in platform.cosigned.items():
-            print(f"COSIGNED by {name} at {_when(time_s)}")
+            print(f"COSIGNED by {name} at {when(time_s)}")
     print(json.dumps(leaf.fields, indent=2, ensure_ascii=True, sort_keys=True))
     return 0
 

@@ -138,6 +138,7 @@ def chat(
         "lionrock verify ~/.local/state/lionrock/receipts/ID.tlog-proof",
         "lionrock verify ID.tlog-proof --key 'lionrock.local/audit/demo+1f2e3d4c+AZ…'",
         "lionrock verify ID.tlog-proof --opening ID.opening.json   # this was the very answer",
+        "lionrock verify ID.tlog-proof --platform-proof ID.platform.tlog-proof --witness 'w1.example+5d6e7f80+BA…'",
     )
 )
 def verify(
@@ -147,16 +148,30 @@ def verify(
     opening: Annotated[
         Path | None, typer.Option(help="Opening: salts and texts that the leaves commit to. Default: the one beside the receipt.")
     ] = None,
+    platform_proof: Annotated[
+        Path | None, typer.Option(help="tlog-proof file of the receipt's checkpoint in the platform's log, whose key is given too.")
+    ] = None,
+    witness: Annotated[
+        list[str] | None, typer.Option(help="Verifier key of a witness that cosigns the platform's log. May be repeated.")
+    ] = None,
+    witnesses_needed: Annotated[
+        int | None, typer.Option(min=0, help="Witnesses that must have cosigned. Default: all that are given.", show_default=False)
+    ] = None,
     as_json: JsonOption = False,
     state_dir: StateDirOption = None,
 ) -> None:
-    """Check a receipt offline: signature, inclusion in the log, and what it says.
+    """Check a receipt offline: signature, inclusion in the log, what it says, and with --platform-proof who else vouches for it.
 
     Without --key and --keys-file the keys kept at first contact with the log are used. Exit status: 0 good, 1 not.
     """
     from lionrock.cli import verify as command
 
-    sys.exit(command.run(receipt, key or [], keys_file, opening, state_dir, as_json=as_json))
+    if platform_proof is None and (witness or witnesses_needed is not None):
+        raise CommandError(
+            "witnesses cosign the platform's log, not the tenant's", fix="give --platform-proof", exit_code=EXIT_USAGE
+        )
+    above = None if platform_proof is None else command.Above(platform_proof, witness or [], witnesses_needed)
+    sys.exit(command.run(receipt, key or [], keys_file, opening, state_dir, as_json=as_json, above=above))
 
 
 @app.command(epilog=_examples("lionrock trace 0af7651916cd43dd8448eb211c80319c", "lionrock trace REQUEST-ID --json"))

@@ -5,19 +5,45 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 
-from lionrock.audit.verify import RECEIPT_MAX_CHARS, VerificationFailed, VerifiedLeaf, check_opening, verify_receipt
+from lionrock.audit.verify import (
+    RECEIPT_MAX_CHARS,
+    VerificationFailed,
+    VerifiedLeaf,
+    VerifiedPlatform,
+    check_opening,
+    verify_platform_proof,
+    verify_receipt,
+    when,
+)
 from lionrock.cli.errors import EXIT_FAILED, CommandError
 from lionrock.cli.receipts import Opening, opening_beside, read_keys, saved_keys
 from lionrock.cli.state import StateDir
 
 
+@dataclass(frozen=True, slots=True)
+class Above:
+    """The way through the platform's log, and the witnesses that must have cosigned it; `threshold` None: all of them."""
+
+    proof: Path
+    witnesses: Sequence[str]
+    threshold: int | None
+
+
 def run(
-    receipt: Path, keys: Sequence[str], keys_file: Path | None, opening: Path | None, state_dir: Path | None, *, as_json: bool
+    receipt: Path,
+    keys: Sequence[str],
+    keys_file: Path | None,
+    opening: Path | None,
+    state_dir: Path | None,
+    *,
+    as_json: bool,
+    above: Above | None = None,
 ) -> int:
     """Check and say. Returns 0 when everything that was given holds, 1 when something does not. Raises CommandError."""
     state = StateDir.at(state_dir)
@@ -32,6 +58,10 @@ def run(
     opening = opening or opening_beside(receipt)
     try:
         leaf = verify_receipt(_read(receipt), trusted)
+        platform = None
+        if above is not None:
+            needed = len(above.witnesses) if above.threshold is None else above.threshold
+            platform = verify_platform_proof(_read(above.proof), leaf, trusted, above.witnesses, needed)
         if opening is not None:
             opened = Opening.read(opening)
             check_opening(leaf, "answer", opened.answer_salt, opened.answer.encode())
@@ -42,19 +72,22 @@ def run(
             print(f"NOT VERIFIED  {receipt}: {failure}", file=sys.stderr)
         return EXIT_FAILED
     if as_json:
-        print(json.dumps(_fields(leaf, opening is not None), ensure_ascii=False))
+        print(json.dumps(_fields(leaf, platform, opening is not None), ensure_ascii=False))
     else:
-        print_verified(leaf, key_source=source, opened=opening is not None)
+        print_verified(leaf, platform, key_source=source, opened=opening is not None)
     return 0
 
 
-def print_verified(leaf: VerifiedLeaf, *, key_source: str, opened: bool) -> None:
+def print_verified(leaf: VerifiedLeaf, platform: VerifiedPlatform | None, *, key_source: str, opened: bool) -> None:
     """Say what was proven, for people."""
     rows = [
         ("log", f"{leaf.origin}, leaf {leaf.leaf_index} of {leaf.tree_size}"),
         ("signed by", f"{', '.join(leaf.signed_by)} (key {key_source})"),
-        *_summary(leaf),
     ]
+    if platform is not None:
+        rows.append(("platform's log", f"{platform.origin}, checkpoint {platform.leaf_index} of {platform.tree_size}"))
+        rows.extend(("cosigned by", f"{name} at {when(time_s)}") for name, time_s in platform.cosigned.items())
+    rows.extend(_summary(leaf))
     if opened:
         rows.append(("answer", "the stored text is the one that this leaf commits to"))
     console = Console(highlight=False, soft_wrap=True)
@@ -73,8 +106,8 @@ def _summary(leaf: VerifiedLeaf) -> list[tuple[str, str]]:
     return rows
 
 
-def _fields(leaf: VerifiedLeaf, opened: bool) -> dict[str, object]:
-    return {
+def _fields(leaf: VerifiedLeaf, platform: VerifiedPlatform | None, opened: bool) -> dict[str, object]:
+    fields: dict[str, object] = {
         "verified": True,
         "origin": leaf.origin,
         "leaf_index": leaf.leaf_index,
@@ -85,6 +118,15 @@ def _fields(leaf: VerifiedLeaf, opened: bool) -> dict[str, object]:
         "answer_opened": opened,
         "leaf": dict(leaf.fields),
     }
+    if platform is not None:
+        fields["platform"] = {
+            "origin": platform.origin,
+            "leaf_index": platform.leaf_index,
+            "tree_size": platform.tree_size,
+            "root": platform.root.hex(),
+            "cosigned": {name: when(time_s) for name, time_s in platform.cosigned.items()},
+        }
+    return fields
 
 
 def _read(path: Path) -> bytes:
