@@ -109,7 +109,7 @@ def _plan(event: Event) -> bytes:
 
 def _event(plan: StoredDestruction) -> Event:
     said = json.loads(plan.plan)
-    context = Context(**said["context"])
+    context = Context(**said["context"] | {"roles": tuple(said["context"]["roles"])})
     body = Erasure(**said["body"]) if said["type"] == "erasure" else Expiry(**said["body"])
     return Event(said["event_id"], "", context, body, {})
 

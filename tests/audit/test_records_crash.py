@@ -1,0 +1,74 @@
+"""kill −9 after every durable step of erasure and of expiry ends in one state, and so does being killed again while it is finished."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from audit_harness import Place, check_store
+from records_crash import RECORDS
+from records_harness import Clock, RecordsPlace, who
+
+from lionrock.audit import failures
+from lionrock.audit.records.destruction import STEPS
+from lionrock.audit.records.holds import RecordScope
+
+PROGRAM = Path(__file__).with_name("records_crash.py")
+
+
+def run_until_killed(directory: Path, what: str, step: str, nth: int) -> list[str]:
+    """Run the program; return the request ids that it recorded."""
+    command = [sys.executable, str(PROGRAM), str(directory), what, step, str(nth)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == -9, done.stderr
+    lines = done.stdout.split()
+    assert len(lines) == RECORDS + 1
+    return lines
+
+
+@pytest.mark.parametrize("what", ["erase", "expire"])
+@pytest.mark.parametrize("step", STEPS)
+async def test_a_destruction_that_was_killed_is_finished_after_a_restart(tmp_path: Path, what: str, step: str) -> None:
+    *doomed, kept = run_until_killed(tmp_path, what, step, nth=1)
+    place = Place(tmp_path)
+    clock = Clock()
+    async with RecordsPlace(place).open(clock=clock, batch=3) as opened:
+        if what == "expire":
+            clock.advance(31)
+            await opened.upkeep.expire("bank")  # batches that were not begun
+        for request_id in doomed:
+            with pytest.raises(failures.RecordErased):
+                await opened.records.read(who("reviewer"), request_id)
+            assert opened.key_store.record_key("bank", request_id) is None
+        assert (await opened.records.read(who("reviewer"), kept)).payloads[0].payload == b"kept question"
+        assert await opened.records.search(who("auditor"), RecordScope("subject", "c-1"), 10) == []
+        (_, counts) = await opened.records.stats(who("auditor"))
+        assert counts.records == {"kept": 1, "erased" if what == "erase" else "expired": RECORDS}
+        assert await opened.logs.read_records("bank", lambda reader, log_id: reader.destructions(log_id)) == []
+    leaves = [json.loads(leaf) for leaf in check_store(place.store_file)]
+    counted = [leaf["record_count"] for leaf in leaves if leaf["type"] in ("erasure", "expiry")]
+    assert counted == ([RECORDS] if what == "erase" else [3, 2])
+
+
+async def test_the_end_of_a_destruction_may_be_killed_too(tmp_path: Path) -> None:
+    *doomed, _ = run_until_killed(tmp_path, "erase", "listed", nth=1)
+    for step in STEPS[1:]:
+        finish = (
+            "import asyncio, os, signal, sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path;"
+            "from audit_harness import Place; from records_harness import RecordsPlace\n"
+            "async def main():\n"
+            "  async with RecordsPlace(Place(Path(sys.argv[2]))).open("
+            "at=lambda step: os.kill(os.getpid(), signal.SIGKILL) if step == sys.argv[3] else None): pass\n"
+            "asyncio.run(main())"
+        )
+        command = [sys.executable, "-c", finish, str(PROGRAM.parent), str(tmp_path), step]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == -9, done.stderr
+    async with RecordsPlace(Place(tmp_path)).open() as opened:
+        for request_id in doomed:
+            assert opened.key_store.record_key("bank", request_id) is None
+    leaves = [json.loads(leaf) for leaf in check_store(Place(tmp_path).store_file)]
+    assert [leaf["record_count"] for leaf in leaves if leaf["type"] == "erasure"] == [RECORDS]
