@@ -10,8 +10,8 @@ failed fsync nobody knows what the disk holds, and a second try that succeeds pr
 """
 
 import asyncio
+import collections
 import logging
-import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -163,9 +163,11 @@ class Sequencer:
         self._max_pending = max_pending
         self._max_batch = max_batch
         self._retry_window_us = round(retry_window_s * 1e6)
-        self._pending: queue.SimpleQueue[PendingAppend | PendingWork | None] = queue.SimpleQueue()
+        self._pending: collections.deque[PendingAppend | PendingWork] = collections.deque()
+        self._arrival = threading.Condition()  # guards the four around it
         self._broken: str | None = None
-        self._admission = threading.Lock()  # between "is it broken?" and the queue
+        self._closing = False
+        self._announced = False
         self._forgot_at = 0.0
         self._thread = threading.Thread(target=self._run, name="audit-sequencer", daemon=True)
 
@@ -180,7 +182,9 @@ class Sequencer:
 
     def close(self) -> None:
         """Write what waits, then stop. Blocks."""
-        self._pending.put(None)
+        with self._arrival:
+            self._closing = True
+            self._arrival.notify()
         self._thread.join()
 
     def submit(self, append: PendingAppend) -> None:
@@ -197,12 +201,21 @@ class Sequencer:
         self._admit(work)
 
     def _admit(self, wanted: PendingAppend | PendingWork) -> None:
-        with self._admission:
+        """Queue, and wake the thread once the event loop has run everything else that is ready: a crowd is one batch."""
+        with self._arrival:
             if self._broken is not None:
                 raise StoreFailed(self._broken)
-            if self._pending.qsize() >= self._max_pending:
+            if len(self._pending) >= self._max_pending:
                 raise QueueFull(f"{self._max_pending} appends wait already")
-            self._pending.put(wanted)
+            self._pending.append(wanted)
+            if not self._announced:
+                self._announced = True
+                wanted.done.get_loop().call_soon(self._announce)
+
+    def _announce(self) -> None:
+        with self._arrival:
+            self._announced = False
+            self._arrival.notify()
 
     def _run(self) -> None:
         while (batch := self._take()) is not None:
@@ -217,7 +230,7 @@ class Sequencer:
                 else:
                     continue
             self._refuse(batch)  # those that were answered before the failure stay so
-        with self._admission:
+        with self._arrival:
             self._broken = self._broken or "the audit service is shutting down"
         self._refuse(self._drain())
 
@@ -237,34 +250,20 @@ class Sequencer:
 
     def _take(self) -> "list[PendingAppend | PendingWork] | None":
         """Wait for appends. Returns at most `max_batch`, none when there was nothing for a while, None at the end."""
-        try:
-            first = self._pending.get(timeout=_HEARTBEAT_INTERVAL_S)
-        except queue.Empty:
-            return []
-        if first is None:
-            return None
-        batch: list[PendingAppend | PendingWork] = [first]
-        while len(batch) < self._max_batch:
-            try:
-                following = self._pending.get_nowait()
-            except queue.Empty:
-                break
-            if following is None:
-                self._pending.put(None)
-                break
-            batch.append(following)
-        return batch
+        with self._arrival:
+            self._arrival.wait_for(lambda: self._pending or self._closing, _HEARTBEAT_INTERVAL_S)
+            if not self._pending and self._closing:
+                return None
+            return [self._pending.popleft() for _ in range(min(len(self._pending), self._max_batch))]
 
     def _drain(self) -> "list[PendingAppend | PendingWork]":
-        left: list[PendingAppend | PendingWork] = []
-        while not self._pending.empty():
-            append = self._pending.get_nowait()
-            if append is not None:
-                left.append(append)
+        with self._arrival:
+            left = list(self._pending)
+            self._pending.clear()
         return left
 
     def _break(self, why: str) -> None:
-        with self._admission:
+        with self._arrival:
             self._broken = why
         log.error("no more leaves are written until restart", extra={"why": why})
 
