@@ -36,7 +36,7 @@ from lionrock.tlog.tile_client import CorruptLog, SourceFailed, TreeReader, open
 from lionrock.tlog.tiles import tiles_of
 
 UNREADABLE = "unreadable"
-_LEAF_COLUMNS = "log_id, leaf_index, event_id, recorded_at_us, subtree_hashes, data"
+_LEAF_COLUMNS = "leaf_index, event_id, recorded_at_us, subtree_hashes, data"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ async def make_pristine(directory: Path, *, leaves: int) -> Pristine:
         made.store_with_log = _files(directory / "live")
         assert "audit.db-wal" in made.store_with_log
     made.store = _fold(place.store_file.parent)
-    with closing(SqliteLogReader(place.store_file)) as reader:
+    with closing(SqliteLogReader.open(place.store_file)) as reader:
         for log in reader.logs():
             made.verifier_keys[log.origin] = VerifierKey.parse(log.verifier_key)
             made.trusted.append(log.checkpoint)
@@ -221,13 +221,14 @@ class _Store(_Files):
 
     def meaning(self) -> object:
         """Logs, leaves and open intents, read by table and by each index, without any code of the product."""
+        of_log = "LEFT JOIN logs USING (log_id)"  # how a log is numbered means nothing
         questions = [
-            "SELECT log_id, origin, verifier_key, size, root, checkpoint FROM logs NOT INDEXED ORDER BY log_id",
+            "SELECT origin, verifier_key, size, root, checkpoint FROM logs NOT INDEXED ORDER BY origin",
             "SELECT origin, size FROM logs INDEXED BY sqlite_autoindex_logs_1 ORDER BY origin",
-            f"SELECT {_LEAF_COLUMNS} FROM leaves NOT INDEXED ORDER BY log_id, leaf_index",
-            f"SELECT {_LEAF_COLUMNS} FROM leaves INDEXED BY sqlite_autoindex_leaves_1 ORDER BY log_id, leaf_index",
-            f"SELECT {_LEAF_COLUMNS} FROM leaves INDEXED BY sqlite_autoindex_leaves_2 ORDER BY log_id, event_id",
-            "SELECT log_id, request_id, leaf_index FROM open_intents ORDER BY 1, 2, 3",
+            f"SELECT origin, {_LEAF_COLUMNS} FROM leaves NOT INDEXED {of_log} ORDER BY origin, leaf_index",
+            f"SELECT origin, {_LEAF_COLUMNS} FROM leaves INDEXED BY sqlite_autoindex_leaves_1 {of_log} ORDER BY origin, leaf_index",
+            f"SELECT origin, {_LEAF_COLUMNS} FROM leaves INDEXED BY sqlite_autoindex_leaves_2 {of_log} ORDER BY origin, event_id",
+            f"SELECT origin, request_id, leaf_index FROM open_intents {of_log} ORDER BY 1, 2, 3",
         ]
         copy = self.directory / "copy.db"
         try:
@@ -244,7 +245,7 @@ class _Store(_Files):
 
     def check(self) -> Sequence[str]:
         try:
-            reader = SqliteLogReader(self.directory / "audit.db")
+            reader = SqliteLogReader.open(self.directory / "audit.db")
         except StoreFailed as failure:
             return [str(failure)]
         with closing(reader):
@@ -363,7 +364,8 @@ class StoreRows(_Store):
         log_id, index, data, _ = self._leaf(connection, chance)
         (size,) = connection.execute("SELECT size FROM logs WHERE log_id = ?", (log_id,)).fetchone()
         connection.execute(
-            f"INSERT INTO leaves ({_LEAF_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)", (log_id, size, "again", 1, leaf_hash(data), data)
+            f"INSERT INTO leaves (log_id, {_LEAF_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)",
+            (log_id, size, "again", 1, leaf_hash(data), data),
         )
         if chance.random() < 0.5:
             self._rehash(connection, log_id)
@@ -505,7 +507,7 @@ class SignedFile(_Files):
         def second() -> list[tuple[str, str]]:
             return [pair for batch in read_batches(self._path) for pair in batch.items()]
 
-        with closing(SqliteLogReader(self.directory / "audit.db")) as reader:
+        with closing(SqliteLogReader.open(self.directory / "audit.db")) as reader:
             keys = list(self._pristine.verifier_keys.values())
             return [str(finding) for finding in check_store(reader, keys, second, trusted=self._pristine.trusted).findings]
 

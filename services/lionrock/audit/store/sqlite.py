@@ -9,7 +9,6 @@ import json
 import os
 import socket
 import sqlite3
-import threading
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -19,9 +18,9 @@ from typing import Final
 from lionrock.audit.failures import StoreConflict, StoreFailed, StoreHeld
 from lionrock.audit.store import LogId, OpenIntent, StoredLeaf, StoredLog, Transaction
 from lionrock.audit.store.records import RecordReader, RecordWriter, record_tables
+from lionrock.audit.store.sqlite_reader import SqliteLogReader, sqlite_failures, stored_intent, stored_leaf
 from lionrock.audit.store.tables import TableReader, TableWriter
 from lionrock.chassis.durable_files import make_directory_through, write_again
-from lionrock.tlog.merkle import HASH_BYTES, Subtree, where_stored
 
 _MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
     # 1: the first schema. `subtree_hashes` stands before `data`, so that proofs read no overflow page.
@@ -48,56 +47,51 @@ _MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
 )
 _ADD_LEAF: Final = """
     INSERT INTO leaves (log_id, leaf_index, event_id, recorded_at_us, subtree_hashes, data) VALUES (?, ?, ?, ?, ?, ?)"""
-_LEAF_AT: Final = """
-    SELECT leaf_index, event_id, recorded_at_us, subtree_hashes, data FROM leaves WHERE log_id = ? AND leaf_index = ?"""
 _LEAF_OF_EVENT: Final = """
     SELECT leaf_index, event_id, recorded_at_us, subtree_hashes, data FROM leaves WHERE log_id = ? AND event_id = ?"""
-_LEAVES_BETWEEN: Final = """
-    SELECT leaf_index, event_id, recorded_at_us, subtree_hashes, data FROM leaves
-    WHERE log_id = ? AND leaf_index >= ? AND leaf_index < ? ORDER BY leaf_index"""
 _BUSY_TIMEOUT_S: Final = 5.0
 _WAL_CHECKPOINT_PAGES: Final = 4000
 """Folding the write-ahead log into the file costs fsyncs of both; every 16 MiB, not every 4 as by default."""
 _WAL_LIMIT_BYTES: Final = 64 * 2**20
 
 
-class SqliteLogStore:
+class SqliteLogStore(SqliteLogReader):
     """A LogStore in one file. The writer side belongs to one thread at a time, the reader side to any (it locks)."""
 
     def __init__(self, path: Path) -> None:
         """Open or create. Raises StoreHeld, StoreFailed (also for a schema newer than this program)."""
         make_directory_through(path.parent)
         self._lock = _take_lock(path)
-        self._reader_lock = threading.Lock()
         try:
             _write_log_again(path)
             self._writer = _connect(path)
             _migrate(self._writer)
-            with _failures("taking the store over"):
+            with sqlite_failures("taking the store over"):
                 self._epoch = _take_over(self._writer)
-            self._reader = _connect(path)
-            self._reader.execute("PRAGMA query_only=ON")
+            reader = _connect(path)
+            reader.execute("PRAGMA query_only=ON")
         except BaseException:
             os.close(self._lock)
             raise
+        super().__init__(reader)
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
         """Commit at the end of the block, or roll back if it raises."""
-        with _failures("beginning a transaction"):
+        with sqlite_failures("beginning a transaction"):
             self._writer.execute("BEGIN IMMEDIATE")
             (epoch,) = self._writer.execute("SELECT epoch FROM sequencer").fetchone()
         try:
             if epoch != self._epoch:
                 raise StoreConflict(f"the store was taken over: its epoch is {epoch}, this writer's is {self._epoch}")
-            with _failures("writing"):
+            with sqlite_failures("writing"):
                 yield _SqliteTransaction(self._writer)
         except BaseException:
-            with _failures("rolling back"):
+            with sqlite_failures("rolling back"):
                 if self._writer.in_transaction:
                     self._writer.execute("ROLLBACK")
             raise
-        with _failures("committing"):
+        with sqlite_failures("committing"):
             self._writer.execute("COMMIT")
 
     @property
@@ -112,21 +106,21 @@ class SqliteLogStore:
 
     def forget_deleted(self) -> None:
         """Fold the write-ahead log into the file and empty it: it holds old pages. Deleted rows are overwritten (secure_delete)."""
-        with self._reader_lock, _failures("emptying the write-ahead log"):
+        with self._reader_lock, sqlite_failures("emptying the write-ahead log"):
             (busy, _, _) = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if busy:
             raise StoreFailed("emptying the write-ahead log: another connection reads it")
 
     def heartbeat(self) -> None:
         """Check that the store is still this writer's; the lock needs no upkeep."""
-        with _failures("keeping the store"):
+        with sqlite_failures("keeping the store"):
             (epoch,) = self._writer.execute("SELECT epoch FROM sequencer").fetchone()
         if epoch != self._epoch:
             raise StoreConflict(f"the store was taken over: its epoch is {epoch}, this writer's is {self._epoch}")
 
     def create_log(self, origin: str, verifier_key: str, root: bytes, checkpoint: str) -> StoredLog:
         """Create an empty log, durably."""
-        with self.transaction(), _failures("creating a log"):
+        with self.transaction(), sqlite_failures("creating a log"):
             cursor = self._writer.execute(
                 "INSERT INTO logs (origin, verifier_key, size, root, checkpoint) VALUES (?, ?, 0, ?, ?)",
                 (origin, verifier_key, root, checkpoint),
@@ -134,82 +128,14 @@ class SqliteLogStore:
         assert cursor.lastrowid is not None
         return StoredLog(LogId(cursor.lastrowid), origin, verifier_key, 0, root, checkpoint)
 
-    def find_log(self, origin: str) -> StoredLog | None:
-        """Head of a log."""
-        rows = self._read("SELECT log_id, origin, verifier_key, size, root, checkpoint FROM logs WHERE origin = ?", (origin,))
-        return StoredLog(*rows[0]) if rows else None
-
-    def logs(self) -> list[StoredLog]:
-        """Heads of all logs, by origin."""
-        rows = self._read("SELECT log_id, origin, verifier_key, size, root, checkpoint FROM logs ORDER BY origin", ())
-        return [StoredLog(*row) for row in rows]
-
-    def leaf(self, log_id: LogId, index: int) -> StoredLeaf | None:
-        """Leaf at an index."""
-        rows = self._read(_LEAF_AT, (log_id, index))
-        return _leaf(rows[0]) if rows else None
-
-    def leaf_of_event(self, log_id: LogId, event_id: str) -> StoredLeaf | None:
-        """Leaf of an event."""
-        rows = self._read(_LEAF_OF_EVENT, (log_id, event_id))
-        return _leaf(rows[0]) if rows else None
-
-    def leaves(self, log_id: LogId, start: int, stop: int, max_bytes: int) -> list[StoredLeaf]:
-        """Leaves [start, stop) as far as `max_bytes` of data go, at least one if there is one."""
-        page: list[StoredLeaf] = []
-        with self._reader_lock, _failures("reading leaves"):
-            rows = self._reader.execute(
-                _LEAVES_BETWEEN,
-                (log_id, start, stop),
-            )
-            for row in rows:
-                page.append(_leaf(row))
-                max_bytes -= len(page[-1].data)
-                if max_bytes <= 0:
-                    break
-            rows.close()  # a statement left open would pin the write-ahead log
-        return page
-
-    def next_index(self, log_id: LogId) -> int:
-        """One more than the highest index present."""
-        ((highest,),) = self._read("SELECT max(leaf_index) FROM leaves WHERE log_id = ?", (log_id,))
-        return highest + 1 if isinstance(highest, int) else 0
-
-    def subtree_hashes(self, log_id: LogId, subtrees: Sequence[Subtree]) -> list[bytes]:
-        """Hashes in the order asked. Raises StoreFailed when one is absent."""
-        hashes = []
-        with self._reader_lock, _failures("reading hashes"):
-            for subtree in subtrees:
-                row = self._reader.execute(
-                    "SELECT substr(subtree_hashes, ?, ?) FROM leaves WHERE log_id = ? AND leaf_index = ?",
-                    (subtree.level * HASH_BYTES + 1, HASH_BYTES, log_id, where_stored(subtree)),
-                ).fetchone()
-                if row is None or len(row[0]) != HASH_BYTES:
-                    raise StoreFailed(f"the store has no hash for the subtree of level {subtree.level}, index {subtree.index}")
-                hashes.append(row[0])
-        return hashes
-
-    def open_intents(self, log_id: LogId, below: int, limit: int) -> list[OpenIntent]:
-        """Return open intents with an index below `below`, oldest first."""
-        rows = self._read(
-            "SELECT leaf_index, request_id FROM open_intents WHERE log_id = ? AND leaf_index < ? ORDER BY leaf_index LIMIT ?",
-            (log_id, below, limit),
-        )
-        return [OpenIntent(*row) for row in rows]
-
     def close(self) -> None:
         """Release the store; the last connection to close folds the write-ahead log into the file."""
-        with self._reader_lock:
-            self._reader.close()
+        super().close()
         try:
-            with _failures("closing"):
+            with sqlite_failures("closing"):
                 self._writer.close()
         finally:
             os.close(self._lock)
-
-    def _read(self, sql: str, parameters: Sequence[object]) -> list[tuple[object, ...] | list[object]]:
-        with self._reader_lock, _failures("reading"):
-            return self._reader.execute(sql, parameters).fetchall()
 
 
 class _SqliteTransaction:
@@ -232,7 +158,7 @@ class _SqliteTransaction:
 
     def leaves_of_events(self, log_id: LogId, event_ids: Collection[str]) -> dict[str, StoredLeaf]:
         rows = (self._connection.execute(_LEAF_OF_EVENT, (log_id, event_id)).fetchone() for event_id in event_ids)
-        return {leaf.event_id: leaf for leaf in (_leaf(row) for row in rows if row is not None)}
+        return {leaf.event_id: leaf for leaf in (stored_leaf(row) for row in rows if row is not None)}
 
     def retry_salt(self, log_id: LogId, leaf: StoredLeaf) -> bytes | None:
         row = self._connection.execute(
@@ -245,12 +171,12 @@ class _SqliteTransaction:
         row = self._connection.execute(
             "SELECT leaf_index, request_id FROM open_intents WHERE log_id = ? AND leaf_index = ?", (log_id, index)
         ).fetchone()
-        return None if row is None else OpenIntent(*row)
+        return None if row is None else stored_intent(row)
 
     def open_intents_of(self, log_id: LogId, request_ids: Collection[str]) -> list[OpenIntent]:
         statement = "SELECT leaf_index, request_id FROM open_intents WHERE log_id = ? AND request_id = ?"
         return sorted(
-            (OpenIntent(*row) for request_id in request_ids for row in self._connection.execute(statement, (log_id, request_id))),
+            (stored_intent(row) for request_id in request_ids for row in self._connection.execute(statement, (log_id, request_id))),
             key=lambda intent: intent.index,
         )
 
@@ -293,32 +219,8 @@ class _SqliteTransaction:
             raise StoreConflict(f"the log no longer ends at {old_size} leaves under the root that this writer signed")
 
 
-@contextmanager
-def _failures(doing: str) -> Iterator[None]:
-    """Turn what SQLite raises into StoreFailed. Its messages name tables and files, never values."""
-    try:
-        yield
-    except (sqlite3.Error, sqlite3.Warning) as error:
-        raise StoreFailed(f"{doing}: {getattr(error, 'sqlite_errorname', type(error).__name__)}: {error}") from error
-
-
-def _leaf(row: Sequence[object]) -> StoredLeaf:
-    index, event_id, recorded_at_us, hashes, data = row
-    if not (
-        isinstance(index, int)
-        and isinstance(event_id, str)
-        and isinstance(recorded_at_us, int)
-        and isinstance(hashes, bytes)
-        and isinstance(data, bytes)
-        and len(hashes) >= HASH_BYTES
-    ):
-        raise StoreFailed("a stored leaf does not have the types of the schema")
-    completed = [hashes[start : start + HASH_BYTES] for start in range(0, len(hashes), HASH_BYTES)]
-    return StoredLeaf(index, event_id, recorded_at_us, completed, data)
-
-
 def _connect(path: Path) -> sqlite3.Connection:
-    with _failures("opening the store"):
+    with sqlite_failures("opening the store"):
         connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
         (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
         connection.execute("PRAGMA synchronous=FULL")
@@ -349,7 +251,7 @@ def _write_log_again(path: Path) -> None:
 
 def _migrate(connection: sqlite3.Connection) -> None:
     """Bring the schema forward, one transaction a step, never back."""
-    with _failures("migrating the schema"):
+    with sqlite_failures("migrating the schema"):
         connection.execute("CREATE TABLE IF NOT EXISTS schema_versions (version INTEGER PRIMARY KEY, applied_at TEXT NOT NULL)")
         ((version,),) = connection.execute("SELECT coalesce(max(version), 0) FROM schema_versions").fetchall()
         if version > len(_MIGRATIONS):

@@ -1,8 +1,8 @@
-"""The reading half of the SQLite store, on a connection that can change nothing.
+"""The reading half of the SQLite store.
 
-An auditor's check reads with it: beside a running service, or in a copy. It takes no lock, raises no epoch, migrates nothing.
-Knows: SQL that reads, and that a file from elsewhere may hold anything where the schema promises a type. Does not know: how
-commits are made (sqlite.py), what a log has to look like (audit/store_check.py).
+An auditor's check opens it alone, on a connection that can change nothing: beside a running service, or in a copy. It takes no
+lock, raises no epoch, migrates nothing. Knows: SQL that reads, and that a file from elsewhere may hold anything where the schema
+promises a type. Does not know: how commits are made (sqlite.py), what a log has to look like (audit/store_check.py).
 """
 
 import sqlite3
@@ -10,12 +10,12 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Self
 from urllib.parse import quote
 
 from lionrock.audit.failures import StoreFailed
 from lionrock.audit.store import LogId, OpenIntent, StoredLeaf, StoredLog
-from lionrock.tlog.merkle import HASH_BYTES
+from lionrock.tlog.merkle import HASH_BYTES, Subtree, where_stored
 
 _LOGS: Final = "SELECT log_id, origin, verifier_key, size, root, checkpoint FROM logs"
 _LEAF: Final = "SELECT leaf_index, event_id, recorded_at_us, subtree_hashes, data FROM leaves"
@@ -27,16 +27,22 @@ _SIZE_MAX: Final = 2**62
 class SqliteLogReader:
     """Reads logs from one file. Any thread may call; calls wait for each other."""
 
-    def __init__(self, path: Path) -> None:
-        """Open a file that is there. Raises StoreFailed."""
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        """Own a connection, which is used by one call at a time."""
         self._reader_lock = threading.Lock()
-        with reading("opening the store"):
-            self._reader = sqlite3.connect(
+        self._reader = connection
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open a file that is there, for reading alone. Raises StoreFailed."""
+        with sqlite_failures("opening the store"):
+            connection = sqlite3.connect(
                 f"file:{quote(str(path.absolute()))}?mode=ro", uri=True, timeout=_BUSY_TIMEOUT_S, check_same_thread=False
             )
-            self._reader.execute("PRAGMA query_only=ON")
-            self._reader.execute("PRAGMA trusted_schema=OFF")
-            self._reader.execute("PRAGMA cell_size_check=ON")
+            connection.execute("PRAGMA query_only=ON")
+            connection.execute("PRAGMA trusted_schema=OFF")
+            connection.execute("PRAGMA cell_size_check=ON")
+        return cls(connection)
 
     def find_log(self, origin: str) -> StoredLog | None:
         """Head of a log."""
@@ -47,6 +53,11 @@ class SqliteLogReader:
         """Heads of all logs, by origin."""
         return [stored_log(row) for row in self._read(f"{_LOGS} ORDER BY origin", ())]
 
+    def leaf(self, log_id: LogId, index: int) -> StoredLeaf | None:
+        """Leaf at an index."""
+        rows = self._read(f"{_LEAF} WHERE log_id = ? AND leaf_index = ?", (log_id, index))
+        return stored_leaf(rows[0]) if rows else None
+
     def leaf_of_event(self, log_id: LogId, event_id: str) -> StoredLeaf | None:
         """Leaf of an event."""
         rows = self._read(f"{_LEAF} WHERE log_id = ? AND event_id = ?", (log_id, event_id))
@@ -55,7 +66,7 @@ class SqliteLogReader:
     def leaves(self, log_id: LogId, start: int, stop: int, max_bytes: int) -> list[StoredLeaf]:
         """Leaves [start, stop) as far as `max_bytes` of data go, at least one if there is one."""
         page: list[StoredLeaf] = []
-        with self._reader_lock, reading("reading leaves"):
+        with self._reader_lock, sqlite_failures("reading leaves"):
             rows = self._reader.execute(
                 f"{_LEAF} WHERE log_id = ? AND leaf_index >= ? AND leaf_index < ? ORDER BY leaf_index", (log_id, start, stop)
             )
@@ -74,6 +85,20 @@ class SqliteLogReader:
         ((highest,),) = self._read("SELECT max(leaf_index) FROM leaves WHERE log_id = ?", (log_id,))
         return highest + 1 if isinstance(highest, int) else 0
 
+    def subtree_hashes(self, log_id: LogId, subtrees: Sequence[Subtree]) -> list[bytes]:
+        """Hashes in the order asked. Raises StoreFailed when one is absent."""
+        hashes = []
+        with self._reader_lock, sqlite_failures("reading hashes"):
+            for subtree in subtrees:
+                row = self._reader.execute(
+                    "SELECT substr(subtree_hashes, ?, ?) FROM leaves WHERE log_id = ? AND leaf_index = ?",
+                    (subtree.level * HASH_BYTES + 1, HASH_BYTES, log_id, where_stored(subtree)),
+                ).fetchone()
+                if row is None or len(row[0]) != HASH_BYTES:
+                    raise StoreFailed(f"the store has no hash for the subtree of level {subtree.level}, index {subtree.index}")
+                hashes.append(row[0])
+        return hashes
+
     def open_intents(self, log_id: LogId, below: int, limit: int) -> list[OpenIntent]:
         """Return open intents with an index below `below`, oldest first."""
         rows = self._read(
@@ -86,22 +111,24 @@ class SqliteLogReader:
         """Say what SQLite's own check of its pages, rows and indexes finds; the first 20. Reads the whole file."""
         try:
             rows = self._read(f"PRAGMA integrity_check({_FLAWS_MAX})", ())
+            strays = self._read("PRAGMA foreign_key_check(leaves)", ())
         except StoreFailed as failure:
             return [str(failure)]
-        return [str(row[0]) for row in rows if row[0] != "ok"]
+        flaws = [str(row[0]) for row in rows if row[0] != "ok"]
+        return [*flaws, f"{len(strays)} leaves belong to no log"] if strays else flaws
 
     def close(self) -> None:
         """Close the connection."""
         with self._reader_lock:
             self._reader.close()
 
-    def _read(self, sql: str, parameters: Sequence[object]) -> list[tuple[object, ...]]:
-        with self._reader_lock, reading("reading"):
+    def _read(self, sql: str, parameters: Sequence[object]) -> list[tuple[Any, ...]]:
+        with self._reader_lock, sqlite_failures("reading"):
             return self._reader.execute(sql, parameters).fetchall()
 
 
 @contextmanager
-def reading(doing: str) -> Iterator[None]:
+def sqlite_failures(doing: str) -> Iterator[None]:
     """Turn what SQLite raises into StoreFailed. Its messages name tables and files, never values."""
     try:
         yield
