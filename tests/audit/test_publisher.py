@@ -168,16 +168,32 @@ def test_a_published_file_with_other_bytes_stops_publishing_and_is_left_as_it_is
 
 
 def test_a_store_that_was_rolled_back_publishes_nothing_over_the_longer_log(
-    log: GrowingLog, sink: DirectorySink, tiles: Path
+    log: GrowingLog, sink: DirectorySink, tmp_path: Path, tiles: Path
 ) -> None:
-    log.grow(20)
-    shorter = log.head
-    log.grow(20)
+    log.grow(40)
     publish(log, sink)
-    log.head = shorter
-    with pytest.raises(TileConflict, match="rolled back"):
-        publish(log, sink)
-    assert strict_walk(tiles, log.key, [log.leaf(index) for index in range(40)]) == 40
+    with closing(SqliteLogStore(tmp_path / "older.db")) as store:
+        older = GrowingLog(store)
+        older.grow(20)
+        with pytest.raises(TileConflict, match="rolled back"):
+            publish(older, sink)
+    assert strict_walk(tiles, log.key, all_leaves(log)) == 40
+
+
+def test_while_the_world_may_have_less_than_is_published_nothing_is_done(log: GrowingLog, sink: DirectorySink, tiles: Path) -> None:
+    publisher = LogPublisher(log.published(), log.store, sink)
+    log.grow(20)
+    attested = log.head
+    log.grow(20)
+    publish_on(publisher)
+    later, log.head = log.head, attested
+    publish_on(publisher)
+    publish(log, sink)
+    assert (tiles / "checkpoint").read_text(encoding="utf-8") == later.checkpoint
+    log.head = later
+    log.grow(300)
+    publish_on(publisher)
+    assert strict_walk(tiles, log.key, all_leaves(log)) == 340
 
 
 def test_a_store_with_another_history_publishes_nothing(log: GrowingLog, sink: DirectorySink, tmp_path: Path, tiles: Path) -> None:

@@ -45,7 +45,7 @@ _HELD_BYTES = 4 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class PublishedLog:
-    """A log to publish. `head` returns the newest head whose checkpoint the world may have; it never goes back."""
+    """A log to publish. `head` returns the newest head whose checkpoint the world may have."""
 
     origin: str
     log_id: LogId
@@ -102,7 +102,11 @@ class LogPublisher:
         if progress.target is None:
             progress.target = self._log.head()
         target = progress.target
-        assert target.size >= progress.published, "a head went back"
+        if target.size < progress.published:
+            # The log is not shorter (_open has looked), but what the world may have of it is, for now: witnesses have changed, say.
+            progress.target = None
+            self._progress = progress
+            return False
         if progress.size // TILE_WIDTH < target.size // TILE_WIDTH:
             self._publish_full(progress, target)
         else:
@@ -118,7 +122,9 @@ class LogPublisher:
         if checkpoint is not None:
             published = _parse(checkpoint, self.origin)
             size = published.size
-            if size > (now := self._log.head().size):
+            stored = self._store.find_log(self.origin)
+            now = 0 if stored is None else stored.size
+            if size > now:
                 raise TileConflict(
                     f"{self.origin} is published with {size} leaves, and the log has {now}: the store was rolled back, or these "
                     "are the tiles of another log"
