@@ -1,4 +1,4 @@
-"""kill −9 after every durable step of erasure and of expiry ends in one state, and so does being killed again while it is finished."""
+"""kill −9 after every durable step of erasure and of expiry ends in one state, and so does being killed again at its end."""
 
 from __future__ import annotations
 
@@ -56,19 +56,35 @@ async def test_a_destruction_that_was_killed_is_finished_after_a_restart(tmp_pat
 async def test_the_end_of_a_destruction_may_be_killed_too(tmp_path: Path) -> None:
     *doomed, _ = run_until_killed(tmp_path, "erase", "listed", nth=1)
     for step in STEPS[1:]:
-        finish = (
-            "import asyncio, os, signal, sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path;"
-            "from audit_harness import Place; from records_harness import RecordsPlace\n"
-            "async def main():\n"
-            "  async with RecordsPlace(Place(Path(sys.argv[2]))).open("
-            "at=lambda step: os.kill(os.getpid(), signal.SIGKILL) if step == sys.argv[3] else None): pass\n"
-            "asyncio.run(main())"
-        )
-        command = [sys.executable, "-c", finish, str(PROGRAM.parent), str(tmp_path), step]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-        assert done.returncode == -9, done.stderr
+        finish_until_killed(tmp_path, step)
     async with RecordsPlace(Place(tmp_path)).open() as opened:
         for request_id in doomed:
             assert opened.key_store.record_key("bank", request_id) is None
     leaves = [json.loads(leaf) for leaf in check_store(Place(tmp_path).store_file)]
     assert [leaf["record_count"] for leaf in leaves if leaf["type"] == "erasure"] == [RECORDS]
+
+
+FINISH = """
+import asyncio, os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from audit_harness import Place
+from records_harness import RecordsPlace
+
+def at(step):
+    if step == sys.argv[3]:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+async def main():
+    async with RecordsPlace(Place(Path(sys.argv[2]))).open(at=at):
+        pass
+
+asyncio.run(main())
+"""
+
+
+def finish_until_killed(directory: Path, step: str) -> None:
+    """Open what a crash left, which finishes it, and kill that after a step."""
+    command = [sys.executable, "-c", FINISH, str(PROGRAM.parent), str(directory), step]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == -9, done.stderr
