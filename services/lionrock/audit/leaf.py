@@ -7,7 +7,8 @@ A leaf is an object; fields without a value are absent, fractions and 64-bit num
 "sha256:" and 64 hexadecimal digits.
 
     schema_version       1. A reader refuses a version that it does not know.
-    type                 "intent", "outcome", "access", "erasure", "expiry", "hold", "hold_release", "correction" or "refusal"
+    type                 "intent", "outcome", "access", "erasure", "expiry", "hold", "hold_release", "correction",
+                         "refusal" or "export"
     event_id             UUIDv7, made by the caller: one event is recorded once
     ts                   RFC 3339 in UTC with microseconds, by the clock of the audit service
     region               where the service runs, as its settings say
@@ -245,7 +246,21 @@ class Refusal:
     ground: str
 
 
-Body = Intent | Outcome | Access | Erasure | Expiry | Hold | HoldRelease | Correction | Refusal
+@dataclass(frozen=True, slots=True)
+class Export:
+    """Leaves, and payloads if so, are about to leave in one archive: those of [first_index, stop_index), or of one case of them."""
+
+    first_index: int
+    stop_index: int
+    leaf_count: int
+    with_payloads: bool
+    range_start: str
+    """RFC 3339; what was asked for."""
+    range_end: str
+    selected_case: str = ""
+
+
+Body = Intent | Outcome | Access | Erasure | Expiry | Hold | HoldRelease | Correction | Refusal | Export
 _TYPES: Mapping[type[Body], str] = {
     Intent: "intent",
     Outcome: "outcome",
@@ -256,6 +271,7 @@ _TYPES: Mapping[type[Body], str] = {
     HoldRelease: "hold_release",
     Correction: "correction",
     Refusal: "refusal",
+    Export: "export",
 }
 
 

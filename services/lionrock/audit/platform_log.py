@@ -46,6 +46,14 @@ class ProvenLeaf:
     leaf: StoredLeaf
 
 
+@dataclass(frozen=True, slots=True)
+class CoveredCheckpoint:
+    """A tenant's checkpoint that the platform's log holds: the signed note, and its tlog-proof file at the attested head."""
+
+    head: Head
+    platform_proof: str
+
+
 class PlatformLog:
     """The platform log of a running service. Its methods belong to the event loop."""
 
@@ -150,20 +158,61 @@ class PlatformLog:
                 raise LeafNotFound("no such leaf")
             if covered is None or leaf.index >= covered.tenant_size:
                 raise LeafNotCovered("the leaf is not yet under a checkpoint that the platform's log attests")
-            recorded = self._store.leaf(self._log.log_id, covered.index)
-            assert recorded is not None
-            note = recorded.data.decode()
-            checkpoint = Checkpoint.parse(note.rpartition("\n\n")[0] + "\n")
-            assert checkpoint.origin == origin
-            assert checkpoint.size == covered.tenant_size
-            tenant_head = Head(checkpoint.size, checkpoint.root, note)
-            return ProvenLeaf(
-                tenant_head.receipt(leaf, partial(self._store.subtree_hashes, log_id)),
-                attested.receipt(recorded, partial(self._store.subtree_hashes, self._log.log_id)),
-                leaf,
-            )
+            checkpoint = self._covered_checkpoint(origin, covered.index, attested)
+            receipt = checkpoint.head.receipt(leaf, partial(self._store.subtree_hashes, log_id))
+            return ProvenLeaf(receipt, checkpoint.platform_proof, leaf)
 
         return await self._logs.read(read)
+
+    async def covered(self, tenant: str) -> CoveredCheckpoint | None:
+        """Newest checkpoint of a tenant under the attested head; None while there is none. Raises LogNotFound, StoreFailed."""
+        origin, attested, covered = self._logs.origin(tenant), self._attested, self._covered.get(tenant)
+        if covered is None:
+            return None
+        return await self._logs.read(lambda: self._covered_checkpoint(origin, covered.index, attested))
+
+    async def covered_before(self, tenant: str, tenant_size: int, at_us: int) -> CoveredCheckpoint | None:
+        """Newest checkpoint of a tenant that the platform's log held at a time, of at most so many leaves and at least one.
+
+        None when there is none as far back as is worth looking. Raises LogNotFound, StoreFailed.
+        """
+        origin, attested = self._logs.origin(tenant), self._attested
+
+        def read() -> CoveredCheckpoint | None:
+            low, high = 0, attested.size
+            while low < high:  # times of this log are in order: one task appends
+                middle = (low + high) // 2
+                leaf = self._store.leaf(self._log.log_id, middle)
+                assert leaf is not None
+                low, high = (middle + 1, high) if leaf.recorded_at_us < at_us else (low, middle)
+            index = self._newest_of(tenant, tenant_size, low)
+            return None if index is None else self._covered_checkpoint(origin, index, attested)
+
+        return await self._logs.read(read)
+
+    def _covered_checkpoint(self, origin: str, index: int, attested: Head) -> CoveredCheckpoint:
+        recorded = self._store.leaf(self._log.log_id, index)
+        assert recorded is not None
+        note = recorded.data.decode()
+        checkpoint = Checkpoint.parse(note.rpartition("\n\n")[0] + "\n")
+        assert checkpoint.origin == origin
+        proof = attested.receipt(recorded, partial(self._store.subtree_hashes, self._log.log_id))
+        return CoveredCheckpoint(Head(checkpoint.size, checkpoint.root, note), proof)
+
+    def _newest_of(self, tenant: str, tenant_size: int, stop: int) -> int | None:
+        """Index below `stop` of the newest checkpoint of a tenant with 1 to `tenant_size` leaves."""
+        end = max(0, stop - _SEARCH_LEAVES)
+        while stop > end:
+            start = max(end, stop - _PAGE_LEAVES)
+            page: list[StoredLeaf] = []
+            while start + len(page) < stop:
+                page += self._store.leaves(self._log.log_id, start + len(page), stop, _PAGE_BYTES)
+            for leaf in reversed(page):
+                name, _, size = leaf.event_id.rpartition(":")
+                if name == tenant and 1 <= int(size) <= tenant_size:
+                    return leaf.index
+            stop = start
+        return None
 
     def _append(self, store: LogStore, grown: Sequence[tuple[str, Head]]) -> dict[str, Recorded]:
         """On the sequencer's thread: one transaction, then the second place, then what readers see."""
