@@ -184,6 +184,16 @@ async def test_the_tile_client_reads_a_log_through_the_real_server(published: An
                 return sum(len(leaves) for _, leaves in tree.entries(0, signed.checkpoint.size))
 
             assert await asyncio.to_thread(read) == 601
+        named = ssl.create_default_context(cafile=ca.issue("audit").ca_file)
+        own = ca.issue(spiffe_id=AUDITOR)
+        named.load_cert_chain(own.cert_file, own.key_file)
+        address = f"https://127.0.0.1:{server.port}/{origin}"
+        checked = HttpSource(address, tls=named, server_name="audit.lionrock.internal")
+        assert await asyncio.to_thread(checked.read, "checkpoint", 1000) is not None
+        with pytest.raises(SourceFailed, match="SSLError"):
+            await asyncio.to_thread(
+                HttpSource(address, tls=named, server_name="gateway.lionrock.internal").read, "checkpoint", 1000
+            )
         clerk = HttpSource(f"https://127.0.0.1:{server.port}/{origin}", tls=tls_context(ca.issue(spiffe_id=CLERK)))
         with pytest.raises(SourceFailed, match="status 403"):
             await asyncio.to_thread(clerk.read, "checkpoint", 1000)

@@ -50,11 +50,10 @@ class WatchedLogSettings(BaseModel):
 
     model_config = _FROZEN
 
-    keys: tuple[str, ...] = Field(
-        min_length=1, max_length=16, description="verifier keys of the log; after a rotation both"
-    )
+    keys: tuple[str, ...] = Field(min_length=1, max_length=16, description="verifier keys of the log; after a rotation both")
     source: str | None = Field(default=None, description="directory, or http(s):// address, that has the log's checkpoint in it")
     tls: TlsSettings | None = Field(default=None, description="certificate to show to an https source, and the authority to trust")
+    server_name: str | None = Field(default=None, description="name in the server's certificate, if not that of the address")
     bucket: BucketSettings | None = Field(default=None, description="bucket that the tiles are in, instead of source")
     witnesses: WitnessSettings | None = Field(default=None, description="who has to cosign; unset: nobody")
     stall_after_s: float | None = Field(default=None, gt=0, description="time for which it may stand still; unset: for ever")
@@ -71,8 +70,8 @@ class WatchedLogSettings(BaseModel):
     def _one_source(self) -> Self:
         if (self.source is None) == (self.bucket is None):
             raise ValueError("exactly one of source and bucket must be set")
-        if self.tls is not None and not (self.source or "").startswith("https://"):
-            raise ValueError("tls is for a source that begins with https://")
+        if (self.tls or self.server_name) and not (self.source or "").startswith("https://"):
+            raise ValueError("tls and server_name are for a source that begins with https://")
         return self
 
     @property
@@ -97,7 +96,7 @@ class WatchedLogSettings(BaseModel):
         scheme = urlsplit(self.source).scheme
         if scheme not in {"http", "https"}:
             return DirectorySource(Path(self.source))
-        return HttpSource(self.source, tls=None if self.tls is None else _tls_context(self.tls))
+        return HttpSource(self.source, tls=None if self.tls is None else _tls_context(self.tls), server_name=self.server_name)
 
 
 class MonitorSettings(BaseModel):

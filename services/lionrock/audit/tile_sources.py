@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 import urllib3
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, MaxRetryError
 
 from lionrock.tlog.tile_client import CorruptLog, SourceFailed
 
@@ -47,10 +47,15 @@ class DirectorySource:
 class HttpSource:
     """Files of a log below a URL. Redirects are not followed: a log has one address."""
 
-    def __init__(self, prefix: str, *, tls: ssl.SSLContext | None = None) -> None:
-        """Read below `prefix`, https:// or http://. `tls`: whom to trust and who we are; default: the system's authorities."""
+    def __init__(self, prefix: str, *, tls: ssl.SSLContext | None = None, server_name: str | None = None) -> None:
+        """Read below `prefix`, https:// or http://.
+
+        `tls`: whom to trust and who we are; default: the system's authorities. `server_name`: what the server's certificate has to
+        say, if not the host of the prefix.
+        """
         self._prefix = prefix.rstrip("/")
-        self._pool = urllib3.PoolManager(num_pools=2, maxsize=4, block=True, timeout=_TIMEOUT, ssl_context=tls)
+        named = {} if server_name is None else {"server_hostname": server_name, "assert_hostname": server_name}
+        self._pool = urllib3.PoolManager(num_pools=2, maxsize=4, block=True, timeout=_TIMEOUT, ssl_context=tls, **named)
 
     def read(self, name: str, max_bytes: int) -> bytes | None:
         """Content of a file, decompressed."""
@@ -75,7 +80,8 @@ class HttpSource:
             finally:
                 response.close()  # of what was read to its end, only the response; else the connection as well
         except HTTPError as error:
-            raise SourceFailed(f"{name}: {type(error).__name__}") from error
+            reason = error.reason if isinstance(error, MaxRetryError) and error.reason is not None else error
+            raise SourceFailed(f"{name}: {type(reason).__name__}") from error
         return _limited(name, bytes(content), max_bytes)
 
     def __str__(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import sys
 import threading
@@ -53,6 +54,7 @@ def run(config: Path | None, one: OneLog, *, once: bool, everything: bool) -> in
     except (StateUnusable, SourceUnusable, SinkFailed) as error:
         raise CommandError(str(error)) from error
     telemetry = start_telemetry("audit-monitor", settings.telemetry)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # what comes of its retries is an event
     stop = threading.Event()
     if not once:
         for number in (signal.SIGTERM, signal.SIGINT):
