@@ -175,7 +175,6 @@ class _LogCheck:
     def run(self, signed: Callable[[], Sequence[tuple[str, str]]], trusted: Sequence[str]) -> None:
         """Run all checks. Raises StoreFailed."""
         head, second = self._head_and_second_place(signed)
-        last = second[-1].size if second else 0
         for checkpoint, whose in [
             *((checkpoint, "the second place") for checkpoint in second),
             *((checkpoint, "a checkpoint that was brought") for checkpoint in self._of_this_log(trusted)),
@@ -187,8 +186,6 @@ class _LogCheck:
         if head is None:
             self._find(Flaw.LOG_MISSING, "no row names its origin")
             return
-        if last < head.size:
-            self._find(Flaw.SECOND_PLACE_BEHIND, f"{last} leaves there, {head.size} in the store")
         if head.verifier_key not in {str(key) for key in self._keys}:
             self._find(Flaw.KEY_MISMATCH, "its row names a key that was not given")
         for _ in range(_CATCH_UP):
@@ -218,6 +215,9 @@ class _LogCheck:
             if head is None or (second and second[-1].size >= head.size):
                 break
             time.sleep(_RETRY_S)
+        else:
+            assert head is not None
+            self._find(Flaw.SECOND_PLACE_BEHIND, f"{second[-1].size if second else 'no'} leaves there, {head.size} in the store")
         # What is in the second place by now was in the store before it.
         return (head if head is None else self._store.find_log(self._origin)), second
 
