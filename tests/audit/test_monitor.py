@@ -363,6 +363,41 @@ def test_the_command_follows_many_logs_from_a_file_until_it_is_told_to_stop(site
         process.stdout.close()
 
 
+METRICS = """
+import json, sys
+from opentelemetry import metrics
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from pathlib import Path
+from lionrock.cli.audit_monitor import OneLog, run
+reader = InMemoryMetricReader()
+metrics.set_meter_provider(MeterProvider([reader]))
+status = run(None, OneLog(sys.argv[1], [sys.argv[2]], [], None, Path(sys.argv[3]), 30), once=True, everything=False)
+points = {}
+for metric in reader.get_metrics_data().resource_metrics[0].scope_metrics[0].metrics:
+    for point in metric.data.data_points:
+        points["/".join([metric.name, point.attributes.get("lionrock.alarm", "")])] = [point.value, point.attributes["lionrock.log"]]
+print(json.dumps([status, points]))
+"""
+
+
+def test_metrics_say_what_the_events_say(site: Site, tmp_path: Path) -> None:
+    site.grow(300)
+    arguments = [str(site.directory), str(site.log.key), str(tmp_path / "cli")]
+    for broken in (False, True):
+        if broken:
+            site.grow(1)
+            (site.directory / "tile/0/001.p/45").unlink()
+        done = subprocess.run([sys.executable, "-c", METRICS, *arguments], check=True, capture_output=True, text=True, timeout=60)
+        status, points = json.loads(done.stdout.splitlines()[-1])
+        assert status == int(broken)
+        assert points["lionrock.audit.monitor.size/"] == [300, ORIGIN]
+        found = {
+            name.removeprefix("lionrock.audit.monitor.alarm/") for name, (value, _) in points.items() if "alarm/" in name and value
+        }
+        assert found == ({"corrupt"} if broken else set())
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [

@@ -6,7 +6,7 @@ Knows: how to get at most so many bytes of a file, in how much time. Does not kn
 import ssl
 import time
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import urllib3
 from urllib3.exceptions import HTTPError, MaxRetryError
@@ -54,7 +54,7 @@ class HttpSource:
         say, if not the host of the prefix.
         """
         self._prefix = prefix.rstrip("/")
-        named = {} if server_name is None else {"server_hostname": server_name, "assert_hostname": server_name}
+        named: dict[str, Any] = {} if server_name is None else {"server_hostname": server_name, "assert_hostname": server_name}
         self._pool = urllib3.PoolManager(num_pools=2, maxsize=4, block=True, timeout=_TIMEOUT, ssl_context=tls, **named)
 
     def read(self, name: str, max_bytes: int) -> bytes | None:
