@@ -81,6 +81,9 @@ async def _witnesses(settings: AuditSettings, logs: AuditLogs, platform_log: Pla
         CosignedFile(settings.key_dir / "cosigned-checkpoint"),
     )
     await witnessing.begin()
+    # What a witness must be given before it cosigns.
+    ours = {"origin": platform_log.origin, "verifier_key": platform_log.verifier_key}
+    logging.getLogger("lionrock.audit").info("the platform's log", extra=ours | {"witnesses": len(settings.witnesses)})
     task = asyncio.create_task(witnessing.run(settings.platform_interval_s), name="audit-witnessing")
     try:
         yield

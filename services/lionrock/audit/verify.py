@@ -409,7 +409,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         leaf = verify_receipt(given.receipt.read_bytes(), given.key)
         if given.platform_proof is not None:
-            threshold = len(given.witness) if given.threshold is None else given.threshold
+            threshold = len({key.partition("+")[0] for key in given.witness}) if given.threshold is None else given.threshold
             platform = verify_platform_proof(given.platform_proof.read_bytes(), leaf, given.key, given.witness, threshold)
     except OSError as error:
         print(f"{error.filename}: {error.strerror}", file=sys.stderr)

@@ -154,6 +154,7 @@ def verify(
     witness: Annotated[
         list[str] | None, typer.Option(help="Verifier key of a witness that cosigns the platform's log. May be repeated.")
     ] = None,
+    witnesses_file: Annotated[Path | None, typer.Option(help="File with verifier keys of witnesses, one a line.")] = None,
     witnesses_needed: Annotated[
         int | None, typer.Option(min=0, help="Witnesses that must have cosigned. Default: all that are given.", show_default=False)
     ] = None,
@@ -166,11 +167,13 @@ def verify(
     """
     from lionrock.cli import verify as command
 
-    if platform_proof is None and (witness or witnesses_needed is not None):
+    if platform_proof is None and (witness or witnesses_file is not None or witnesses_needed is not None):
         raise CommandError(
             "witnesses cosign the platform's log, not the tenant's", fix="give --platform-proof", exit_code=EXIT_USAGE
         )
-    above = None if platform_proof is None else command.Above(platform_proof, witness or [], witnesses_needed)
+    above = None
+    if platform_proof is not None:
+        above = command.Above.given(platform_proof, witness or [], witnesses_file, witnesses_needed)
     sys.exit(command.run(receipt, key or [], keys_file, opening, state_dir, as_json=as_json, above=above))
 
 

@@ -34,6 +34,11 @@ class Above:
     witnesses: Sequence[str]
     threshold: int | None
 
+    @classmethod
+    def given(cls, proof: Path, witnesses: Sequence[str], witnesses_file: Path | None, threshold: int | None) -> Above:
+        """Take what the command line gives. Raises CommandError for a file that cannot be read."""
+        return cls(proof, [*witnesses, *(read_keys(witnesses_file) if witnesses_file is not None else [])], threshold)
+
 
 def run(
     receipt: Path,
@@ -60,7 +65,7 @@ def run(
         leaf = verify_receipt(_read(receipt), trusted)
         platform = None
         if above is not None:
-            needed = len(above.witnesses) if above.threshold is None else above.threshold
+            needed = len({key.partition("+")[0] for key in above.witnesses}) if above.threshold is None else above.threshold
             platform = verify_platform_proof(_read(above.proof), leaf, trusted, above.witnesses, needed)
         if opening is not None:
             opened = Opening.read(opening)

@@ -29,7 +29,8 @@ async def main(settings: WitnessSettings, signers: Sequence[Signer]) -> None:
 
         async def say_keys(port: int) -> None:
             del port
-            logging.getLogger("lionrock.witness").info("cosigning", extra={"verifier_keys": verifier_keys, "logs": sorted(logs)})
+            keys = [f"{signer.verifier_key.name}+{signer.verifier_key.key_id.hex()}" for signer in signers]  # the rest is long
+            logging.getLogger("lionrock.witness").info("cosigning", extra={"keys": keys, "logs": sorted(logs)})
 
         await serve_http(witness_app(Witness(state, signers, logs), worker), settings, "witness", on_ready=say_keys)
 
