@@ -376,7 +376,8 @@ status = run(None, OneLog(sys.argv[1], [sys.argv[2]], [], None, Path(sys.argv[3]
 points = {}
 for metric in reader.get_metrics_data().resource_metrics[0].scope_metrics[0].metrics:
     for point in metric.data.data_points:
-        points["/".join([metric.name, point.attributes.get("lionrock.alarm", "")])] = [point.value, point.attributes["lionrock.log"]]
+        name = "/".join([metric.name, point.attributes.get("lionrock.alarm", "")])
+        points[name] = [point.value, point.attributes["lionrock.log"]]
 print(json.dumps([status, points]))
 """
 
