@@ -140,11 +140,15 @@ class Campaign:
         self._before: Tally | None = None
         self._unsettled = False
         self._fired = 0
+        self._ending = asyncio.Event()
 
     async def run(self, faults: Sequence[Fault]) -> None:
-        """Inflict the faults one after the other."""
+        """Inflict the faults one after the other. SIGINT ends the run after the fault that is on."""
         lived: list[Fault] = []
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, self._ending.set)
         for number, fault in enumerate(faults):
+            if self._ending.is_set():
+                break
             if self._disk is None:
                 self._begin_life(number)
                 lived = []
