@@ -117,6 +117,21 @@ def test_the_audit_service_alone_reaches_its_database(render: Callable[..., Any]
     assert not passes(release, "Egress", labels(release)["audit"], database, 5432)
 
 
+def test_the_audit_service_alone_reaches_its_witnesses(render: Callable[..., Any]) -> None:
+    rules = {
+        name: render("postgresql").one("NetworkPolicy", f"lionrock-{name}")["spec"].get("egress", [])
+        for name in ("tokenization", "guardrails", "audit")
+    }
+    outside = [{"ipBlock": {"cidr": "203.0.113.0/24"}}]
+    reach = {name: rule["ports"] for name, each in rules.items() for rule in each if rule["to"] == outside}
+    assert reach == {"audit": [{"protocol": "TCP", "port": 443}, {"protocol": "TCP", "port": 8443}]}
+
+
+def test_witnesses_that_nobody_may_reach_are_refused(render: Callable[..., Any]) -> None:
+    with pytest.raises(Exception, match=r"audit\.witnesses\.peers"):
+        render("minimal", 'audit.witnesses.servers=[{"url":"https://w.example","verifier_key":"k"}]')
+
+
 def test_a_database_that_nobody_may_reach_is_refused(render: Callable[..., Any]) -> None:
     with pytest.raises(Exception, match=r"audit\.postgresql\.peers"):
         render("minimal", 'audit.postgresql.existingSecret="audit-database"')

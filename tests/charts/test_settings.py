@@ -108,6 +108,17 @@ def test_the_audit_service_has_a_file_or_a_database(load: Callable[..., Any]) ->
     assert (on_database.store_file, str(on_database.store_dsn_file)) == (None, "/etc/lionrock/postgresql/uri")
 
 
+def test_the_audit_service_asks_the_witnesses_of_the_values(load: Callable[..., Any]) -> None:
+    assert load("audit").witnesses == ()
+    settings = load("audit", "postgresql")
+    assert [each.url for each in settings.witnesses] == [
+        "https://witness.regulator.example",
+        "https://witness.auditor.example:8443/lionrock",
+    ]
+    assert {str(each.ca_file) for each in settings.witnesses} == {"/etc/lionrock/witnesses/ca.crt"}
+    assert (settings.witness_policy.threshold, settings.witness_policy.require_within_s) == (1, 3600)
+
+
 def test_a_tenant_of_the_values_has_a_log_and_so_has_one_that_left(load: Callable[..., Any]) -> None:
     assert load("audit", "everything").tenants == ("markets", "private", "probe", "retail")
     directory = [tenant.name for tenant in load("gateway", "everything").tenants]

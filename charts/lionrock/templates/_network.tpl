@@ -22,6 +22,25 @@
 {{- end }}
 {{- end -}}
 
+{{/* The witnesses of the audit service's logs. */}}
+{{- define "lionrock.netpol.witnesses" -}}
+{{- with .Values.audit.witnesses }}
+{{- if .servers }}
+{{- if not .peers }}{{ fail "audit.witnesses.peers: whom may the audit service reach as its witnesses? (network policy peers)" }}{{ end }}
+{{- $ports := list }}
+{{- range .servers }}
+{{- $url := urlParse .url }}
+{{- $ports = append $ports (regexFind ":[0-9]+$" $url.host | trimPrefix ":" | default (ternary "443" "80" (eq $url.scheme "https"))) }}
+{{- end }}
+- to: {{ toJson .peers }}
+  ports:
+    {{- range uniq $ports | sortAlpha }}
+    - {protocol: TCP, port: {{ . }}}
+    {{- end }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
 {{- define "lionrock.otlpport" -}}
 {{- $host := (urlParse .Values.telemetry.otlpEndpoint).host -}}
 {{- if regexMatch ":[0-9]+$" $host }}{{ regexFind "[0-9]+$" $host }}{{ else }}4317{{ end -}}

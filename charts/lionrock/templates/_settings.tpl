@@ -90,5 +90,16 @@ store_dsn_file: /etc/lionrock/postgresql/{{ .Values.audit.postgresql.key }}
 {{- else }}
 store_file: /var/lib/lionrock/store/logs.sqlite
 {{- end }}
+{{- with .Values.audit.witnesses }}
+{{- if .servers }}
+{{- $servers := list }}
+{{- range $server := .servers }}
+{{- if $.Values.audit.witnesses.authoritiesConfigMap }}{{ $server = merge (dict "ca_file" "/etc/lionrock/witnesses/ca.crt") $server }}{{ end }}
+{{- $servers = append $servers $server }}
+{{- end }}
+witnesses: {{ toJson $servers }}
+witness_policy: {threshold: {{ toJson .threshold }}, require_within_s: {{ toJson .requireWithinSeconds }}}
+{{- end }}
+{{- end }}
 key_dir: /var/lib/lionrock/keys/keys
 {{- end -}}
