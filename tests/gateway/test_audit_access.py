@@ -151,3 +151,194 @@ async def test_a_record_is_read_and_erased_through_the_gateway(door: ScriptedMes
         with pytest.raises(grpc.aio.AioRpcError) as gone:
             await records.ReadRecord(rec.ReadRecordRequest(request_id=request_id))
         assert remote_error(gone.value).reason == "RECORD_ERASED"
+
+
+# Who may call what: generated from the protos, so that no call is forgotten.
+
+
+def sensible(method: MethodDescriptor) -> Any:
+    """A request that passes its rules and changes nothing that others rely on."""
+    request = message_factory.GetMessageClass(method.input_type)()
+    values = {
+        "request_id": uuid7(),
+        "event_id": uuid7(),
+        "hold_id": uuid7(),
+        "limit": 5,
+        "first_size": 1,
+        "basis": "asked",
+        "reason": "inquiry",
+        "statement": "not so",
+        "subject_id": "nobody",
+        "ground": "PDPO s.20",
+        "particulars": "because",
+        "request": rec.REFUSED_REQUEST_ACCESS,
+    }
+    for field in method.input_type.fields:
+        if field.name == "scope":
+            request.scope.subject_id = "nobody"
+        elif field.name in values and field.message_type is None:
+            setattr(request, field.name, values[field.name])
+    return request
+
+
+async def reason_of(channel: grpc.aio.Channel, method: MethodDescriptor, request: Any) -> str | None:
+    """Call, read what comes, and return the reason of the refusal; None without one."""
+    path = f"/{method.containing_service.full_name}/{method.name}"
+    answer = message_factory.GetMessageClass(method.output_type).FromString
+    try:
+        if method.server_streaming:
+            call = channel.unary_stream(path, type(request).SerializeToString, answer)(request, timeout=10)
+            async for _ in call:
+                pass
+        else:
+            await channel.unary_unary(path, type(request).SerializeToString, answer)(request, timeout=10)
+    except grpc.aio.AioRpcError as error:
+        return remote_error(error).reason
+    return None
+
+
+@pytest.mark.parametrize("role", ROLES)
+async def test_every_call_is_permitted_by_role_as_the_table_says_at_the_gateway_and_behind_it(
+    door: ScriptedMesh, service: tuple[Path, AuditProcess], role: str
+) -> None:
+    inner = PeerSettings(target=service[1].target, service="audit", timeout_s=10)
+    async with as_role(door, role) as channel, open_channel(inner, door.ca.issue("gateway"), name="test") as behind:
+        for method in METHODS:
+            if method.name == "Append":
+                assert await reason_of(channel, method, audit.AppendRequest()) == "METHOD_NOT_FOUND"
+                continue
+            permitted = permissions.CALL_ACTIONS[method.name] in permissions.ROLE_ACTIONS.get(role, ())
+            if role == "stranger":
+                assert await reason_of(channel, method, sensible(method)) == "UNKNOWN_PRINCIPAL", method.name
+            else:
+                outside = await reason_of(channel, method, sensible(method))
+                assert (outside != "ROLE_NOT_PERMITTED") is permitted, (method.name, outside)
+            request = sensible(method)
+            request.context.CopyFrom(context_of(role))
+            inside = await reason_of(behind, method, request)
+            assert (inside != "ROLE_NOT_PERMITTED") is permitted, (method.name, inside)
+
+
+def context_of(role: str, tenant: str = "bank") -> ctx.RequestContext:
+    return ctx.RequestContext(
+        request_id=uuid7(),
+        tenant=tenant,
+        actor=f"spiffe://{TRUST_DOMAIN}/tenant/{tenant}/user/ada",
+        auth_method=ctx.AUTH_METHOD_MTLS,
+        roles=[role],
+        purpose="oversight",
+        territory="HK",
+        profile="default",
+    )
+
+
+def test_the_gateways_table_is_the_audit_services() -> None:
+    assert set(ROLE_ACTIONS) == set(permissions.ROLE_ACTIONS)
+    shared = {action.value for action in permissions.Action}
+    for role, actions in ROLE_ACTIONS.items():
+        assert {action.value for action in actions} & shared == {action.value for action in permissions.ROLE_ACTIONS[role]}, role
+    calls = {name: action.value for methods in CALL_ACTIONS.values() for name, action in methods.items()}
+    assert calls == {name: action.value for name, action in permissions.CALL_ACTIONS.items()}
+    assert {method.name for method in METHODS} == {*calls, "Append"}
+    assert shared < {action.value for action in Action}
+    assert permissions.ROLE_ACTIONS["platform_operator"] == frozenset()
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method.name != "Append"], ids=lambda method: method.name)
+async def test_nobody_says_for_himself_who_asks(door: ScriptedMesh, method: MethodDescriptor) -> None:
+    role = next(role for role, actions in permissions.ROLE_ACTIONS.items() if permissions.CALL_ACTIONS[method.name] in actions)
+    request = sensible(method)
+    request.context.CopyFrom(context_of("regulator", "broker"))
+    async with as_role(door, role) as channel:
+        assert await reason_of(channel, method, request) == "INVALID_FIELD"
+
+
+async def test_an_inner_service_does_not_come_through_the_door(door: ScriptedMesh) -> None:
+    peer = PeerSettings(target=door.targets["gateway"], service="gateway", timeout_s=10)
+    async with open_channel(peer, door.ca.issue("guardrails"), name="test") as channel:
+        for method in METHODS:
+            assert await reason_of(channel, method, sensible(method)) in ("CALLER_NOT_PERMITTED", "METHOD_NOT_FOUND")
+
+
+async def test_another_tenant_sees_nothing(door: ScriptedMesh, ask: Any, hear: Any) -> None:
+    async with door.calling() as gateway:
+        heard = await hear(gateway.Chat(ask("Private.", subject_ids=["c-1"])))
+    async with as_role(door, "auditor", "broker") as channel:
+        records = rec_rpc.RecordsServiceStub(channel)
+        read = SERVICES["RecordsService"].methods_by_name["ReadRecord"]
+        wanted = rec.ReadRecordRequest(request_id=heard.started.request_id)
+        assert await reason_of(channel, read, wanted) == "VAULT_DISABLED"
+        stats = await records.GetLogStats(rec.GetLogStatsRequest())
+        assert (stats.leaves, dict(stats.records)) == (0, {})
+
+
+async def test_retention_and_holds_refuse_with_what_the_caller_needs_to_know(door: ScriptedMesh, ask: Any, hear: Any) -> None:
+    async with door.calling() as gateway:
+        await hear(gateway.Chat(ask("Advise me.", subject_ids=["c-ret"], purpose="drafting")))
+        await hear(gateway.Chat(ask("Chat.", subject_ids=["c-held"])))
+    async with as_role(door, "privacy_officer") as channel:
+        records = rec_rpc.RecordsServiceStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as retained:
+            await records.EraseSubject(rec.EraseSubjectRequest(scope=rec.RecordScope(subject_id="c-ret"), basis="asked"))
+        error = remote_error(retained.value)
+        assert (error.status.name, error.reason, error.metadata["records"]) == ("FAILED_PRECONDITION", "RETENTION_APPLIES", "1")
+        assert error.metadata["until"].endswith("Z")
+        scope = rec.RecordScope(subject_id="c-held")
+        placed = await records.PlaceHold(rec.PlaceHoldRequest(scope=scope, reason="litigation"))
+        held = [one async for one in records.ListHolds(rec.ListHoldsRequest())]
+        assert [(one.scope.subject_id, one.reason) for one in held if one.hold_id == placed.hold_id] == [("c-held", "litigation")]
+        partly = await records.EraseSubject(rec.EraseSubjectRequest(scope=scope, basis="asked", allow_partial=True))
+        assert (partly.erased_records, dict(partly.kept_records)) == (0, {"LEGAL_HOLD_APPLIES": 1})
+        await records.ReleaseHold(rec.ReleaseHoldRequest(hold_id=placed.hold_id))
+        assert (await records.EraseSubject(rec.EraseSubjectRequest(scope=scope, basis="asked"))).erased_records == 1
+
+
+async def test_leaves_of_suspicion_are_withheld_from_whoever_is_not_cleared(door: ScriptedMesh, ask: Any, hear: Any) -> None:
+    door_tenants = door.tenants[0]["principals"][0]
+    assert "suspicion" in door_tenants["data_classes"]
+    async with door.calling() as gateway:
+        heard = await hear(gateway.Chat(ask("STR?", data_class=ctx.DATA_CLASS_SUSPICION, case_id="CASE-STR")))
+    hidden: dict[str, set[int]] = {}
+    for role in ("auditor", "regulator"):
+        async with as_role(door, role) as channel:
+            log = audit_rpc.AuditServiceStub(channel)
+            leaves = [leaf async for page in log.ListLeaves(audit.ListLeavesRequest(limit=10_000)) for leaf in page.leaves]
+            hidden[role] = {leaf.leaf_index for leaf in leaves if not leaf.data}
+            assert all(len(leaf.withheld_leaf_hash) == 32 for leaf in leaves if not leaf.data)
+            assert any(b"CASE-STR" in leaf.data for leaf in leaves) is (role == "regulator")
+            receipt = SERVICES["AuditService"].methods_by_name["GetReceipt"]
+            wanted = audit.GetReceiptRequest(event_id=heard.started.request_id)
+            assert await reason_of(channel, receipt, wanted) == ("LEAF_NOT_FOUND" if role == "auditor" else None)
+            search = SERVICES["RecordsService"].methods_by_name["ReadRecord"]
+            expected = "RECORD_NOT_FOUND" if role == "auditor" else None
+            assert await reason_of(channel, search, rec.ReadRecordRequest(request_id=heard.started.request_id)) == expected
+    assert hidden["regulator"] == set()
+    assert heard.finished.receipt.position.leaf_index in hidden["auditor"]
+
+
+async def test_a_stream_that_its_reader_leaves_is_left_by_the_gateway_too(door: ScriptedMesh) -> None:
+    async with as_role(door, "auditor") as channel:
+        log = audit_rpc.AuditServiceStub(channel)
+        call = log.ListLeaves(audit.ListLeavesRequest(limit=10_000))
+        await anext(aiter(call))
+        call.cancel()
+        assert (await log.GetCheckpoint(audit.GetCheckpointRequest())).checkpoint
+
+
+async def test_no_person_and_no_word_is_in_the_services_log(
+    door: ScriptedMesh, service: tuple[Path, AuditProcess], ask: Any, hear: Any
+) -> None:
+    canary = "canary-5b1e"
+    async with door.calling() as gateway:
+        await hear(gateway.Chat(ask(canary, subject_ids=[canary])))
+    async with as_role(door, "privacy_officer") as channel:
+        records = rec_rpc.RecordsServiceStub(channel)
+        scope = rec.RecordScope(subject_id=canary)
+        await records.LogRefusal(
+            rec.LogRefusalRequest(request=rec.REFUSED_REQUEST_ACCESS, subject_id=canary, ground="s.20", particulars=canary)
+        )
+        await records.PlaceHold(rec.PlaceHoldRequest(scope=scope, reason="inquiry"))
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await records.EraseSubject(rec.EraseSubjectRequest(scope=scope, basis="asked"))
+    assert canary not in str(refused.value)
+    assert canary not in "".join(service[1].log)
