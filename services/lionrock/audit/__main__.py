@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing, suppress
 from functools import partial
 
+from lionrock.audit.export.exporter import Exporter
 from lionrock.audit.failures import AuditError
 from lionrock.audit.keys import LOG_SIGNATURES, KeyDirectory
 from lionrock.audit.log import AuditLogs, Limits, open_logs
@@ -111,10 +112,12 @@ async def _serve(settings: AuditSettings, logs: AuditLogs, platform_log: Platfor
         for tenant, why in logs.read_only_reasons().items():
             logging.getLogger("lionrock.audit").error("a log is read-only", extra={"tenant": tenant, "why": why})
 
+    witness_keys = [witness.verifier_key for witness in settings.witnesses]
+    served = RecordsServicer(records, exporter=Exporter(logs, records, platform_log, witness_keys=witness_keys))
     try:
         registrations = (
             Registration(add_AuditServiceServicer_to_server, AuditServicer(logs, platform_log), SERVICE_NAME, CALLERS),
-            Registration(add_RecordsServiceServicer_to_server, RecordsServicer(records), RECORDS_SERVICE_NAME, CALLERS),
+            Registration(add_RecordsServiceServicer_to_server, served, RECORDS_SERVICE_NAME, CALLERS),
         )
         serving = serve(settings, "audit", registrations, on_ready=say_what_is_read_only, readiness=_readiness(logs))
         await (serving if settings.store_file is not None else until_store_is_lost(serving, logs))

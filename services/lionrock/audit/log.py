@@ -22,7 +22,7 @@ from lionrock.audit.signed_checkpoints import SignedCheckpoints
 from lionrock.audit.store import LogId, LogStore, OpenIntent, StoredLeaf, Transaction
 from lionrock.audit.store.records import RecordReader, StoredHold
 from lionrock.audit.tenant_log import Head, TenantLog, open_tenant_log
-from lionrock.tlog.merkle import consistency_proof
+from lionrock.tlog.merkle import Subtree, consistency_proof
 
 _T = TypeVar("_T")
 _PAGE_BYTES = 256 * 1024
@@ -200,6 +200,11 @@ class AuditLogs:
             raise TreeSizeOutOfRange(f"sizes from 1 to {head.size} can be proven, the earlier one first")
         hashes = await self.read(lambda: consistency_proof(first, later, partial(self._store.subtree_hashes, log.log_id)))
         return hashes, head.checkpoint if later == head.size else ""
+
+    async def subtree_hashes(self, tenant: str, subtrees: Sequence[Subtree]) -> Sequence[bytes]:
+        """Hashes of complete subtrees, in the order asked. Raises LogNotFound, LogReadOnly, StoreFailed."""
+        log = self._log(tenant)
+        return await self.read(lambda: self._store.subtree_hashes(log.log_id, subtrees))
 
     async def leaves(self, tenant: str, start: int, limit: int) -> AsyncIterator[Sequence[StoredLeaf]]:
         """Pages of leaves from `start` on, at most `limit` in all. Raises LogNotFound, LogReadOnly, StoreFailed."""

@@ -1,9 +1,10 @@
-"""Verifies a receipt offline: one file, standard library and `cryptography`, no other part of this product.
+"""Verifies a receipt or an export offline: one file, standard library and `cryptography`, no other part of this product.
 
     python verify.py RECEIPT.tlog-proof 'lionrock.local/audit/bank+1f2e3d4c+AZ…'
     python verify.py RECEIPT.tlog-proof KEY… --platform-proof PLATFORM.tlog-proof --witness KEY… --threshold 2
+    python verify.py EXPORT.zip --key KEY --key KEY-OF-THE-PLATFORM --witness-key KEY --witnesses 1
 
-It shares no code with the log that wrote the receipt, so a mistake there is not repeated here. It checks, in this order:
+It shares no code with the log that wrote them, so a mistake there is not repeated here. Of a receipt it checks, in this order:
 
     1. the text is a tlog-proof whose extra data is the leaf                  c2sp.org/tlog-proof, version 1
     2. a key that you trust signed the checkpoint                             c2sp.org/signed-note, c2sp.org/tlog-checkpoint
@@ -15,6 +16,18 @@ and, with a proof from the platform's log, whose leaves are the checkpoints of a
     5. the proof is of the very checkpoint in the receipt, and leads to a checkpoint that a key that you trust signed for the log
        whose origin is that of the tenant's log without the tenant
     6. enough of the witnesses that you trust cosigned that one                c2sp.org/tlog-cosignature
+
+Of an export (a ZIP archive), all of it:
+
+    a. the archive has the form in which exports are written, without a byte that belongs to no file, and every file is listed in
+       manifest.json with the SHA-256 that it has; there is no other, and none twice
+    b. its checkpoint as in 2, and the platform's proof of it as in 5 and 6
+    c. every leaf as in 3 and 4, and where no case was chosen that their indices have no gap and reach over both ends of the time
+    d. every payload opens the commitment of a leaf that is there: HMAC-SHA256(salt, payload)
+    e. earlier checkpoints are prefixes of this one                            RFC 9162, section 2.1.4.2
+
+keys.txt in an archive is for comparison with your keys and is not used. report.html is for reading: that it is the page that was
+exported is checked, not what it says. Memory does not grow with the number of leaves, but with that of the payload files.
 
 Signatures are Ed25519 (type 0x01), Ed25519 cosignatures (0x04) and ML-DSA-44 cosignatures (0x06), with which logs may sign too.
 Signatures by keys that you did not give are ignored, as the format demands. Every failure is a `VerificationFailed` with one
@@ -28,13 +41,14 @@ import json
 import re
 import struct
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from enum import Enum
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -71,6 +85,12 @@ class Reason(Enum):
     TENANT_MISMATCH = "the leaf belongs to another tenant than the log"
     COMMITMENT_ABSENT = "the leaf commits to nothing of this kind"
     OPENING_INVALID = "salt and payload do not open the commitment"
+    ARCHIVE_MALFORMED = "the archive does not have the form of an export"
+    FILE_ALTERED = "a file in the archive is not the one that the manifest lists"
+    MANIFEST_MALFORMED = "the manifest is not one"
+    LEAVES_INCOMPLETE = "leaves of the export are missing or do not belong to it"
+    PAYLOAD_MALFORMED = "a file of payloads is not one"
+    CONSISTENCY_INVALID = "an earlier checkpoint is not a prefix of the export's"
 
 
 class VerificationFailed(Exception):
@@ -149,13 +169,24 @@ def verify_platform_proof(
 
     A witness with several keys counts once. Raises VerificationFailed.
     """
-    witnesses = [_parse_key(key) for key in witness_keys]
+    keys, witnesses = [_parse_key(key) for key in platform_keys], _witnesses(witness_keys)
+    return _verify_platform(_text_of(text), leaf.origin, leaf.checkpoint, keys, witnesses, threshold)
+
+
+def _witnesses(keys: Sequence[str]) -> list[_Key]:
+    witnesses = [_parse_key(key) for key in keys]
     if any(key.type not in _WITNESSES_SIGN_WITH for key in witnesses):
         _fail(Reason.KEY_MALFORMED, "a key that is given as a witness's is a log's")
-    proven = _verify_proof(_text_of(text), [*(_parse_key(key) for key in platform_keys), *witnesses])
-    if leaf.origin.rpartition("/")[0] != proven.origin:
-        _fail(Reason.PLATFORM_MISMATCH, "the log of the proof is not the one above the receipt's")
-    if proven.leaf != leaf.checkpoint.encode("utf-8"):
+    return witnesses
+
+
+def _verify_platform(
+    text: str, origin: str, checkpoint: str, keys: Sequence[_Key], witnesses: Sequence[_Key], threshold: int
+) -> VerifiedPlatform:
+    proven = _verify_proof(text, [*keys, *witnesses])
+    if origin.rpartition("/")[0] != proven.origin:
+        _fail(Reason.PLATFORM_MISMATCH, "the log of the proof is not the one above the tenant's")
+    if proven.leaf != checkpoint.encode("utf-8"):
         _fail(Reason.PLATFORM_MISMATCH, "the proof is of another checkpoint")
     cosigned: dict[str, int] = {}
     for signature in proven.signatures:
@@ -391,39 +422,697 @@ def when(time_s: int) -> str:
         return f"{time_s} s after 1970"
 
 
+# Exports -------------------------------------------------------------------------------------------------------------------------
+
+_MIB = 2**20
+_ARCHIVE_FILES_MAX = 60_000
+_SMALL_FILE_MAX = 16 * _MIB
+_PAYLOAD_FILE_MAX = 64 * _MIB
+_LINE_MAX = 64 * 1024
+_CHUNK = 64 * 1024
+_LOCAL = struct.Struct("<4s5H3L2H")
+_LOCAL_EXTRA = struct.pack("<HHQQ", 1, 16, 0, 0)
+_DESCRIPTOR = struct.Struct("<4sLQQ")
+_CENTRAL = struct.Struct("<4s6H3L5H2L")
+_CENTRAL_EXTRA = struct.Struct("<HHQQQ")
+_END = struct.Struct("<4sQHHLLQQQQ4sLQL4s4H2LH")
+_VERSION, _MADE_BY, _FLAGS, _DEFLATED, _DATE, _MODE, _MANY = 45, 3 << 8 | 45, 0x0808, 8, 0x0021, 0o100644 << 16, 0xFFFFFFFF
+_UUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_PAYLOAD_NAME = re.compile(rf"payloads/({_UUID})\.json", re.ASCII)
+_NEEDED_FILES = frozenset(
+    {"README.txt", "verify.py", "checkpoint", "consistency.json", "keys.txt", "leaves.jsonl", "report.html", "manifest.json"}
+)
+_PLATFORM_PROOF = "platform-proof.tlog-proof"
+_LINE = re.compile(
+    rb'\{"index":(0|[1-9][0-9]{0,15}),"(leaf|withheld)":"([A-Za-z0-9+/]+={0,2})",'
+    rb'"path":\[((?:"[A-Za-z0-9+/]{43}="(?:,"[A-Za-z0-9+/]{43}="){0,62})?)\]\}'
+)
+_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z", re.ASCII)
+_DISORDER = timedelta(seconds=60)
+"""How far times of leaves may be out of the order of their indices: they are taken when a leaf is asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedExport:
+    """An export of which everything that can be checked holds. Only `verify_export` makes one."""
+
+    origin: str
+    tree_size: int
+    root: bytes
+    signed_by: Sequence[str]
+    platform: VerifiedPlatform | None
+    """None: no key of the platform's log was given, or the archive has no proof from it."""
+    manifest: Mapping[str, Any]
+    """What it says of the selection is checked as far as leaves can show it; who exported it, only the log's EXPORT leaf shows."""
+    leaves: int
+    withheld: int
+    """Of `leaves`, those that are there by their hash alone."""
+    first_index: int | None
+    last_index: int | None
+    without_gap: bool
+    """All indices from first to last are there; never claimed of a single case's leaves."""
+    whole_time: bool
+    """The leaves before and after show that none of the time that was asked for is missing."""
+    opened: int
+    """Payloads that open the commitments of their leaves."""
+    earlier: Sequence[tuple[int, Mapping[str, int] | None]]
+    """Sizes of earlier checkpoints that are prefixes, with their cosignatures where they were checked."""
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    name: str
+    begin: int
+    packed: int
+    size: int
+    crc: int
+
+
+class _Archive:
+    """Reads a ZIP archive in the one form that exports have; whatever differs from it in a byte is refused."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        end_at = stream.seek(0, 2) - _END.size
+        if end_at < 0:
+            _fail(Reason.ARCHIVE_MALFORMED, "too short")
+        end = self._read(end_at, _END.size)
+        count, size, begin = _END.unpack(end)[7:10]
+        zip64 = (b"PK\x06\x06", 44, _MADE_BY, _VERSION, 0, 0, count, count, size, begin)
+        if end != _END.pack(*zip64, b"PK\x06\x07", 0, end_at, 1, b"PK\x05\x06", 0, 0, 0xFFFF, 0xFFFF, _MANY, _MANY, 0):
+            _fail(Reason.ARCHIVE_MALFORMED, "its end is another")
+        if begin + size != end_at or count > _ARCHIVE_FILES_MAX or size > 256 * count:
+            _fail(Reason.ARCHIVE_MALFORMED, "its directory is not where and as long as it should be")
+        self.files: dict[str, _File] = {}
+        self._read_directory(self._read(begin, size), count, begin)
+
+    def _read(self, at: int, size: int) -> bytes:
+        self._stream.seek(at)
+        data = self._stream.read(size)
+        if len(data) != size:
+            _fail(Reason.ARCHIVE_MALFORMED, "it ends early")
+        return data
+
+    def _read_directory(self, directory: bytes, count: int, end: int) -> None:
+        """Read the directory; the files must follow each other without a gap, each with a header that says the same."""
+        at = offset = 0
+        for _ in range(count):
+            if len(directory) < at + _CENTRAL.size:
+                _fail(Reason.ARCHIVE_MALFORMED, "its directory ends early")
+            crc, name_size = _CENTRAL.unpack_from(directory, at)[7], _CENTRAL.unpack_from(directory, at)[10]
+            extra_at = at + _CENTRAL.size + name_size
+            if len(directory) < extra_at + _CENTRAL_EXTRA.size:
+                _fail(Reason.ARCHIVE_MALFORMED, "its directory ends early")
+            raw_name = directory[at + _CENTRAL.size : extra_at]
+            _, _, size, packed, begin = _CENTRAL_EXTRA.unpack_from(directory, extra_at)
+            form = (_VERSION, _FLAGS, _DEFLATED, 0, _DATE)
+            expected = _CENTRAL.pack(
+                b"PK\x01\x02", _MADE_BY, *form, crc, _MANY, _MANY, name_size, _CENTRAL_EXTRA.size, 0, 0, 0, _MODE, _MANY
+            )
+            expected += raw_name + _CENTRAL_EXTRA.pack(1, 24, size, packed, begin)
+            header = _LOCAL.pack(b"PK\x03\x04", *form, 0, _MANY, _MANY, name_size, len(_LOCAL_EXTRA)) + raw_name + _LOCAL_EXTRA
+            data = begin + len(header)
+            if directory[at : extra_at + _CENTRAL_EXTRA.size] != expected or begin != offset:
+                _fail(Reason.ARCHIVE_MALFORMED, "an entry of its directory has another form")
+            offset = data + packed + _DESCRIPTOR.size
+            if offset > end or self._read(begin, len(header)) != header:
+                _fail(Reason.ARCHIVE_MALFORMED, "a file has another header than the directory says")
+            if self._read(data + packed, _DESCRIPTOR.size) != _DESCRIPTOR.pack(b"PK\x07\x08", crc, packed, size):
+                _fail(Reason.ARCHIVE_MALFORMED, "a file is not as long as the directory says")
+            try:
+                name = raw_name.decode("ascii")
+            except UnicodeDecodeError:
+                _fail(Reason.ARCHIVE_MALFORMED, "a file that no export has")
+            if name in self.files:
+                _fail(Reason.ARCHIVE_MALFORMED, "two files have one name")
+            self.files[name] = _File(name, data, packed, size, crc)
+            at = extra_at + _CENTRAL_EXTRA.size
+        if at != len(directory) or offset != end:
+            _fail(Reason.ARCHIVE_MALFORMED, "bytes belong to no file")
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """Contents of a file, in pieces, checked to the end."""
+        file = self.files[name]
+        inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+        crc = size = 0
+        at, left, waiting = file.begin, file.packed, b""
+        while not inflate.eof:
+            if not waiting:
+                taken = min(left, _CHUNK)
+                if not taken:
+                    _fail(Reason.ARCHIVE_MALFORMED, "a file does not end")
+                waiting = self._read(at, taken)
+                at, left = at + taken, left - taken
+            try:
+                piece = inflate.decompress(waiting, _CHUNK)
+            except zlib.error:
+                _fail(Reason.ARCHIVE_MALFORMED, "a file cannot be unpacked")
+            waiting = inflate.unconsumed_tail
+            crc, size = zlib.crc32(piece, crc), size + len(piece)
+            if size > file.size:
+                break
+            yield piece
+        if left or waiting or inflate.unused_data or (crc, size) != (file.crc, file.size):
+            _fail(Reason.ARCHIVE_MALFORMED, "a file is not what the directory says")
+
+    def content(self, name: str, limit: int) -> bytes:
+        """Return a whole file."""
+        if self.files[name].size > limit:
+            _fail(Reason.ARCHIVE_MALFORMED, f"a file has more than {limit} bytes")
+        return b"".join(self.chunks(name))
+
+
+class _Tree:
+    """Checks leaf after leaf against one root. What a leaf's path has in common with the one before is compared, not hashed.
+
+    Kept, for each level that the last path went through: the node, its hash, and how many siblings are above it.
+    """
+
+    def __init__(self, size: int, root: bytes) -> None:
+        self._size = size
+        self._root = root
+        self._path = b""
+        self._nodes: dict[int, tuple[int, bytes, int]] = {}
+
+    def check(self, index: int, hash_of_leaf: bytes, path: bytes) -> None:
+        """Check a leaf whose path is written as JSON writes strings, with commas between them (RFC 9162, 2.1.3.2)."""
+        count = (len(path) + 1) // 47
+        node, last, level, climbed = index, self._size - 1, 0, hash_of_leaf
+        new: dict[int, tuple[int, bytes, int]] = {}
+        for step in range(count + 1):
+            left = count - step
+            known = self._nodes.get(level)
+            if known is not None and known[0] == node:
+                tail = left * 47 - 1
+                same = known[2] == left and (not left or path[-tail:] == self._path[-tail:])
+                if not same or known[1] != climbed:
+                    _fail(Reason.INCLUSION_INVALID, f"leaf {index}: the path leads to another root")
+                break
+            new[level] = (node, climbed, left)
+            if not left:
+                if last != 0 or climbed != self._root:
+                    _fail(Reason.INCLUSION_INVALID, f"leaf {index}: the path leads to another root")
+                level = 64
+                break
+            if last == 0:
+                _fail(Reason.INCLUSION_INVALID, f"leaf {index}: the path is too long")
+            encoded = path[47 * step + 1 : 47 * step + 45]
+            sibling = base64.b64decode(encoded)
+            if base64.b64encode(sibling) != encoded:
+                _fail(Reason.INCLUSION_INVALID, f"leaf {index}: the path is not canonical Base64")
+            if node & 1 or node == last:
+                climbed = sha256(b"\x01" + sibling + climbed).digest()
+                while not node & 1 and node:
+                    node, last, level = node >> 1, last >> 1, level + 1
+            else:
+                climbed = sha256(b"\x01" + climbed + sibling).digest()
+            node, last, level = node >> 1, last >> 1, level + 1
+        self._path = path
+        self._nodes = {below: kept for below, kept in self._nodes.items() if below >= level} | new
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What the leaves of an export showed."""
+
+    count: int = 0
+    withheld: int = 0
+    opened: int = 0
+    first: int | None = None
+    last: int | None = None
+    first_time: str | None = None
+    last_time: str | None = None
+    wanted: dict[int, dict[str, str]] = field(default_factory=dict)
+    """Commitments that payloads open, hexadecimal, by leaf and kind."""
+    wanted_record: dict[int, str] = field(default_factory=dict)
+
+
+def verify_export(
+    stream: BinaryIO, verifier_keys: Sequence[str], witness_keys: Sequence[str] = (), threshold: int = 0
+) -> VerifiedExport:
+    """Check an export against keys that you got from somewhere you trust, of the tenant's log and of the platform's.
+
+    `stream`: the archive, seekable. `threshold`: witnesses that must have cosigned. Raises VerificationFailed, and what reading
+    raises.
+    """
+    verified, _ = _verify_export(stream, verifier_keys, witness_keys, threshold, None)
+    return verified
+
+
+def extract_proof(
+    stream: BinaryIO, verifier_keys: Sequence[str], witness_keys: Sequence[str], threshold: int, index: int
+) -> tuple[VerifiedExport, str]:
+    """Check an export and return the proof of one of its leaves as a tlog-proof file. Raises as `verify_export` does."""
+    verified, line = _verify_export(stream, verifier_keys, witness_keys, threshold, index)
+    if line is None:
+        _fail(Reason.LEAF_MISSING, f"leaf {index} is not in the export, or withheld")
+    leaf, path, note = line
+    lines = [_HEADER, f"extra {base64.b64encode(leaf).decode()}", f"index {index}", *(sibling.decode() for sibling in path)]
+    return verified, "\n".join([*lines, "", note])
+
+
+def _verify_export(
+    stream: BinaryIO, verifier_keys: Sequence[str], witness_keys: Sequence[str], threshold: int, extract: int | None
+) -> tuple[VerifiedExport, tuple[bytes, list[bytes], str] | None]:
+    keys, witnesses = [_parse_key(key) for key in verifier_keys], _witnesses(witness_keys)
+    archive = _Archive(stream)
+    manifest, listed = _read_manifest(archive)
+    contents = {}
+    for name in listed.keys() - {"leaves.jsonl"}:
+        if not _PAYLOAD_NAME.fullmatch(name):
+            contents[name] = _listed(archive, name, _SMALL_FILE_MAX, listed)
+    note = _utf8(contents["checkpoint"], Reason.CHECKPOINT_MALFORMED)
+    origin, size, root, signed_by = _signed_checkpoint(note, keys)
+    if (manifest["origin"], manifest["tree_size"]) != (origin, size):
+        _fail(Reason.MANIFEST_MALFORMED, "it names another log or tree than the checkpoint")
+    platform = _export_platform(contents.get(_PLATFORM_PROOF), origin, note, keys, witnesses, threshold)
+    earlier = _check_earlier(contents["consistency.json"], origin, size, root, keys, witnesses)
+    seen = _Seen()
+    for name in listed:
+        if found := _PAYLOAD_NAME.fullmatch(name):
+            _take_payloads(_listed(archive, name, _PAYLOAD_FILE_MAX, listed), found[1], seen)
+    if len(listed) - len(contents) - 1 != manifest["payload_records"]:
+        _fail(Reason.MANIFEST_MALFORMED, "it counts other payload files than there are")
+    extracted = _check_leaves(archive, listed["leaves.jsonl"], manifest, _Tree(size, root), seen, extract)
+    if seen.wanted:
+        _fail(Reason.COMMITMENT_ABSENT, f"{len(seen.wanted)} leaves with payloads are not in the export")
+    without_gap, whole_time = _check_run(manifest, seen)
+    verified = VerifiedExport(
+        origin,
+        size,
+        root,
+        signed_by,
+        platform,
+        manifest,
+        seen.count,
+        seen.withheld,
+        seen.first,
+        seen.last,
+        without_gap,
+        whole_time,
+        seen.opened,
+        earlier,
+    )
+    return verified, None if extracted is None else (*extracted, note)
+
+
+def _utf8(data: bytes, reason: Reason) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        _fail(reason, "not UTF-8")
+
+
+def _canonical(data: bytes, reason: Reason) -> Mapping[str, Any]:
+    """Read a JSON object that is written canonically: sorted keys, no spaces, nothing twice."""
+    try:
+        value = json.loads(data)
+        again = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode("utf-8")
+    except (ValueError, RecursionError):
+        _fail(reason, "not JSON in UTF-8")
+    if again != data or not isinstance(value, dict):
+        _fail(reason, "not a canonical JSON object")
+    return value
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
+
+
+def _read_manifest(archive: _Archive) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+    """Return the manifest and the digests that it lists, which are those of the files that are there."""
+    names = archive.files.keys()
+    known = (*_NEEDED_FILES, _PLATFORM_PROOF)
+    if not names >= _NEEDED_FILES or any(name not in known and not _PAYLOAD_NAME.fullmatch(name) for name in names):
+        _fail(Reason.ARCHIVE_MALFORMED, "a file is missing, or one is there that no export has")
+    malformed = Reason.MANIFEST_MALFORMED
+    manifest = _canonical(archive.content("manifest.json", _SMALL_FILE_MAX), malformed)
+    if (manifest.get("schema_version"), manifest.get("kind")) != (1, "lionrock.audit.export"):
+        _fail(malformed, "another version, or no manifest of an export")
+    counts = ("first_index", "stop_index", "tree_size", "leaves", "withheld_leaves", "payload_records", "export_leaf")
+    chosen, listed = manifest.get("selection"), manifest.get("files")
+    if not isinstance(chosen, dict) or not isinstance(listed, dict) or not all(_is_count(manifest.get(name)) for name in counts):
+        _fail(malformed, "a field is missing")
+    if not all(isinstance(chosen.get(name), str) and _time(chosen[name]) for name in ("from", "to")):
+        _fail(malformed, "the time that was asked for is not one")
+    if (
+        not isinstance(chosen.get("case_id", ""), str)
+        or not manifest["first_index"] <= manifest["stop_index"] <= manifest["tree_size"]
+    ):
+        _fail(malformed, "the selection is not one")
+    if listed.keys() != names - {"manifest.json"}:
+        _fail(Reason.FILE_ALTERED, "the manifest lists other files than there are")
+    digests = {}
+    for name, entry in listed.items():
+        if not isinstance(entry, dict) or entry.keys() != {"sha256", "bytes"} or entry["bytes"] != archive.files[name].size:
+            _fail(Reason.FILE_ALTERED, "a file is longer or shorter than listed")
+        digests[name] = entry["sha256"]
+    return manifest, digests
+
+
+def _listed(archive: _Archive, name: str, limit: int, listed: Mapping[str, str]) -> bytes:
+    data = archive.content(name, limit)
+    if sha256(data).hexdigest() != listed[name]:
+        _fail(Reason.FILE_ALTERED, f"{name} has another SHA-256")
+    return data
+
+
+def _signed_checkpoint(note: str, keys: Sequence[_Key]) -> tuple[str, int, bytes, list[str]]:
+    text, signatures = _open_note(note, keys)
+    origin, size, root = _parse_checkpoint(text)
+    if not any(signature.key.name == origin and signature.key.type in _LOGS_SIGN_WITH for signature in signatures):
+        _fail(Reason.ORIGIN_MISMATCH, "the origin line names another log than the key does")
+    if size == 0 and root != sha256(b"").digest():
+        _fail(Reason.CHECKPOINT_MALFORMED, "an empty log has another root")
+    return origin, size, root, [signature.key.name for signature in signatures]
+
+
+def _export_platform(
+    proof: bytes | None, origin: str, note: str, keys: Sequence[_Key], witnesses: Sequence[_Key], threshold: int
+) -> VerifiedPlatform | None:
+    wanted = bool(witnesses) or threshold > 0
+    if proof is None:
+        if wanted:
+            _fail(Reason.WITNESSES_TOO_FEW, "the export has no proof from the platform's log, which witnesses cosign")
+        return None
+    if not wanted and not any(key.name == origin.rpartition("/")[0] for key in keys):
+        return None
+    return _verify_platform(_text_of(proof), origin, note, keys, witnesses, threshold)
+
+
+def _check_earlier(
+    data: bytes, origin: str, size: int, root: bytes, keys: Sequence[_Key], witnesses: Sequence[_Key]
+) -> list[tuple[int, Mapping[str, int] | None]]:
+    malformed = Reason.CONSISTENCY_INVALID
+    links = _canonical(data, malformed).get("earlier")
+    if not isinstance(links, list):
+        _fail(malformed, "no list of earlier checkpoints")
+    proven: list[tuple[int, Mapping[str, int] | None]] = []
+    for link in links:
+        if not isinstance(link, dict) or link.keys() != {"checkpoint", "consistency", "platform_proof"}:
+            _fail(malformed, "not an earlier checkpoint with its proof")
+        note, proof, path = link["checkpoint"], link["platform_proof"], link["consistency"]
+        if not isinstance(note, str) or not isinstance(proof, str) or not isinstance(path, list) or len(path) > 2 * _PATH_MAX:
+            _fail(malformed, "not an earlier checkpoint with its proof")
+        if not note.isascii() and not _is_text(note):
+            _fail(malformed, "the earlier checkpoint is not text")
+        earlier_origin, earlier_size, earlier_root, _ = _signed_checkpoint(note, keys)
+        if earlier_origin != origin or not 1 <= earlier_size <= size:
+            _fail(malformed, "the earlier checkpoint is of another log, or not earlier")
+        hashes = [_base64(one, malformed) if isinstance(one, str) and one.isascii() else b"" for one in path]
+        _check_consistency(earlier_size, size, earlier_root, root, hashes)
+        cosigned = None
+        if witnesses or any(key.name == origin.rpartition("/")[0] for key in keys):
+            cosigned = _verify_platform(_text_of(proof), origin, note, keys, witnesses, 0).cosigned
+        proven.append((earlier_size, cosigned))
+    return proven
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _check_consistency(first: int, second: int, first_root: bytes, second_root: bytes, path: Sequence[bytes]) -> None:
+    """RFC 9162, 2.1.4.2."""
+    failed = Reason.CONSISTENCY_INVALID
+    if any(len(one) != 32 for one in path):
+        _fail(failed, "the proof is not a list of SHA-256 hashes")
+    if first == second:
+        if path or first_root != second_root:
+            _fail(failed, "trees of one size have two roots")
+        return
+    hashes = [first_root, *path] if first & (first - 1) == 0 else list(path)
+    if not hashes:
+        _fail(failed, "the proof is empty")
+    node, last = first - 1, second - 1
+    while node & 1:
+        node, last = node >> 1, last >> 1
+    old = new = hashes[0]
+    for sibling in hashes[1:]:
+        if last == 0:
+            _fail(failed, "the proof is too long")
+        if node & 1 or node == last:
+            old, new = sha256(b"\x01" + sibling + old).digest(), sha256(b"\x01" + sibling + new).digest()
+            while not node & 1 and node:
+                node, last = node >> 1, last >> 1
+        else:
+            new = sha256(b"\x01" + new + sibling).digest()
+        node, last = node >> 1, last >> 1
+    if last != 0 or old != first_root or new != second_root:
+        _fail(failed, "the proof leads to other roots")
+
+
+def _take_payloads(data: bytes, request_id: str, seen: _Seen) -> None:
+    """Compute the commitments that the payloads of a record open, to be found in the leaves."""
+    malformed = Reason.PAYLOAD_MALFORMED
+    record = _canonical(data, malformed)
+    parts = record.get("payloads")
+    if (
+        record.keys() != {"request_id", "payloads"}
+        or record["request_id"] != request_id
+        or not isinstance(parts, list)
+        or not parts
+    ):
+        _fail(malformed, "not the payloads of the record that its name says")
+    for part in parts:
+        if not isinstance(part, dict) or not _is_count(part.get("leaf_index")) or not isinstance(part.get("kind"), str):
+            _fail(malformed, "a payload has no kind or leaf")
+        form = part.keys() - {"leaf_index", "kind", "salt"}
+        content = next((part[name] for name in form), None)
+        if form not in ({"text"}, {"base64"}) or not isinstance(content, str) or not isinstance(part.get("salt"), str):
+            _fail(malformed, "a payload has no text or no salt")
+        if not part["salt"].isascii() or ("base64" in form and not content.isascii()):
+            _fail(malformed, "not Base64")
+        salt = _base64(part["salt"], malformed)
+        payload = content.encode("utf-8") if "text" in form else _base64(content, malformed)
+        index, kind = part["leaf_index"], part["kind"]
+        of_leaf = seen.wanted.setdefault(index, {})
+        if len(salt) != 32 or kind in of_leaf or seen.wanted_record.setdefault(index, request_id) != request_id:
+            _fail(malformed, "a salt has not 32 bytes, or a payload is there twice")
+        of_leaf[kind] = hmac.digest(salt, payload, "sha256").hex()
+
+
+def _lines(archive: _Archive, digest: str) -> Iterator[bytes]:
+    """Lines of leaves.jsonl, whose SHA-256 has been checked when the last one has been read."""
+    computed, rest = sha256(), b""
+    for piece in archive.chunks("leaves.jsonl"):
+        computed.update(piece)
+        lines = (rest + piece).split(b"\n")
+        rest = lines.pop()
+        if len(rest) > _LINE_MAX:
+            _fail(Reason.LEAF_MALFORMED, f"a line of leaves.jsonl has more than {_LINE_MAX} bytes")
+        yield from lines
+    if rest:
+        _fail(Reason.LEAF_MALFORMED, "leaves.jsonl ends without an end of line")
+    if computed.hexdigest() != digest:
+        _fail(Reason.FILE_ALTERED, "leaves.jsonl has another SHA-256")
+
+
+def _check_leaves(
+    archive: _Archive, digest: str, manifest: Mapping[str, Any], tree: _Tree, seen: _Seen, extract: int | None
+) -> tuple[bytes, list[bytes]] | None:
+    tenant, size = manifest["origin"].rpartition("/")[2], manifest["tree_size"]
+    case_id = manifest["selection"].get("case_id", "")
+    extracted = None
+    for line in _lines(archive, digest):
+        found = _LINE.fullmatch(line)
+        if found is None:
+            _fail(Reason.LEAF_MALFORMED, f"line {seen.count + 1} of leaves.jsonl is not one of an export")
+        index, form, content, path = int(found[1]), found[2], found[3], found[4]
+        if index >= size:
+            _fail(Reason.INDEX_OUT_OF_RANGE, f"index {index}, size {size}")
+        if seen.last is not None and index <= seen.last:
+            _fail(Reason.LEAVES_INCOMPLETE, f"leaf {index} comes twice, or out of order")
+        try:
+            data = base64.b64decode(content, validate=True)
+        except ValueError:
+            data = b""
+        if base64.b64encode(data) != content:
+            _fail(Reason.LEAF_MALFORMED, f"leaf {index} is not canonical Base64")
+        time: str | None = None
+        if form == b"withheld":
+            if len(data) != 32 or case_id:
+                _fail(Reason.LEAF_MALFORMED, f"leaf {index} is withheld without its hash, or of no case")
+            tree.check(index, data, path)
+            seen.withheld += 1
+        else:
+            tree.check(index, sha256(b"\x00" + data).digest(), path)
+            fields = _parse_leaf(data)
+            if fields.get("tenant") != tenant:
+                _fail(Reason.TENANT_MISMATCH, f"leaf {index}")
+            if case_id and fields.get("case_id") != case_id and fields.get("type") != "correction":
+                _fail(Reason.LEAVES_INCOMPLETE, f"leaf {index} is not of the case")
+            time = fields.get("ts") if isinstance(fields.get("ts"), str) else None
+            if index in seen.wanted:
+                _check_openings(index, fields, seen)
+            if index == extract:
+                extracted = data, [path[at : at + 44] for at in range(1, len(path), 47)]
+        if seen.first is None:
+            seen.first, seen.first_time = index, time
+        seen.last, seen.last_time = index, time
+        seen.count += 1
+    if (seen.count, seen.withheld) != (manifest["leaves"], manifest["withheld_leaves"]):
+        _fail(Reason.LEAVES_INCOMPLETE, "the manifest counts other leaves than there are")
+    return extracted
+
+
+def _check_openings(index: int, fields: Mapping[str, Any], seen: _Seen) -> None:
+    commitments = fields.get("commitments")
+    record = fields.get("record_id" if fields.get("type") == "correction" else "request_id")
+    if not isinstance(commitments, dict) or record != seen.wanted_record[index]:
+        _fail(Reason.COMMITMENT_ABSENT, f"leaf {index} is not of the record whose payloads name it")
+    for kind, computed in seen.wanted.pop(index).items():
+        if kind not in commitments:
+            _fail(Reason.COMMITMENT_ABSENT, f"leaf {index} commits to no such payload")
+        if commitments[kind] != computed:
+            _fail(Reason.OPENING_INVALID, f"leaf {index}: HMAC-SHA256(salt, payload) is another value")
+        seen.opened += 1
+
+
+def _time(text: str | None) -> datetime | None:
+    if text is None or not _TIME.fullmatch(text):
+        return None
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        return None
+
+
+def _check_run(manifest: Mapping[str, Any], seen: _Seen) -> tuple[bool, bool]:
+    """Say whether no index is missing, and whether no time is. Raises where the manifest claims what is not so."""
+    if "case_id" in manifest["selection"]:
+        if seen.first is not None and not manifest["first_index"] <= seen.first <= (seen.last or 0) < manifest["stop_index"]:
+            _fail(Reason.LEAVES_INCOMPLETE, "leaves are outside of the run that the manifest names")
+        return False, False
+    first, stop, size = manifest["first_index"], manifest["stop_index"], manifest["tree_size"]
+    begin, end = max(0, first - 1), min(stop + 1, size)
+    if seen.count != end - begin or (seen.count and (seen.first, seen.last) != (begin, end - 1)):
+        _fail(Reason.LEAVES_INCOMPLETE, f"not all of the leaves {begin} to {end - 1} are there")
+    wanted_from, wanted_to = _time(manifest["selection"]["from"]), _time(manifest["selection"]["to"])
+    assert wanted_from is not None
+    assert wanted_to is not None
+    whole = True
+    if first > 0:
+        before = _time(seen.first_time)
+        whole = before is not None
+        if before is not None and before >= wanted_from:
+            _fail(Reason.LEAVES_INCOMPLETE, "the leaf before the run is of the time that was asked for")
+    if stop < size:
+        after = _time(seen.last_time)
+        whole = whole and after is not None
+        if after is not None and after < wanted_to - _DISORDER:
+            _fail(Reason.LEAVES_INCOMPLETE, "the leaf after the run is of the time that was asked for")
+    return True, whole
+
+
 def main(arguments: Sequence[str]) -> int:
     """Verify what the arguments name. Exit status: 0 proven, 1 not proven, 2 wrong use."""
-    parser = argparse.ArgumentParser(prog="verify.py", description="Verify a receipt of an audit log offline.")
-    parser.add_argument("receipt", type=Path, help="tlog-proof file with the leaf")
-    parser.add_argument("key", nargs="+", help="verifier key of the log, and of the platform's log where its proof is given")
+    parser = argparse.ArgumentParser(
+        prog="verify.py", description="Verify a receipt or an export of an audit log offline.", allow_abbrev=False
+    )
+    parser.add_argument("file", type=Path, help="receipt (a tlog-proof file with the leaf) or export (a ZIP archive)")
+    parser.add_argument("key", nargs="*", help="verifier key of the log, and of the platform's log where its proof is given")
+    parser.add_argument("--key", action="append", default=[], dest="more_keys", metavar="KEY", help="the same")
     parser.add_argument("--platform-proof", type=Path, help="tlog-proof file of the receipt's checkpoint in the platform's log")
     parser.add_argument("--witness", nargs="+", default=[], metavar="KEY", help="verifier key of a witness")
-    parser.add_argument("--threshold", type=int, help="witnesses that must have cosigned; default: all that are given")
+    parser.add_argument("--witness-key", action="append", default=[], metavar="KEY", help="the same")
+    parser.add_argument(
+        "--threshold", "--witnesses", type=int, metavar="N", help="witnesses that must have cosigned; default: all that are given"
+    )
+    parser.add_argument("--extract", type=int, metavar="INDEX", help="write the proof of this leaf of an export: a tlog-proof file")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="where to; default: leaf-INDEX.tlog-proof here")
     try:
         given = parser.parse_intermixed_args(arguments)
-        if given.platform_proof is None and (given.witness or given.threshold is not None):
-            parser.error("witnesses cosign the platform's log: give its --platform-proof")
+        keys, witnesses = [*given.key, *given.more_keys], [*given.witness, *given.witness_key]
+        if not keys:
+            parser.error("give a key that you trust: --key; the keys in an archive prove nothing")
+        threshold = len({key.partition("+")[0] for key in witnesses}) if given.threshold is None else given.threshold
+        with given.file.open("rb") as stream:
+            is_export = stream.read(4) == b"PK\x03\x04"
+            if is_export and given.platform_proof is not None:
+                parser.error("an export has its own proof from the platform's log")
+            if not is_export and given.extract is not None:
+                parser.error("proofs are extracted from exports")
+            if not is_export and given.platform_proof is None and (witnesses or given.threshold is not None):
+                parser.error("witnesses cosign the platform's log: give its --platform-proof")
+            if is_export:
+                return _say_export(stream, keys, witnesses, threshold, given.extract, given.output)
+        return _say_receipt(given.file, keys, given.platform_proof, witnesses, threshold)
     except SystemExit as error:
         return int(error.code or 0)
-    platform: VerifiedPlatform | None = None
-    try:
-        leaf = verify_receipt(given.receipt.read_bytes(), given.key)
-        if given.platform_proof is not None:
-            threshold = len({key.partition("+")[0] for key in given.witness}) if given.threshold is None else given.threshold
-            platform = verify_platform_proof(given.platform_proof.read_bytes(), leaf, given.key, given.witness, threshold)
     except OSError as error:
         print(f"{error.filename}: {error.strerror}", file=sys.stderr)
         return 2
     except VerificationFailed as failure:
         print(f"NOT PROVEN {failure.reason.name}: {failure}", file=sys.stderr)
         return 1
+
+
+def _say_receipt(file: Path, keys: Sequence[str], platform_proof: Path | None, witnesses: Sequence[str], threshold: int) -> int:
+    leaf = verify_receipt(file.read_bytes(), keys)
+    platform = None
+    if platform_proof is not None:
+        platform = verify_platform_proof(platform_proof.read_bytes(), leaf, keys, witnesses, threshold)
     print(f"PROVEN leaf {leaf.leaf_index} of {leaf.tree_size} in {leaf.origin}, signed by {', '.join(leaf.signed_by)}")
+    _say_platform(platform)
+    print(json.dumps(leaf.fields, indent=2, ensure_ascii=True, sort_keys=True))
+    return 0
+
+
+def _say_platform(platform: VerifiedPlatform | None) -> None:
     if platform is not None:
         print(f"PROVEN checkpoint {platform.leaf_index} of {platform.tree_size} in {platform.origin}")
         for name, time_s in platform.cosigned.items():
             print(f"COSIGNED by {name} at {when(time_s)}")
-    print(json.dumps(leaf.fields, indent=2, ensure_ascii=True, sort_keys=True))
+
+
+def _say_export(
+    stream: BinaryIO, keys: Sequence[str], witnesses: Sequence[str], threshold: int, index: int | None, output: Path | None
+) -> int:
+    if index is None:
+        export = verify_export(stream, keys, witnesses, threshold)
+    else:
+        export, proof = extract_proof(stream, keys, witnesses, threshold, index)
+        output = output or Path(f"leaf-{index}.tlog-proof")
+        output.write_text(proof, encoding="utf-8", newline="")
+    for line in describe(export):
+        print(line)
+    if index is not None:
+        print(f"WRITTEN {output}")
     return 0
+
+
+def describe(export: VerifiedExport) -> list[str]:
+    """Say what was proven of an export, a line each, and what was not."""
+    manifest = export.manifest
+    chosen = manifest["selection"]
+    lines = [f"PROVEN {export.leaves} leaves under {export.tree_size} in {export.origin}, signed by {', '.join(export.signed_by)}"]
+    if export.withheld:
+        lines.append(f"WITHHELD {export.withheld} of them, which are here by their hash alone")
+    span = f"from {chosen['from']} to {chosen['to']}"
+    if not export.without_gap:
+        lines.append(f"NOT SHOWN that these are all leaves of the case {json.dumps(chosen['case_id'])} {span}")
+    else:
+        lines.append(
+            f"COMPLETE leaves {export.first_index} to {export.last_index}, without a gap" if export.leaves else "EMPTY log"
+        )
+        lines.append(f"{'COMPLETE' if export.whole_time else 'NOT SHOWN to be complete'} {span}")
+    lines.append(f"OPENED {export.opened} payloads of {manifest['payload_records']} records")
+    if export.platform is None:
+        lines.append("NOT CHECKED whether the platform's log holds the checkpoint: no proof, or no key of that log was given")
+    else:
+        lines.append(f"PROVEN checkpoint {export.platform.leaf_index} of {export.platform.tree_size} in {export.platform.origin}")
+        lines += [f"COSIGNED by {name} at {when(time_s)}" for name, time_s in export.platform.cosigned.items()]
+    for size, cosigned in export.earlier:
+        by = "".join(f", cosigned by {name} at {when(time_s)}" for name, time_s in (cosigned or {}).items())
+        lines.append(f"EXTENDS the checkpoint of {size} leaves{by}")
+    if manifest.get("left_out"):
+        lines.append(f"LEFT OUT, says the manifest: {json.dumps(manifest['left_out'], sort_keys=True)}")
+    return lines
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Writes a ZIP archive as a stream, an entry after the other, in memory that does not grow with what is in it.
 
-Source: PKWARE APPNOTE 6.3.10. Every entry is deflated and has one form: name in UTF-8, no date (1980-01-01), sizes in 64 bits (ZIP64)
-after its data, mode 0644. So equal contents give equal bytes, no byte of an archive is without meaning, and verify.py can refuse
+Source: PKWARE APPNOTE 6.3.10. Every entry is deflated and has one form: name in UTF-8, no date (1980-01-01), sizes in 64 bits after
+its data (ZIP64), mode 0644. So equal contents give equal bytes, no byte of an archive is without meaning, and verify.py can refuse
 every other form. Knows: this form. Does not know: what is in the entries. What grows is the directory at the end: some 130 bytes an
 entry.
 """

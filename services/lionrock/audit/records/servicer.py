@@ -4,12 +4,14 @@ Streams are bounded by their requests, and gRPC's flow control holds them back f
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from typing import Any, Final
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from lionrock.audit.asking import asker, mesh_errors, permitted
+from lionrock.audit.export.exporter import Exporter
 from lionrock.audit.records.holds import Hold, RecordScope
 from lionrock.audit.records.permissions import Action
 from lionrock.audit.records.records import Opened, Records, RecordSummary
@@ -27,6 +29,7 @@ _STATES: Final[Mapping[str, "pb.RecordState.ValueType"]] = {
     ERASED: pb.RECORD_STATE_ERASED,
     EXPIRED: pb.RECORD_STATE_EXPIRED,
 }
+_SECONDS_END: Final = 253_402_300_800
 _SCOPES: Final[Mapping[str, str]] = {"subject": "subject_id", "case": "case_id", "request": "request_id"}
 
 LastWitnessed = Callable[[str], Awaitable[float | None]]
@@ -36,9 +39,10 @@ LastWitnessed = Callable[[str], Awaitable[float | None]]
 class RecordsServicer(RecordsServiceServicer):
     """lionrock.audit.v1.RecordsService over Records."""
 
-    def __init__(self, records: Records, last_witnessed: LastWitnessed | None = None) -> None:
-        """`last_witnessed`: None where no witnesses are configured."""
+    def __init__(self, records: Records, last_witnessed: LastWitnessed | None = None, exporter: Exporter | None = None) -> None:
+        """`last_witnessed`: None where no witnesses are configured. `exporter`: None where nothing is exported."""
         self._records = records
+        self._exporter = exporter
         self._last_witnessed = last_witnessed
 
     async def ReadRecord(self, request: pb.ReadRecordRequest, context: _Context) -> pb.ReadRecordResponse:  # noqa: N802
@@ -141,11 +145,19 @@ class RecordsServicer(RecordsServiceServicer):
     async def Export(  # noqa: N802
         self, request: pb.ExportRequest, context: _Context
     ) -> AsyncIterator[pb.ExportResponse]:
-        """Refuse: this version exports nothing."""
+        """Stream an archive."""
         del context
-        permitted(request.context, Action.EXPORT_RECORDS)
-        raise MethodNotFound("this version exports nothing")
-        yield pb.ExportResponse()
+        who = permitted(request.context, Action.EXPORT_RECORDS)
+        if self._exporter is None:
+            raise MethodNotFound("this service exports nothing")
+        start_us, end_us = (_microseconds(request, name) for name in ("from", "to"))
+        with mesh_errors():
+            pieces = self._exporter.export(
+                who, from_us=start_us, to_us=end_us, case_id=request.case_id, with_payloads=request.with_payloads
+            )
+            async with aclosing(pieces):
+                async for piece in pieces:
+                    yield pb.ExportResponse(data=piece.data, leaves_done=piece.leaves_done, leaves_total=piece.leaves_total)
 
     async def GetLogStats(self, request: pb.GetLogStatsRequest, context: _Context) -> pb.GetLogStatsResponse:  # noqa: N802
         """Count."""
@@ -220,6 +232,16 @@ def _hold(hold: Hold) -> pb.ListHoldsResponse:
         placed_by=hold.placed_by,
         leaf_index=hold.leaf_index,
     )
+
+
+def _microseconds(request: pb.ExportRequest, name: str) -> int | None:
+    """Time of an optional field, as microseconds since 1970. Raises InvalidField outside of 1970 to 9999."""
+    if not request.HasField(name):
+        return None
+    value: Timestamp = getattr(request, name)
+    if not (0 <= value.seconds < _SECONDS_END and 0 <= value.nanos < 1_000_000_000):
+        raise InvalidField("a time is out of its range", field_violations=[(name, "from 1970 to 9999")])
+    return value.ToMicroseconds()
 
 
 def _timestamp(at_us: int) -> Timestamp:
