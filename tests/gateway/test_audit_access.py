@@ -178,6 +178,8 @@ def sensible(method: MethodDescriptor) -> Any:
             request.scope.subject_id = "nobody"
         elif field.name in values and field.message_type is None:
             setattr(request, field.name, values[field.name])
+    if method.name == "Export":  # of nothing
+        getattr(request, "from").FromJsonString("2100-01-01T00:00:00Z")
     return request
 
 
