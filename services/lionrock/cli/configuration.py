@@ -96,6 +96,10 @@ def configure(
             "tenants": [settings.tenant],
             "store_file": str(state.audit / "logs.sqlite"),
             "key_dir": str(state.audit / "keys"),
+            "vault": {
+                "key_store_file": str(state.audit / "vault" / "keys.sqlite"),
+                "local_key_dir": str(state.audit / "tenant-keys"),
+            },
         },
     }
     contents = {
