@@ -16,7 +16,7 @@ import base64
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from typing import Any, Final
@@ -112,7 +112,7 @@ class Exporter:
 
     async def export(
         self, asker: Context, *, from_us: int | None, to_us: int | None, case_id: str, with_payloads: bool
-    ) -> AsyncIterator[Piece]:
+    ) -> AsyncGenerator[Piece]:
         """Stream the archive. Times: microseconds since 1970; None: the beginning, now.
 
         Raises RoleNotPermitted, LogNotFound and what appending raises, before the first piece; KeysUnavailable and StoreFailed also

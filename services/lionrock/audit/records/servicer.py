@@ -150,7 +150,8 @@ class RecordsServicer(RecordsServiceServicer):
         who = permitted(request.context, Action.EXPORT_RECORDS)
         if self._exporter is None:
             raise MethodNotFound("this service exports nothing")
-        start_us, end_us = (_microseconds(request, name) for name in ("from", "to"))
+        start_us = _microseconds(getattr(request, "from"), "from") if request.HasField("from") else None
+        end_us = _microseconds(request.to, "to") if request.HasField("to") else None
         with mesh_errors():
             pieces = self._exporter.export(
                 who, from_us=start_us, to_us=end_us, case_id=request.case_id, with_payloads=request.with_payloads
@@ -234,11 +235,8 @@ def _hold(hold: Hold) -> pb.ListHoldsResponse:
     )
 
 
-def _microseconds(request: pb.ExportRequest, name: str) -> int | None:
-    """Time of an optional field, as microseconds since 1970. Raises InvalidField outside of 1970 to 9999."""
-    if not request.HasField(name):
-        return None
-    value: Timestamp = getattr(request, name)
+def _microseconds(value: Timestamp, name: str) -> int:
+    """Microseconds since 1970. Raises InvalidField outside of 1970 to 9999."""
     if not (0 <= value.seconds < _SECONDS_END and 0 <= value.nanos < 1_000_000_000):
         raise InvalidField("a time is out of its range", field_violations=[(name, "from 1970 to 9999")])
     return value.ToMicroseconds()
