@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import random
+import signal
+import subprocess
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from audit_harness import PLATFORM, Place
 from kill_rounds import audit_process, context, write_config
 from pydantic import ValidationError
 
+from lionrock.audit.monitor import LogMonitor, WatchedLog
 from lionrock.audit.settings import AuditSettings
+from lionrock.audit.store.sqlite import SqliteLogStore
 from lionrock.audit.tile_sources import DirectorySource
 from lionrock.audit.v1 import audit_pb2 as pb
 from lionrock.audit.v1.audit_pb2_grpc import AuditServiceStub
@@ -62,6 +70,81 @@ async def test_what_the_service_appends_is_published_within_seconds(place: Place
         assert sum(len(leaves) for _, leaves in tree.entries(0, size)) == size
         assert hashes <= {each for index in range(size) for each in tree.subtree_hashes([Subtree(0, index)])}
     assert (place.root / "tiles" / BANK / "checkpoint").stat().st_mode & 0o777 == 0o440
+
+
+def settings_with_tiles(place: Place, ca: DevCa) -> Path:
+    config = write_config(place, ca.issue("audit"))
+    tiles = {"directory": str(place.root / "tiles"), "interval_s": 0.05}
+    changes = {"tiles": tiles, "platform_interval_s": 0.1}
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes), encoding="utf-8")
+    return config
+
+
+def watched(place: Place, name: str) -> WatchedLog:
+    """The log of a tenant, or with no name the platform's, by the key that its directory holds."""
+    origin = f"{PLATFORM}/audit{name and '/'}{name}"
+    stored = SqliteLogStore(place.store_file)
+    with closing(stored):
+        found = stored.find_log(origin)
+    assert found is not None
+    return WatchedLog(origin, DirectorySource(place.root / "tiles" / origin), [VerifierKey.parse(found.verifier_key)])
+
+
+def append(stub: Any) -> Any:
+    body = pb.Intent(action="chat", model="smollm2")
+    return stub.Append(pb.AppendRequest(context=context(), event_id=uuid7(), intent=body))
+
+
+async def test_a_service_that_is_killed_under_load_leaves_tiles_that_a_monitor_passes(place: Place) -> None:
+    ca = DevCa(place.root / "mesh")
+    config = settings_with_tiles(place, ca)
+    chance = random.Random(3)
+    for _ in range(5):
+        async with audit_process(place, config) as (process, port):
+            peer = PeerSettings(target=f"127.0.0.1:{port}", service="audit")
+            async with open_channel(peer, ca.issue("gateway"), name="gateway") as channel:
+                stub: Any = AuditServiceStub(channel)
+
+                async def write(stub: Any = stub) -> None:
+                    with suppress(grpc.aio.AioRpcError):
+                        while True:
+                            await append(stub)
+
+                writing = [asyncio.ensure_future(write()) for _ in range(16)]
+                await asyncio.sleep(chance.uniform(0.1, 0.5))  # the moment of the crash, not a wait for something
+                os.kill(process.pid, signal.SIGKILL)
+                await asyncio.gather(*writing)
+        for name in ("", "bank"):
+            log = watched(place, name)
+            if log.source.read("checkpoint", 10_000) is not None:  # the first kill may come before the first look for leaves
+                look = LogMonitor(log, place.root / "seen").look(everything=True)
+                assert look.findings == []
+
+
+async def test_the_platform_log_is_published_with_the_tenants_checkpoints_in_it(place: Place, log_verifier: Path) -> None:
+    ca = DevCa(place.root / "mesh")
+    config = settings_with_tiles(place, ca)
+    source = DirectorySource(place.root / "tiles" / f"{PLATFORM}/audit")
+    async with audit_process(place, config) as (process, port):
+        peer = PeerSettings(target=f"127.0.0.1:{port}", service="audit")
+        async with open_channel(peer, ca.issue("gateway"), name="gateway") as channel, asyncio.timeout(20):
+            stub: Any = AuditServiceStub(channel)
+            for size in (1, 2):
+                await append(stub)
+                while f"{PLATFORM}/audit\n{size}\n" not in (source.read("checkpoint", 10_000) or b"").decode():  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+        process.terminate()
+        assert await process.wait() == 0
+    platform, bank = watched(place, ""), watched(place, "bank")
+    for log in (platform, bank):
+        assert LogMonitor(log, place.root / "seen").look().findings == []
+        directory = str(place.root / "tiles" / log.origin)
+        command = [str(log_verifier), "-dir", directory, "-origin", log.origin, "-key", str(log.keys[0])]
+        done = await asyncio.to_thread(subprocess.run, command, check=False, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+    tree = TreeReader(source, open_checkpoint(read_checkpoint(source), platform.origin, platform.keys).checkpoint)
+    leaves = [leaf.decode() for _, page in tree.entries(0, 2) for leaf in page]
+    assert [open_checkpoint(leaf, bank.origin, bank.keys).checkpoint.size for leaf in leaves] == [1, 2]
 
 
 @pytest.mark.parametrize(

@@ -258,8 +258,15 @@ func checkFiles(directory string, size uint64, tree *wholeTree, found *summary) 
 		found.Tiles++
 	}
 	return filepath.WalkDir(directory, func(file string, entry fs.DirEntry, err error) error {
-		if err != nil || entry.IsDir() {
+		if err != nil {
 			return err
+		}
+		if entry.IsDir() {
+			// A log whose origin begins with this one's lies below it.
+			if _, err := os.Stat(filepath.Join(file, "checkpoint")); err == nil && file != directory {
+				return fs.SkipDir
+			}
+			return nil
 		}
 		relative, err := filepath.Rel(directory, file)
 		if err != nil || relative == "checkpoint" {
