@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 import cluster_tools
 from audit_harness import Place
 
+from lionrock.audit.store.postgres import PostgresLogStore
 from postgres_server import PostgresServer, running_postgres
 
 
@@ -37,10 +38,11 @@ def place(tmp_path: Path) -> Place:
     return Place(tmp_path)
 
 
-@pytest.fixture
-async def logs(place: Place) -> AsyncIterator[object]:
-    """Open logs of the tenants "bank" and "broker"."""
-    async with place.open() as opened:
+@pytest.fixture(params=["sqlite", "postgres"])
+async def logs(request: pytest.FixtureRequest, place: Place) -> AsyncIterator[object]:
+    """Open logs of the tenants "bank" and "broker", on both kinds of store."""
+    store = PostgresLogStore(request.getfixturevalue("database")) if request.param == "postgres" else None
+    async with place.open(store) as opened:
         yield opened
 
 
