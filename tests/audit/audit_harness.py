@@ -95,15 +95,15 @@ class Place:
                 yield logs, platform_log
 
 
-def check_store(store_file: Path, tenant: str = "bank") -> list[bytes]:
+def check_store(store_file: Path, tenant: str | None = "bank") -> list[bytes]:
     """Check the log in a file as `check_leaves` does. The store must not be open elsewhere."""
     with closing(SqliteLogStore(store_file)) as store:
         return check_leaves(store, tenant)
 
 
-def check_leaves(store: LogStore, tenant: str = "bank") -> list[bytes]:
-    """Leaves of a log after a literal check: indexes without gap, hashes, root."""
-    stored = store.find_log(f"{PLATFORM}/audit/{tenant}")
+def check_leaves(store: LogStore, tenant: str | None = "bank") -> list[bytes]:
+    """Leaves of a log (None: the platform's) after a literal check: indexes without gap, hashes, root."""
+    stored = store.find_log(f"{PLATFORM}/audit/{tenant}" if tenant else f"{PLATFORM}/audit")
     assert stored is not None
     leaves = store.leaves(stored.log_id, 0, 1 << 40, 1 << 40)
     assert [leaf.index for leaf in leaves] == list(range(stored.size))

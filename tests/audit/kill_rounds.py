@@ -39,7 +39,10 @@ from lionrock.chassis.channel import open_channel
 from lionrock.chassis.ids import uuid7
 from lionrock.chassis.settings import PeerSettings, TlsSettings
 from lionrock.common.v1 import context_pb2
-from lionrock.tlog.merkle import leaf_hash, verify_consistency
+from lionrock.tlog.checkpoint import Checkpoint
+from lionrock.tlog.keys import VerifierKey
+from lionrock.tlog.merkle import Frontier, leaf_hash, verify_consistency
+from lionrock.tlog.note import open_note
 from mesh_ca import TRUST_DOMAIN, DevCa
 
 START_TIMEOUT_S = 30.0
@@ -52,6 +55,7 @@ def context() -> context_pb2.RequestContext:
         tenant="bank",
         actor=f"spiffe://{TRUST_DOMAIN}/tenant/bank/user/ada",
         auth_method=context_pb2.AUTH_METHOD_MTLS,
+        roles=["auditor"],
         purpose="customer_support",
         territory="HK",
         profile="default",
@@ -139,7 +143,7 @@ async def kill_rounds(place: Place, *, rounds: int, writers: int, seed: int) -> 
     """Run the rounds, then the checks. Raises AssertionError."""
     chance = random.Random(seed)
     ca = DevCa(place.root / "mesh")
-    config, gateway = write_config(place, ca.issue("audit")), ca.issue("gateway")
+    config, gateway = write_config(place, ca.issue("audit"), platform_interval_s=0.02), ca.issue("gateway")
     history = History()
     for number in range(rounds):
         async with audit_process(place, config) as (process, port):
@@ -173,6 +177,7 @@ async def check(place: Place, config: Path, gateway: TlsSettings, history: Histo
                 request = pb.GetConsistencyProofRequest(context=context(), first_size=size, second_size=end.tree_size)
                 proof = await stub.GetConsistencyProof(request)
                 verify_consistency(size, end.tree_size, root, end.root, list(proof.hashes))
+            history.keys += (await stub.ListKeys(pb.ListKeysRequest(context=context()))).platform_verifier_keys
         process.send_signal(signal.SIGTERM)
         assert await process.wait() == 0
     leaves = check_store(place.store_file)
@@ -181,6 +186,21 @@ async def check(place: Place, config: Path, gateway: TlsSettings, history: Histo
     for event_id, (index, hash_) in history.acknowledged.items():
         assert index_of[event_id] == index
         assert leaf_hash(leaves[index]) == hash_
+    check_platform_log(place, leaves, history.keys)
+
+
+def check_platform_log(place: Place, leaves: list[bytes], keys: list[str]) -> None:
+    """Each leaf of the platform's log is a checkpoint of the one history that there is, each larger than the one before."""
+    frontier, last = Frontier(0, []), 0
+    for data in check_store(place.store_file, None):
+        checkpoint = Checkpoint.parse(open_note(data.decode(), [VerifierKey.parse(key) for key in keys]).text)
+        assert checkpoint.origin == f"{PLATFORM}/audit/bank"
+        assert last < checkpoint.size <= len(leaves)
+        for leaf in leaves[last : checkpoint.size]:
+            frontier.append(leaf_hash(leaf))
+        assert frontier.root() == checkpoint.root
+        last = checkpoint.size
+    assert last
 
 
 def main() -> None:
