@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 from contextlib import AsyncExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -135,27 +136,29 @@ def test_the_verifier_refuses_a_file_too_many(
     assert run(log_verifier, damaged, ORIGIN, large[1]).returncode == 1
 
 
-def test_the_verifier_refuses_another_key_another_origin_and_a_wrong_proof(
-    log_verifier: Path, large: tuple[Path, VerifierKey], tmp_path: Path
-) -> None:
-    assert "checkpoint" in run(log_verifier, large[0], ORIGIN, signer(ORIGIN, 9).verifier_key).stderr
-    assert "checkpoint" in run(log_verifier, large[0], f"{PLATFORM}/audit/broker", large[1]).stderr
-    with closing(SqliteLogStore(large[0].parents[3] / "audit.db")) as store:
+def test_the_verifier_refuses_another_key_another_origin_and_a_wrong_proof(log_verifier: Path, tmp_path: Path) -> None:
+    with closing(SqliteLogStore(tmp_path / "audit.db")) as store, closing(DirectorySink(tmp_path / "tiles")) as sink:
         log = GrowingLog(store)
-        read = lambda subtrees: store.subtree_hashes(log.log_id, subtrees)  # noqa: E731
-        proof = consistency_proof(1000, 66_001, read)
-        for spoilt in range(len(proof) + 1):
-            path = [bytes(32) if position == spoilt else hash_ for position, hash_ in enumerate(proof)]
-            one = {
-                "first": 1000,
-                "second": 66_001,
-                "first_root": base64.b64encode(root_at(1000, read)).decode(),
-                "second_root": base64.b64encode(log.head.root).decode(),
-                "proof": [base64.b64encode(hash_).decode() for hash_ in path],
-            }
-            (tmp_path / "proofs.json").write_text(json.dumps({"consistency": [one]}), encoding="utf-8")
-            done = run(log_verifier, large[0], ORIGIN, large[1], "-proofs", str(tmp_path / "proofs.json"))
-            assert done.returncode == (0 if spoilt == len(proof) else 1), done.stderr
+        log.grow(300)
+        publisher = LogPublisher(log.published(), store, sink)
+        while publisher.step():
+            pass
+        directory, read = tmp_path / "tiles" / ORIGIN, partial(store.subtree_hashes, log.log_id)
+        proof, first_root = consistency_proof(100, 300, read), root_at(100, read)
+    assert "checkpoint" in run(log_verifier, directory, ORIGIN, signer(ORIGIN, 9).verifier_key).stderr
+    assert "checkpoint" in run(log_verifier, directory, f"{PLATFORM}/audit/broker", log.key).stderr
+    for spoilt in range(len(proof) + 1):
+        path = [bytes(32) if position == spoilt else hash_ for position, hash_ in enumerate(proof)]
+        one = {
+            "first": 100,
+            "second": 300,
+            "first_root": base64.b64encode(first_root).decode(),
+            "second_root": base64.b64encode(log.head.root).decode(),
+            "proof": [base64.b64encode(hash_).decode() for hash_ in path],
+        }
+        (tmp_path / "proofs.json").write_text(json.dumps({"consistency": [one]}), encoding="utf-8")
+        done = run(log_verifier, directory, ORIGIN, log.key, "-proofs", str(tmp_path / "proofs.json"))
+        assert done.returncode == (0 if spoilt == len(proof) else 1), done.stderr
 
 
 def test_cosignatures_verify_and_a_missing_one_is_found(log_verifier: Path, tmp_path: Path) -> None:

@@ -332,7 +332,7 @@ async def test_a_sink_that_another_process_holds_is_waited_for(log: GrowingLog, 
 @pytest.mark.parametrize("seed", [11, 12])
 def test_a_publisher_that_is_killed_at_any_moment_leaves_a_correct_log(tmp_path: Path, seed: int) -> None:
     program = Path(__file__).with_name("publisher_kills.py")
-    arguments = [sys.executable, str(program), "--rounds", "40", "--seed", str(seed), "--directory", str(tmp_path)]
+    arguments = [sys.executable, str(program), "--rounds", "25", "--seed", str(seed), "--directory", str(tmp_path)]
     done = subprocess.run(arguments, check=False, timeout=100, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 

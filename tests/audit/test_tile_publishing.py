@@ -99,7 +99,7 @@ async def test_a_service_that_is_killed_under_load_leaves_tiles_that_a_monitor_p
     ca = DevCa(place.root / "mesh")
     config = settings_with_tiles(place, ca)
     chance = random.Random(3)
-    for _ in range(5):
+    for _ in range(4):
         async with audit_process(place, config) as (process, port):
             peer = PeerSettings(target=f"127.0.0.1:{port}", service="audit")
             async with open_channel(peer, ca.issue("gateway"), name="gateway") as channel:
