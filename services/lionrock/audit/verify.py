@@ -36,6 +36,7 @@ Signatures by keys that you did not give are ignored, as the format demands. Eve
 
 import argparse
 import base64
+import binascii
 import hmac
 import json
 import re
@@ -388,20 +389,23 @@ def _climb(index: int, size: int, hash_of_leaf: bytes, path: Sequence[bytes]) ->
     return climbed
 
 
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise ValueError("duplicate key")
+    return fields
+
+
+def _no_fraction(text: str) -> NoReturn:
+    raise ValueError(f"{len(text)} characters of a number that is not an integer")
+
+
+_LEAF_DECODER = json.JSONDecoder(object_pairs_hook=_without_duplicates, parse_float=_no_fraction, parse_constant=_no_fraction)
+
+
 def _parse_leaf(data: bytes) -> Mapping[str, Any]:
-    def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        fields = dict(pairs)
-        if len(fields) != len(pairs):
-            raise ValueError("duplicate key")
-        return fields
-
-    def no_fraction(text: str) -> NoReturn:
-        raise ValueError(f"{len(text)} characters of a number that is not an integer")
-
     try:
-        fields = json.loads(
-            data.decode("utf-8"), object_pairs_hook=without_duplicates, parse_float=no_fraction, parse_constant=no_fraction
-        )
+        fields = _LEAF_DECODER.decode(data.decode("utf-8"))
     except (ValueError, RecursionError):
         _fail(Reason.LEAF_MALFORMED, "not JSON in UTF-8 with unique keys and integers only")
     if not isinstance(fields, dict):
@@ -617,8 +621,8 @@ class _Tree:
             if last == 0:
                 _fail(Reason.INCLUSION_INVALID, f"leaf {index}: the path is too long")
             encoded = path[47 * step + 1 : 47 * step + 45]
-            sibling = base64.b64decode(encoded)
-            if base64.b64encode(sibling) != encoded:
+            sibling = binascii.a2b_base64(encoded)
+            if binascii.b2a_base64(sibling, newline=False) != encoded:
                 _fail(Reason.INCLUSION_INVALID, f"leaf {index}: the path is not canonical Base64")
             if node & 1 or node == last:
                 climbed = sha256(b"\x01" + sibling + climbed).digest()
@@ -928,10 +932,10 @@ def _check_leaves(
         if seen.last is not None and index <= seen.last:
             _fail(Reason.LEAVES_INCOMPLETE, f"leaf {index} comes twice, or out of order")
         try:
-            data = base64.b64decode(content, validate=True)
+            data = binascii.a2b_base64(content)
         except ValueError:
             data = b""
-        if base64.b64encode(data) != content:
+        if binascii.b2a_base64(data, newline=False) != content:
             _fail(Reason.LEAF_MALFORMED, f"leaf {index} is not canonical Base64")
         time: str | None = None
         if form == b"withheld":
