@@ -312,6 +312,26 @@ async def test_all_logs_are_published_and_a_conflict_in_one_holds_no_other_up(st
     await publishing.close()
 
 
+async def test_a_defect_does_not_end_publishing(log: GrowingLog, tmp_path: Path, tiles: Path) -> None:
+    class Defective(DirectorySink):
+        calls = 0
+
+        def add(self, files: Mapping[str, bytes]) -> None:
+            Defective.calls += 1
+            if Defective.calls == 1:
+                raise RuntimeError("a defect")
+            super().add(files)
+
+    log.grow(300)
+    publishing = TilePublishing([log.published()], log.store, lambda: Defective(tmp_path / "tiles"), interval_s=60)
+    await publishing.publish()
+    assert publishing.failing == {ORIGIN: "publishing failed with RuntimeError"}
+    await publishing.publish()
+    assert not publishing.failing
+    await publishing.close()
+    assert strict_walk(tiles, log.key, all_leaves(log)) == 300
+
+
 async def test_a_sink_that_another_process_holds_is_waited_for(log: GrowingLog, tmp_path: Path, tiles: Path) -> None:
     log.grow(3)
     publishing = TilePublishing([log.published()], log.store, lambda: DirectorySink(tmp_path / "tiles"), interval_s=0.01)

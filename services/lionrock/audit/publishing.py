@@ -144,6 +144,10 @@ class TilePublishing:
         except AuditError as error:
             self._fail(origin, error)
             return False
+        except Exception as error:  # a defect must not end publishing unheard
+            log.exception("publishing tiles failed", extra={"log": origin})
+            self._fail(origin, SinkFailed(f"publishing failed with {type(error).__name__}"))
+            return False
         self._failing.pop(origin, None)
         if not more:
             self._behind.set(publisher.behind or 0, {"lionrock.log": origin})
