@@ -127,6 +127,19 @@ def test_the_audit_service_alone_reaches_its_witnesses(render: Callable[..., Any
     assert reach == {"audit": [{"protocol": "TCP", "port": 443}, {"protocol": "TCP", "port": 8443}]}
 
 
+def test_the_audit_service_alone_reaches_the_engine_with_tenants_keys(render: Callable[..., Any]) -> None:
+    engine = {"to": [{"ipBlock": {"cidr": "203.0.113.8/32"}}], "ports": [{"protocol": "TCP", "port": 8200}]}
+    release = render("postgresql")
+    reach = {
+        name
+        for name in ("tokenization", "guardrails", "audit")
+        if engine in release.one("NetworkPolicy", f"lionrock-{name}")["spec"].get("egress", [])
+    }
+    assert reach == {"audit"}
+    with pytest.raises(Exception, match=r"audit\.vault\.transit\.peers"):
+        render("postgresql", "audit.vault.transit.peers=[]")
+
+
 def test_witnesses_that_nobody_may_reach_are_refused(render: Callable[..., Any]) -> None:
     with pytest.raises(Exception, match=r"audit\.witnesses\.peers"):
         render("minimal", 'audit.witnesses.servers=[{"url":"https://w.example","verifier_key":"k"}]')

@@ -163,3 +163,18 @@ def test_services_outlive_the_longest_answer(load: Callable[..., Any]) -> None:
         server = load(component).server
         assert server.drain_grace_s >= server.max_deadline_s
         assert server.leave_on_drain is (component != "audit")
+
+
+def test_payloads_are_kept_where_values_say_so(load: Callable[..., Any]) -> None:
+    assert load("audit").vault is None
+    vault = load("audit", "postgresql").vault
+    assert (str(vault.key_store_file), vault.tenants) == ("/var/lib/lionrock/keys/vault/keys.sqlite", ("retail",))
+    assert (vault.transit.address, vault.local_key_dir) == ("https://vault.example:8200", None)
+    assert (str(vault.transit.token_file), str(vault.transit.ca_file)) == (
+        "/etc/lionrock/transit/token",
+        "/etc/lionrock/transit-authorities/ca.crt",
+    )
+    assert vault.retention.retention().class_of("customer_service") == "advice"
+    assert str(load("audit", "minimal", "audit.vault.enabled=true").vault.local_key_dir) == "/var/lib/lionrock/keys/tenant-keys"
+    mounted = load("audit", "minimal", "audit.vault.enabled=true", 'audit.vault.tenantKeys.existingSecret="tenant-keys"')
+    assert str(mounted.vault.local_key_dir) == "/etc/lionrock/tenant-keys"

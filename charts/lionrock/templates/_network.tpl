@@ -41,6 +41,17 @@
 {{- end }}
 {{- end -}}
 
+{{/* The transit engine with the tenants' keys. */}}
+{{- define "lionrock.netpol.transit" -}}
+{{- with .Values.audit.vault }}
+{{- if and .enabled .transit.address }}
+{{- if not .transit.peers }}{{ fail "audit.vault.transit.peers: whom may the audit service reach as its transit engine? (network policy peers)" }}{{ end }}
+- to: {{ toJson .transit.peers }}
+  ports: [{protocol: TCP, port: {{ regexFind ":[0-9]+$" (urlParse .transit.address).host | trimPrefix ":" | default "443" }}}]
+{{- end }}
+{{- end }}
+{{- end -}}
+
 {{- define "lionrock.otlpport" -}}
 {{- $host := (urlParse .Values.telemetry.otlpEndpoint).host -}}
 {{- if regexMatch ":[0-9]+$" $host }}{{ regexFind "[0-9]+$" $host }}{{ else }}4317{{ end -}}

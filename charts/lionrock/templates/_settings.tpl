@@ -102,4 +102,29 @@ witness_policy: {threshold: {{ toJson .threshold }}, require_within_s: {{ toJson
 {{- end }}
 {{- end }}
 key_dir: /var/lib/lionrock/keys/keys
+{{- with .Values.audit.vault }}
+{{- if .enabled }}
+vault:
+  key_store_file: /var/lib/lionrock/keys/vault/keys.sqlite
+  {{- with .tenants }}
+  tenants: {{ toJson . }}
+  {{- end }}
+  {{- with .retention }}
+  retention: {{ toJson . }}
+  {{- end }}
+  {{- if .transit.address }}
+  transit:
+    address: {{ .transit.address }}
+    mount: {{ .transit.mount }}
+    key_prefix: {{ .transit.keyPrefix | quote }}
+    namespace: {{ .transit.namespace | quote }}
+    token_file: /etc/lionrock/transit/token
+    {{- if .transit.authoritiesConfigMap }}
+    ca_file: /etc/lionrock/transit-authorities/ca.crt
+    {{- end }}
+  {{- else }}
+  local_key_dir: {{ ternary "/etc/lionrock/tenant-keys" "/var/lib/lionrock/keys/tenant-keys" (ne .tenantKeys.existingSecret "") }}
+  {{- end }}
+{{- end }}
+{{- end }}
 {{- end -}}

@@ -196,6 +196,8 @@ class KeyStore:
 def _connect(path: Path) -> sqlite3.Connection:
     with _failures("opening"):
         connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        # Nobody else opens it, so the index of the write-ahead log needs no memory that a network's disk cannot share.
+        connection.execute("PRAGMA locking_mode=EXCLUSIVE")
         (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA secure_delete=ON")
