@@ -162,11 +162,11 @@ async def test_while_appends_are_refused_outcomes_and_proofs_go_on(place: Place)
     async with platform(place) as (logs, platform_log):
         begun = intent("bank")
         await logs.append(begun, want_receipt=False)
-        logs.refuse_appends("no witness answers")
+        logs.refuse_appends(lambda: "no witness answers")
         with pytest.raises(WitnessPolicyUnmet, match="no witness answers"):
             await logs.append(intent("bank"), want_receipt=False)
         await logs.append(outcome(begun, 0), want_receipt=False)
         platform_log.attest(*await platform_log.advance())
         assert await platform_log.prove("bank", 1)
-        logs.refuse_appends(None)
+        logs.refuse_appends(lambda: None)
         await logs.append(intent("bank"), want_receipt=False)

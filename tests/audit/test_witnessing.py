@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, closing
@@ -17,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lionrock.audit.failures import StoreFailed, WitnessPolicyUnmet
+from lionrock.audit.failures import LeafNotCovered, LogReadOnly, StoreFailed, WitnessPolicyUnmet
 from lionrock.audit.keys import KeyDirectory
 from lionrock.audit.log import AuditLogs, Limits, open_logs
 from lionrock.audit.platform_log import PlatformLog, open_platform_log
@@ -208,6 +209,48 @@ async def test_the_cosigned_checkpoint_survives_a_restart_of_everything(place: P
         assert witnessing.cosigned is not None
         assert witnessing.cosigned.head.size == 2
         assert await running.platform_log.prove("bank", 3)
+
+
+async def test_rolling_both_places_back_is_seen_by_what_was_cosigned(place: Place, tmp_path: Path) -> None:
+    async with service(place) as running:
+        await running.grow()
+        await running.platform_log.advance()
+    for part in (place.store_file.parent, place.key_dir):
+        shutil.copytree(part, tmp_path / "backup" / part.name)
+    async with service(place) as running, witness(tmp_path, "w.example", running.platform_log.verifier_key) as peer:
+        witnessing, _ = running.witnessing([peer])
+        await witnessing.begin()
+        for _ in range(3):
+            await running.grow()
+            await witnessing.step()
+    kept = (place.key_dir / "cosigned-checkpoint").read_bytes()
+    for part in (place.store_file.parent, place.key_dir):
+        shutil.rmtree(part)
+        shutil.copytree(tmp_path / "backup" / part.name, part)
+    (place.key_dir / "cosigned-checkpoint").write_bytes(kept)
+    async with service(place) as running, witness(tmp_path, "w.example", running.platform_log.verifier_key) as peer:
+        witnessing, _ = running.witnessing([peer])
+        await witnessing.begin()
+        assert "rolled back" in (running.platform_log.read_only or "")
+        with pytest.raises(LogReadOnly):
+            await running.grow()  # the tenants' logs were rolled back with it
+        with pytest.raises(LogReadOnly):
+            await witnessing.step()
+        with pytest.raises(LeafNotCovered):
+            await running.platform_log.prove("bank", 0)
+
+
+async def test_a_witnessing_task_that_fails_does_not_leave_answers_running(place: Place, tmp_path: Path) -> None:
+    async with service(place) as running, witness(tmp_path, "w.example", running.platform_log.verifier_key) as peer:
+        witnessing, _ = running.witnessing([peer], require_within_s=300)
+        await witnessing.begin()
+        await witnessing.step()
+        assert witnessing.cosigned is not None
+        running.clock.now = witnessing.cosigned.since_s
+        await running.grow()
+        running.clock.now += 301  # and no step comes any more
+        with pytest.raises(WitnessPolicyUnmet):
+            await running.grow()
 
 
 async def test_a_kept_checkpoint_that_does_not_meet_todays_policy_does_not_count(place: Place, tmp_path: Path) -> None:

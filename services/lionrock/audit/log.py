@@ -52,7 +52,7 @@ class AuditLogs:
         self._unusable = unusable
         self._region = region
         self._recorder: Recorder | None = None
-        self._refusing: str | None = None
+        self._refusal: Callable[[], str | None] = _nothing
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="audit-reader")
 
     async def __aenter__(self) -> Self:
@@ -84,12 +84,17 @@ class AuditLogs:
         """Whether an append of any tenant could succeed now."""
         return self._sequencer.broken is None and any(log.read_only is None for log in self._logs.values())
 
-    def refuse_appends(self, why: str | None) -> None:
-        """Refuse what tenants append from now on, with this reason; None: accept it again.
+    def stop_signing(self, why: str) -> None:
+        """Make every log read-only: what the store holds is not what was signed for."""
+        for log in self._logs.values():
+            log.read_only = log.read_only or why
+
+    def refuse_appends(self, why: Callable[[], str | None]) -> None:
+        """Ask before each append whether it is refused, and with which reason; None: accept it.
 
         Outcomes go on: they say what has happened already. So do reads and proofs.
         """
-        self._refusing = why
+        self._refusal = why
 
     def record_with(self, recorder: Recorder) -> None:
         """Keep payloads from now on, for the tenants for whom `recorder` does."""
@@ -108,8 +113,8 @@ class AuditLogs:
         log = self._log(event.context.tenant)
         if log.read_only is not None:
             raise LogReadOnly(log.read_only)
-        if self._refusing is not None and not isinstance(event.body, Outcome):
-            raise WitnessPolicyUnmet(self._refusing)
+        if not isinstance(event.body, Outcome) and (refusal := self._refusal()) is not None:
+            raise WitnessPolicyUnmet(refusal)
         if self._recorder is not None:
             event = self._recorder.classified(event)
         salt = new_salt(event)
@@ -276,6 +281,10 @@ class AuditLogs:
     async def read(self, read: Callable[[], _T]) -> _T:
         """Read from the store on the thread that reads. Raises what `read` raises."""
         return await asyncio.get_running_loop().run_in_executor(self._reader, read)
+
+
+def _nothing() -> None:
+    """Nothing is refused."""
 
 
 def open_logs(

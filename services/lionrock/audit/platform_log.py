@@ -20,7 +20,7 @@ from lionrock.audit.signed_checkpoints import SignedCheckpoints
 from lionrock.audit.store import LogId, LogStore, StoredLeaf
 from lionrock.audit.tenant_log import Head, TenantLog, open_tenant_log
 from lionrock.tlog.checkpoint import Checkpoint
-from lionrock.tlog.merkle import consistency_proof, leaf_hash
+from lionrock.tlog.merkle import consistency_proof, leaf_hash, root_at
 
 KEY_NAME = "_platform"
 """Where its key lies among the tenants' keys. No tenant's name begins with an underscore."""
@@ -100,11 +100,19 @@ class PlatformLog:
     async def begin(self, attested: Head | None) -> None:
         """Find out what was recorded before this start. `attested`: the last cosigned head; None: no witnesses, or never yet.
 
-        Raises StoreFailed.
+        A tree that does not contain the cosigned one is another history, and so are the tenants' in the same store: nothing more is
+        signed. Raises StoreFailed.
         """
         heads = self._logs.heads()
 
         def read() -> tuple[dict[str, Recorded], dict[str, Recorded]]:
+            if attested is not None and not self._contains(attested):
+                self._log.read_only = why = (
+                    f"{self._log.origin} does not contain the {attested.size} leaves that witnesses cosigned: the store and the"
+                    " file of signed checkpoints were both rolled back or replaced; restore those that were signed for"
+                )
+                self._logs.stop_signing(why)
+                return {}, {}
             recorded = {}
             for tenant, head in heads.items():
                 leaf = self._store.leaf_of_event(self._log.log_id, _event_id(tenant, head.size))
@@ -232,6 +240,11 @@ class PlatformLog:
         self._signed.record({opened.origin: new.checkpoint})
         opened.frontier, opened.head = frontier, new
         return recorded
+
+    def _contains(self, earlier: Head) -> bool:
+        if earlier.size > self._log.head.size:
+            return False
+        return root_at(earlier.size, partial(self._store.subtree_hashes, self._log.log_id)) == earlier.root
 
     def _newest_below(self, size: int, tenants: set[str]) -> dict[str, Recorded]:
         """Newest checkpoint of each tenant among the platform's first `size` leaves, as far back as is worth looking."""

@@ -128,10 +128,19 @@ class Witnessing:
         if self._witnesses is not None:
             log_key = VerifierKey.parse(self._platform_log.verifier_key)
             kept = await asyncio.to_thread(self._kept.load, log_key, self._witnesses.keys, self._policy.threshold)
-            if kept is not None and kept.head.size <= self._platform_log.head.size:
-                self._cosigned = kept
+            self._cosigned = kept
         await self._platform_log.begin(None if self._cosigned is None else self._cosigned.head)
+        if self._policy.require_within_s is not None:
+            # Asked at each append: a task that hangs must not leave answers running.
+            self._logs.refuse_appends(self.refusal)
         self._judge()
+
+    def refusal(self) -> str | None:
+        """Why nothing may be appended now; None: it may."""
+        age_s, limit_s = self.age_s, self._policy.require_within_s
+        if limit_s is None or (age_s is not None and age_s <= limit_s):
+            return None
+        return f"no checkpoint was cosigned by {self._policy.threshold} witnesses within the last {limit_s:g} s"
 
     async def run(self, interval_s: float) -> None:
         """Step for ever, every `interval_s` seconds."""
@@ -140,7 +149,9 @@ class Witnessing:
                 await self.step()
             except AuditError as error:
                 log.warning("the platform log does not follow", extra={"failure": type(error).__name__, "why": str(error)})
-                self._judge()
+            except Exception as error:  # a defect: it must not end the one task that sees how old the checkpoint grows
+                log.error("witnessing failed", exc_info=error)
+            self._judge()
             await asyncio.sleep(interval_s)
 
     async def step(self) -> None:
@@ -162,21 +173,18 @@ class Witnessing:
         self._judge()
 
     def _judge(self) -> None:
-        """Say how old the last checkpoint is that counted, and stop or start appends where settings want it."""
+        """Say how old the last checkpoint is that counted, and when appends stop or start for it."""
         if self._witnesses is None:
             return
-        age_s, limit_s = self.age_s, self._policy.require_within_s
+        age_s = self.age_s
         if age_s is not None:
             self._age.set(age_s)
-        if limit_s is None:
+        if self._policy.require_within_s is None:
             return
-        met = age_s is not None and age_s <= limit_s
+        met = self.refusal() is None
         if met is not self._met:
-            say = log.info if met else log.error
-            say(
-                "the witness policy is met" if met else "the witness policy is not met: nothing is appended", extra={"age_s": age_s}
-            )
+            if met:
+                log.info("the witness policy is met", extra={"age_s": age_s})
+            else:
+                log.error("the witness policy is not met: nothing is appended", extra={"age_s": age_s})
         self._met = met
-        self._logs.refuse_appends(
-            None if met else f"no checkpoint was cosigned by {self._policy.threshold} witnesses within the last {limit_s:g} s"
-        )
