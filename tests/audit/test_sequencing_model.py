@@ -346,8 +346,8 @@ def test_any_order_of_steps_and_failures_gives_the_literal_log_on_postgres(postg
             """Let the writer lose its session, and the lock with it, without a word."""
             with psycopg.connect(cls.databases[root], autocommit=True) as connection:
                 connection.execute(
-                    "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted"
+                    "SELECT pg_terminate_backend(pid, 5000) FROM pg_locks WHERE locktype = 'advisory' AND granted"
                     " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
                 )
 
-    run_state_machine_as_test(OnPostgres, settings=QUICK)
+    run_state_machine_as_test(OnPostgres, settings=settings(QUICK, max_examples=6))

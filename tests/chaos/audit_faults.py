@@ -1,6 +1,7 @@
 """Power cuts, full disks, failing fsyncs and clock steps under a real audit process, from one seed, every answer held against it.
 
     python tests/chaos/audit_faults.py --faults 1000 --seed 1
+    python tests/chaos/audit_faults.py --faults 200 --seed 1 --store postgres
 
 The victim is `python -m lionrock.audit`, unmodified, over mutual TLS, with concurrent writers; between it and the disk stands
 fault_disk.c. Every start after a fault first serves as the check of the one before: what was acknowledged must be there, once,
@@ -32,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
+    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # its fork handlers abort a child in which a server of PostgreSQL is to start
     sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "audit"), str(Path(__file__).parents[1])]
 
 import grpc
@@ -130,7 +132,7 @@ class Campaign:
         half_a_year = dt.timedelta(days=300)
         self._tls, self._gateway = ca.issue("audit", lifetime=half_a_year), ca.issue("gateway", lifetime=half_a_year)
         self.verdicts = Verdicts()
-        self.tallies = {kind: Tally() for kind in KINDS}
+        self.tallies: dict[str, Tally] = {}
         self.leaves = 0
         self.repeated = 0
         self.recovered = 0
@@ -208,7 +210,7 @@ class Campaign:
                 self.verdicts.add("other", f"the service did not stop as it should: {self._said()}")
         if ledger.intents:
             self.verdicts.add("open_streams", f"{len(ledger.intents)} intents were never closed")
-        leaves = await asyncio.to_thread(check_store, self._store_file)
+        leaves = await asyncio.to_thread(self.read_store)
         if [leaf_hash(leaf) for leaf in leaves] != ledger.hashes:
             self.verdicts.add("forked", "the file holds other leaves than were served")
         for size in chance.sample(sorted(ledger.checkpoints), min(20, len(ledger.checkpoints))):
@@ -240,7 +242,7 @@ class Campaign:
 
     async def _inflict(self, fault: Fault) -> None:
         assert self._disk is not None
-        disk, chance, tally = self._disk, random.Random(fault.seed), self.tallies[fault.kind]
+        disk, chance, tally = self._disk, random.Random(fault.seed), self.tallies.setdefault(fault.kind, Tally())
         tally.faults += 1
         early = (
             (lambda: disk.control.arm(Action.KILL, _WRITING, fault.countdown))
@@ -332,6 +334,11 @@ class Campaign:
             await asyncio.sleep(chance.uniform(0.0, 0.3))
         elif fault.kind == "kill":
             await asyncio.sleep(chance.uniform(0.0, 0.4))  # the moment of the fault, not a wait for something
+        elif fault.kind not in KINDS:
+            await asyncio.sleep(chance.uniform(0.0, 0.4))
+            await self.disturb(fault, chance)
+            self._fired = 1
+            await asyncio.sleep(chance.uniform(0.0, 0.2))
         else:
             end = time.monotonic() + FAULT_TIMEOUT_S
             while not control.fired and process.returncode is None and time.monotonic() < end and not load.done():  # noqa: ASYNC110
@@ -360,6 +367,17 @@ class Campaign:
             self._before.refused.append(why)
         self.verdicts.add("other", f"refused to go on: {why}")
 
+    async def disturb(self, fault: Fault, chance: random.Random) -> None:
+        """Do what a kind of fault does that is not the disk's; here: nothing."""
+
+    def read_store(self) -> list[bytes]:
+        """Leaves as the store holds them after the last stop, checked literally."""
+        return check_store(self._store_file)
+
+    def store_settings(self) -> dict[str, str]:
+        """Settings that name the store."""
+        return {"store_file": str(self._store_file)}
+
     # ---- the process -----------------------------------------------------------------------------------------------------
 
     @property
@@ -385,7 +403,7 @@ class Campaign:
             "server": server,
             "platform": PLATFORM,
             "tenants": ["bank"],
-            "store_file": str(self._store_file),
+            **self.store_settings(),
             "key_dir": str(self._disk.root / "keys"),
             "telemetry": {"log_level": "ERROR"},
             "orphan_after_s": 2 if closing else 660,
@@ -452,11 +470,10 @@ def table(campaign: Campaign) -> str:
         "| Fault | Faults | met | Acknowledged | Refused to go on | Writing again, s: p50 | max |",
         "|---|---|---|---|---|---|---|",
     ]
-    for kind, tally in campaign.tallies.items():
-        if tally.faults:
-            again = sorted(tally.writing_again_s)
-            times = f"{statistics.median(again):.2f} | {again[-1]:.2f}" if again else "— | —"
-            lines.append(f"| {kind} | {tally.faults} | {tally.met} | {tally.acknowledged} | {len(tally.refused)} | {times} |")
+    for kind, tally in sorted(campaign.tallies.items()):
+        again = sorted(tally.writing_again_s)
+        times = f"{statistics.median(again):.2f} | {again[-1]:.2f}" if again else "— | —"
+        lines.append(f"| {kind} | {tally.faults} | {tally.met} | {tally.acknowledged} | {len(tally.refused)} | {times} |")
     verdicts = campaign.verdicts
     lines.append("")
     lines.append(
@@ -481,6 +498,7 @@ def main() -> int:
     parser.add_argument("--faults", type=int, default=1000)
     parser.add_argument("--writers", type=int, default=32)
     parser.add_argument("--life", type=int, default=50, help="faults that one log lives through")
+    parser.add_argument("--store", choices=("sqlite", "postgres"), default="sqlite")
     parser.add_argument("--seed", type=int, default=time.time_ns() % 10**9)
     arguments = parser.parse_args()
     if compiler() is None:
@@ -488,8 +506,21 @@ def main() -> int:
     print(f"seed {arguments.seed}", flush=True)
     memory = Path("/dev/shm")
     scratch = Path(tempfile.mkdtemp(prefix="audit-faults-", dir=memory if memory.is_dir() else None))
-    faults = faults_from(random.Random(arguments.seed), arguments.faults)
-    campaign = asyncio.run(run_campaign(scratch, faults, seed=arguments.seed, writers=arguments.writers, life=arguments.life))
+    chance = random.Random(arguments.seed)
+    if arguments.store == "postgres":
+        from audit_faults_postgres import postgres_faults_from, run_postgres_campaign
+
+        running = run_postgres_campaign(
+            scratch,
+            postgres_faults_from(chance, arguments.faults),
+            seed=arguments.seed,
+            writers=arguments.writers,
+            life=arguments.life,
+        )
+    else:
+        faults = faults_from(chance, arguments.faults)
+        running = run_campaign(scratch, faults, seed=arguments.seed, writers=arguments.writers, life=arguments.life)
+    campaign = asyncio.run(running)
     if not campaign.verdicts.total:
         shutil.rmtree(scratch)
     print(table(campaign))
