@@ -85,7 +85,7 @@ def test_a_power_cut_after_any_fsync_leaves_a_correct_log_that_is_gone_on_with(
         publisher = LogPublisher(log.published(), store, sink)
 
         def cut() -> None:
-            if chance.random() > 0.4:
+            if chance.random() > 0.3:
                 return
             leaves = [log.leaf(index) for index in range(log.head.size)]
             made.restore(tmp_path / "cut")
@@ -97,12 +97,12 @@ def test_a_power_cut_after_any_fsync_leaves_a_correct_log_that_is_gone_on_with(
                 strict_walk(tmp_path / "cut" / ORIGIN, log.key, leaves)
 
         after.append(cut)
-        for growth in (1, 30, 300, 1, 700, 5000, 10):
+        for growth in (1, 30, 300, 1, 700, 2000, 10):
             log.grow(growth)
             while publisher.step():
                 pass
         after.clear()
-        assert len(sizes) > 40
+        assert len(sizes) > 20
         assert sizes == sorted(sizes)
         assert len(set(sizes)) > 4
         # Whatever is there after the last cut, a service goes on from it.
