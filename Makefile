@@ -90,6 +90,7 @@ bench-operator: $(VENV)/.installed-dev
 
 bench-audit: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.audit $(if $(QUICK),--quick) $(ARGS)
+	if command -v go >/dev/null; then $(BIN)/python -m benchmarks.audit_tessera $(if $(QUICK),--quick); fi
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache services/buf services/lionrock/*/v1

@@ -61,8 +61,8 @@ class Pace:
     leaves: int
 
 
-def _events() -> Iterator[Event]:
-    """Intents such as a gateway records: 1.1 KB as a leaf, a prompt of 500 bytes committed to. Only their ids differ."""
+def events() -> Iterator[Event]:
+    """Make intents such as a gateway records: 1.1 KB as a leaf, a prompt of 500 bytes committed to. Only their ids differ."""
     digest = "sha256:" + "5f" * 32
     verdict = Verdict("allow", {"hkid": 1}, "default", "2026.11", digest)
     sampling = Sampling(temperature="0.7", top_p="0.95", seed="7", max_tokens=512, stop_count=0)
@@ -163,16 +163,16 @@ def databases(server: PostgresServer) -> Sequence[Database]:
 async def throughput(database: Database, root: Path, pace: Pace) -> list[Row]:
     """Leaves a second against plain inserts, the two alternating."""
     rows = []
-    events = _events()
+    made = events()
     directory = root / database.name
     directory.mkdir()
     async with audit_logs(directory, database.open_store(directory)) as logs:
-        leaf = (await sample(logs, next(events))).data
+        leaf = (await sample(logs, next(made))).data
         async with GroupCommits(lambda: database.open_table(directory)) as table:
             for writers in WRITERS:
                 ours, plain = [], []
                 for _ in range(pace.rounds):
-                    ours.append(await closed_loop(writers, pace.seconds, lambda: logs.append(next(events), want_receipt=False)))
+                    ours.append(await closed_loop(writers, pace.seconds, lambda: logs.append(next(made), want_receipt=False)))
                     plain.append(await closed_loop(writers, pace.seconds, lambda: table.insert(leaf)))
                 case = f"{database.name}, {writers} writer{'s' * (writers > 1)}, durable and signed for"
                 rows.append(row(case, ours, "leaves/s", "higher", baseline="plain inserts", baseline_values=plain))
@@ -191,12 +191,12 @@ async def latency(database: Database, root: Path, pace: Pace) -> list[Row]:
     """Latency of appends at a rate that leaves room."""
     directory = root / f"{database.name}-latency"
     directory.mkdir()
-    events = _events()
+    made = events()
     halves: dict[str, list[float]] = {"p50": [], "p99": []}
     async with audit_logs(directory, database.open_store(directory)) as logs:
-        await open_loop(OPEN_LOOP_A_S, 1, lambda: logs.append(next(events), want_receipt=True))
+        await open_loop(OPEN_LOOP_A_S, 1, lambda: logs.append(next(made), want_receipt=True))
         for _ in range(pace.rounds):
-            latencies = await open_loop(OPEN_LOOP_A_S, pace.seconds, lambda: logs.append(next(events), want_receipt=True))
+            latencies = await open_loop(OPEN_LOOP_A_S, pace.seconds, lambda: logs.append(next(made), want_receipt=True))
             halves["p50"].append(latencies[len(latencies) // 2])
             halves["p99"].append(latencies[len(latencies) * 99 // 100])
     name = f"{database.name}, append with receipt at {OPEN_LOOP_A_S}/s"

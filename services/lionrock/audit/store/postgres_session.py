@@ -109,7 +109,7 @@ def _check(connection: psycopg.Connection) -> None:
 def _set(connection: psycopg.Connection, deadline_s: float, lease_s: float | None) -> None:
     """Fix what the session's promises rest on, so that a reload of the server's configuration does not change it."""
     settings = {
-        "search_path": f"{SCHEMA}, pg_catalog",
+        "search_path": SCHEMA,  # pg_catalog comes first by itself
         "synchronous_commit": connection.execute("SELECT current_setting('synchronous_commit')").fetchone(),
         "statement_timeout": _milliseconds(deadline_s),
         "lock_timeout": _milliseconds(deadline_s / 2),
