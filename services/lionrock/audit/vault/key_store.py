@@ -46,6 +46,15 @@ class StoredKey:
     created_at_us: int
 
 
+@dataclass(frozen=True, slots=True)
+class StoredScopeKey:
+    """The key of a person or a case, wrapped by the tenant's."""
+
+    tenant: str
+    tag: bytes
+    wrapped: bytes
+
+
 class KeyStore:
     """The file. Any thread may call; calls wait for each other. All raise KeysUnavailable."""
 
@@ -76,36 +85,22 @@ class KeyStore:
         rows = self._ask("SELECT wrapped FROM scope_keys WHERE tenant = ? AND tag = ?", (tenant, tag))
         return rows[0][0] if rows else None
 
-    def add_scope_key(self, tenant: str, tag: bytes, wrapped: bytes) -> None:
-        """Keep the key of a scope, durably."""
-        with self._transaction() as connection:
-            connection.execute("INSERT INTO scope_keys VALUES (?, ?, ?)", (tenant, tag, wrapped))
-
     def record_key(self, tenant: str, record_id: str) -> StoredKey | None:
         """Return the key of a record."""
         sql = "SELECT record_id, wrapped, tags, created_at_us FROM record_keys WHERE tenant = ? AND record_id = ?"
         rows = self._ask(sql, (tenant, record_id))
         return _stored_key(tenant, rows[0]) if rows else None
 
-    def add_record_keys(self, keys: Sequence[StoredKey]) -> list[bool]:
+    def add_keys(self, keys: Sequence[StoredKey | StoredScopeKey]) -> list[bool]:
         """Keep keys, durably, in one transaction. Returns for each whether it was kept.
 
-        It is not when the record has a key already, or when a scope that wraps it was destroyed in the meantime.
+        It is not when the record or scope has a key already, or when a scope that wraps it was destroyed in the meantime.
         """
-        kept = []
         with self._transaction() as connection:
-            for key in keys:
-                place = (key.tenant, key.record_id)
-                there = "SELECT 1 FROM record_keys WHERE tenant = ? AND record_id = ?"
-                scope = "SELECT 1 FROM scope_keys WHERE tenant = ? AND tag = ?"
-                free = connection.execute(there, place).fetchone() is None
-                kept.append(free and all(connection.execute(scope, (key.tenant, tag)).fetchone() for tag in key.tags))
-                if kept[-1]:
-                    row = (*place, key.wrapped, b"".join(key.tags), key.created_at_us)
-                    connection.execute("INSERT INTO record_keys VALUES (?, ?, ?, ?, ?)", row)
-                    members = [(key.tenant, tag, key.record_id) for tag in key.tags]
-                    connection.executemany("INSERT INTO members VALUES (?, ?, ?)", members)
-        return kept
+            return [
+                _add_scope_key(connection, key) if isinstance(key, StoredScopeKey) else _add_record_key(connection, key)
+                for key in keys
+            ]
 
     def members(self, tenant: str, tag: bytes, limit: int) -> list[str]:
         """Return ids of what belongs to a scope, newest first as far as ids tell."""
@@ -191,6 +186,22 @@ class KeyStore:
             self._broken = True
             self._connection.execute("COMMIT")
             self._broken = False
+
+
+def _add_scope_key(connection: sqlite3.Connection, key: StoredScopeKey) -> bool:
+    added = connection.execute("INSERT OR IGNORE INTO scope_keys VALUES (?, ?, ?)", (key.tenant, key.tag, key.wrapped))
+    return added.rowcount == 1
+
+
+def _add_record_key(connection: sqlite3.Connection, key: StoredKey) -> bool:
+    scope = "SELECT 1 FROM scope_keys WHERE tenant = ? AND tag = ?"
+    if not all(connection.execute(scope, (key.tenant, tag)).fetchone() for tag in key.tags):
+        return False
+    row = (key.tenant, key.record_id, key.wrapped, b"".join(key.tags), key.created_at_us)
+    if connection.execute("INSERT OR IGNORE INTO record_keys VALUES (?, ?, ?, ?, ?)", row).rowcount != 1:
+        return False
+    connection.executemany("INSERT INTO members VALUES (?, ?, ?)", [(key.tenant, tag, key.record_id) for tag in key.tags])
+    return True
 
 
 def _connect(path: Path) -> sqlite3.Connection:

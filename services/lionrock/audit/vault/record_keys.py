@@ -25,7 +25,7 @@ from lionrock.audit.canonical_json import canonical_json
 from lionrock.audit.failures import EventAlreadyRecorded, KeysUnavailable, QueueFull, RecordErased
 from lionrock.audit.vault.key_cache import KeyCache
 from lionrock.audit.vault.key_management import KEY_BYTES, KeyManagement, seal, unseal
-from lionrock.audit.vault.key_store import KeyStore, StoredKey
+from lionrock.audit.vault.key_store import KeyStore, StoredKey, StoredScopeKey
 
 _T = TypeVar("_T")
 _MAX_WAITING: Final = 8192
@@ -57,7 +57,8 @@ class RecordKeys:
         self._cache = cache
         self._clock_us = clock_us
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="audit-keys")
-        self._waiting: list[tuple[StoredKey, asyncio.Future[bool]]] = []
+        self._waiting: list[tuple[StoredKey | StoredScopeKey, asyncio.Future[bool]]] = []
+        self._scopes_in_making: dict[tuple[str, bytes, bool], asyncio.Task[bytes]] = {}
         self._flushing: asyncio.Task[None] | None = None
         self._making: dict[str, asyncio.Lock] = {}
 
@@ -167,16 +168,34 @@ class RecordKeys:
         key = self._cache.get((tenant, tag))
         if key is not None:
             return key
+        # Two that made the same key at once would each wrap with their own.
+        place = (tenant, tag, may_make)
+        making = self._scopes_in_making.get(place)
+        if making is None:
+            finding = self._find_or_make_scope_key(tenant, tag, may_make=may_make)
+            making = self._scopes_in_making[place] = asyncio.create_task(finding, name="lionrock-audit-scope-key")
+            making.add_done_callback(partial(self._made_scope_key, place))
+        return await asyncio.shield(making)
+
+    def _made_scope_key(self, place: tuple[str, bytes, bool], made: "asyncio.Task[bytes]") -> None:
+        del self._scopes_in_making[place]
+        if not made.cancelled():
+            made.exception()  # nobody may be waiting any more
+
+    async def _find_or_make_scope_key(self, tenant: str, tag: bytes, *, may_make: bool) -> bytes:
         aad = canonical_json(["lionrock/scope-key/v1", tenant, tag.hex()])
-        async with self._making.setdefault(tenant, asyncio.Lock()):  # two that make the same key would each wrap with their own
+        for _ in range(_ATTEMPTS):
             wrapped = await self._call(partial(self._store.scope_key, tenant, tag))
             if wrapped is not None:
                 key = await self._management.unwrap(tenant, wrapped, aad)
-            elif may_make:
-                key = secrets.token_bytes(KEY_BYTES)
-                await self._call(partial(self._store.add_scope_key, tenant, tag, await self._management.wrap(tenant, key, aad)))
-            else:
+                break
+            if not may_make:
                 raise RecordErased("the key of a scope of the record is destroyed")
+            key = secrets.token_bytes(KEY_BYTES)
+            if await self._keep(StoredScopeKey(tenant, tag, await self._management.wrap(tenant, key, aad))):
+                break
+        else:
+            raise KeysUnavailable("a scope's key could not be made: it was destroyed again and again")
         self._cache.put((tenant, tag), key)
         return key
 
@@ -196,7 +215,7 @@ class RecordKeys:
         self._cache.put((tenant, "index"), key)
         return key
 
-    async def _keep(self, key: StoredKey) -> bool:
+    async def _keep(self, key: StoredKey | StoredScopeKey) -> bool:
         """Write a key through with whatever else waits. Returns whether it was kept."""
         if len(self._waiting) >= _MAX_WAITING:
             raise QueueFull(f"{_MAX_WAITING} keys wait already")
@@ -210,7 +229,7 @@ class RecordKeys:
         while self._waiting:
             batch, self._waiting = self._waiting[:_MAX_BATCH], self._waiting[_MAX_BATCH:]
             try:
-                kept = await self._call(partial(self._store.add_record_keys, [key for key, _ in batch]))
+                kept = await self._call(partial(self._store.add_keys, [key for key, _ in batch]))
             except KeysUnavailable as failure:
                 for _, done in batch:
                     if not done.done():
