@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import struct
+from pathlib import Path
 
 import pytest
 from cryptography.exceptions import InvalidSignature
@@ -90,6 +91,16 @@ def test_an_ml_dsa_cosignature_is_over_the_structure_of_the_specification() -> N
     message += bytes([len(origin)]) + origin + struct.pack(">QQ", 0, 8) + root
     MLDSA44PublicKey.from_public_bytes(key.public_key).verify(blob[12:], message)
     assert open_note(NOTE + line, [key]).signatures[0].time_s == WITNESS_TIME_S
+
+
+def test_what_another_implementation_cosigned_with_ml_dsa_opens() -> None:
+    """The note was signed by transparency-dev/formats v0.1.1 (Go, filippo.io/mldsa) with the key of a published seed."""
+    key = signer_from_seed("go.example", SignatureType.ML_DSA_44_COSIGNATURE, bytes([5]) * 32).verifier_key
+    log_key = signer_from_seed("audit.example.hk/audit", SignatureType.ED25519, bytes([1]) * 32).verifier_key
+    note = (Path(__file__).parent / "cosigned_by_formats.note").read_text(encoding="utf-8")
+    opened = open_note(note, [log_key, key])
+    assert Checkpoint.parse(opened.text) == Checkpoint("audit.example.hk/audit", 8, bytes(range(32)))
+    assert [(signature.key, signature.time_s) for signature in opened.signatures] == [(log_key, None), (key, 1795447553)]
 
 
 def test_an_ml_dsa_cosignature_is_bound_to_the_name_of_its_cosigner() -> None:
