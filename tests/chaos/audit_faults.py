@@ -142,6 +142,7 @@ class Campaign:
         self._before: Tally | None = None
         self._unsettled = False
         self._fired = 0
+        self._stopped = False
         self._ending = asyncio.Event()
 
     async def run(self, faults: Sequence[Fault]) -> None:
@@ -259,8 +260,8 @@ class Campaign:
                     await self._under_load(fault, process, stub, chance, tally)
             fired = self._fired or disk.control.fired
             disk.control.disarm()
-            if process.returncode is None and fault.end.startswith("stop"):
-                process.send_signal(signal.SIGTERM)
+            if fault.end.startswith("stop"):
+                self._stop(process)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(process.wait(), STOP_TIMEOUT_S)
         tally.met += bool(fired) or fault.kind in {"kill", "clock step"}
@@ -294,8 +295,8 @@ class Campaign:
         try:
             await self._until_met(fault, process, load, chance)
         finally:
-            if fault.end.startswith("stop") and process.returncode is None:
-                process.send_signal(signal.SIGTERM)
+            if fault.end.startswith("stop"):
+                self._stop(process)
             else:
                 await self._kill(process)
             await asyncio.wait_for(load, CALL_TIMEOUT_S * 4)
@@ -424,6 +425,7 @@ class Campaign:
         environment = self._disk.go_on() if self._unsettled else self._disk.begin()
         self._unsettled = True
         self._fired = 0
+        self._stopped = False
         self._disk.control.step_clock(self._offset_ns)
         early()
         self._started_s = time.monotonic()
@@ -443,6 +445,12 @@ class Campaign:
             yield process, int(ready.read_text(encoding="ascii")) if process.returncode is None else None
         finally:
             await self._kill(process)
+
+    def _stop(self, process: asyncio.subprocess.Process) -> None:
+        """Ask the process to end, once: a second SIGTERM, when it has put its handler away, would be a kill."""
+        if process.returncode is None and not self._stopped:
+            process.send_signal(signal.SIGTERM)
+            self._stopped = True
 
     async def _kill(self, process: asyncio.subprocess.Process) -> None:
         """Kill the process, never between an operation and its record in the journal."""

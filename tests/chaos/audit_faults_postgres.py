@@ -124,7 +124,9 @@ class PostgresCampaign(Campaign):
 
     def _begin_life(self, number: int) -> None:
         super()._begin_life(number)
-        self._database = self._cluster.primary.new_database().rpartition("dbname=")[2]
+        self._database = f"life_{number}"
+        with psycopg.connect(self._cluster.primary.dsn(), autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {self._database} TEMPLATE template0")
 
     @property
     def _dsn(self) -> str:
