@@ -22,10 +22,13 @@ from hostile import payloads
 from lionrock.audit.keys import KeyDirectory
 from lionrock.audit.log import Limits, open_logs
 from lionrock.audit.platform_log import PlatformLog, open_platform_log
+from lionrock.audit.records.opening import open_records
+from lionrock.audit.records.servicer import RecordsServicer
 from lionrock.audit.servicer import AuditServicer
 from lionrock.audit.signed_checkpoints import SignedCheckpoints
 from lionrock.audit.store.sqlite import SqliteLogStore
-from lionrock.audit.v1 import audit_pb2, audit_pb2_grpc
+from lionrock.audit.v1 import audit_pb2, audit_pb2_grpc, records_pb2, records_pb2_grpc
+from lionrock.audit.vault.settings import VaultSettings
 from lionrock.chassis.channel import open_channel
 from lionrock.chassis.errors import remote_error
 from lionrock.chassis.ids import uuid7
@@ -50,6 +53,7 @@ SERVICES = {
     "tokenization": tokenization_pb2.DESCRIPTOR.services_by_name["TokenizationService"],
     "guardrails": guardrails_pb2.DESCRIPTOR.services_by_name["GuardrailsService"],
     "audit": audit_pb2.DESCRIPTOR.services_by_name["AuditService"],
+    "records": records_pb2.DESCRIPTOR.services_by_name["RecordsService"],
 }
 METHODS: list[MethodDescriptor] = [method for service in SERVICES.values() for method in service.methods]
 TIMEOUT_S = 20.0
@@ -62,7 +66,7 @@ def context() -> context_pb2.RequestContext:
         tenant="bank",
         actor="spiffe://lionrock.local/tenant/bank/user/ada",
         auth_method=context_pb2.AUTH_METHOD_MTLS,
-        roles=["user"],
+        roles=["auditor", "mlro", "privacy_officer", "user"],
         purpose="testing",
         territory="HK",
         profile="default",
@@ -179,6 +183,8 @@ async def serve_all(directory: Path) -> AsyncIterator[Served]:
         platform_log = PlatformLog(open_platform_log("lionrock.local", log_store, keys, signed), logs, log_store, signed)
         await stack.enter_async_context(logs)
         await platform_log.begin(None)
+        vault = VaultSettings(key_store_file=directory / "vault" / "keys.sqlite", local_key_dir=directory / "tenant-keys")
+        records = await stack.enter_async_context(open_records(vault, logs, ["bank"]))
         heavy_work = HeavyWork(1, 8)
         stack.callback(heavy_work.close)
         codecs = {SMOLLM2: open_codec(SMOLLM2, smollm2_path(), max_tokens=1_048_576)}
@@ -189,6 +195,7 @@ async def serve_all(directory: Path) -> AsyncIterator[Served]:
             "tokenization": (tokenization_pb2_grpc.add_TokenizationServiceServicer_to_server, tokenization),
             "guardrails": (guardrails_pb2_grpc.add_GuardrailsServiceServicer_to_server, guardrails),
             "audit": (audit_pb2_grpc.add_AuditServiceServicer_to_server, AuditServicer(logs, platform_log)),
+            "records": (records_pb2_grpc.add_RecordsServiceServicer_to_server, RecordsServicer(records)),
         }
         served = Served()
         for room, (add, servicer) in rooms.items():
