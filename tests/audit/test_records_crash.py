@@ -88,3 +88,33 @@ def finish_until_killed(directory: Path, step: str) -> None:
     command = [sys.executable, "-c", FINISH, str(PROGRAM.parent), str(directory), step]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == -9, done.stderr
+
+
+async def test_what_was_acknowledged_before_a_kill_is_in_log_and_vault(tmp_path: Path) -> None:
+    acknowledged: dict[str, str] = {}
+    for at_least in (40, 25, 60):  # one history, killed three times
+        acknowledged |= run_appender(tmp_path, at_least)
+    async with RecordsPlace(Place(tmp_path)).open() as opened:
+        for request_id, question in acknowledged.items():
+            read = await opened.records.read(who("reviewer"), request_id)
+            assert [part.payload.decode() for part in read.payloads] == [question]
+        # And what is in the log is in the vault, acknowledged or not.
+        leaves = [json.loads(leaf.data) async for page in opened.logs.leaves("bank", 0, 100_000) for leaf in page]
+        intents = [leaf["request_id"] for leaf in leaves if leaf["type"] == "intent"]
+        assert set(acknowledged) <= set(intents)
+        for request_id in intents:
+            assert (await opened.records.read(who("reviewer"), request_id)).payloads
+    assert check_store(Place(tmp_path).store_file)
+
+
+def run_appender(directory: Path, at_least: int) -> dict[str, str]:
+    """Let it record, kill it in the middle, and return what it was told to be recorded."""
+    program = Path(__file__).with_name("records_appender.py")
+    process = subprocess.Popen([sys.executable, str(program), str(directory)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    lines = [process.stdout.readline() for _ in range(at_least)]
+    process.kill()
+    lines += process.stdout.readlines()
+    process.wait(30)
+    process.stdout.close()
+    return dict(line.rstrip("\n").split("\t") for line in lines if line.endswith("\n") and "\t" in line)  # type: ignore[misc]

@@ -396,7 +396,7 @@ class Records:
     async def _summary(self, vault: Vault, tenant: str, record: StoredRecord, held: set[str]) -> RecordSummary:
         leaves = await self._logs.read_records(tenant, lambda reader, log_id: reader.leaves_of(log_id, record.request_id))
         outcomes = [index for index, kind in leaves if kind == "outcome"]
-        outcome = await self._logs.receipt(tenant, outcomes[-1]) if outcomes else None
+        outcome = await self._place(tenant, outcomes[-1]) if outcomes else None
         return RecordSummary(
             record,
             outcome,
@@ -405,6 +405,10 @@ class Records:
             vault.retention.expires_at_us(record.retention_class, record.recorded_at_us),
             record.request_id in held,
         )
+
+    async def _place(self, tenant: str, index: int) -> Appended:
+        leaf = await self._logs.leaf_at(tenant, index)
+        return Appended(self._logs.origin(tenant), index, leaf.completed[0], leaf.recorded_at_us, b"", None)
 
     async def _refusal(self, vault: Vault, tenant: str, record: StoredRecord) -> RefusalEntry:
         (opened,) = await self._payloads(vault, tenant, record.request_id)
