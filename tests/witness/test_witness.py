@@ -12,6 +12,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ from lionrock.witness.failures import (
     WitnessError,
 )
 from lionrock.witness.keys import load_keys
-from lionrock.witness.state import NEVER, Cosigned, open_state
+from lionrock.witness.state import NEVER, Cosigned, WitnessState, _connect, open_state
 from lionrock.witness.witness import Witness
 
 
@@ -188,13 +189,19 @@ async def test_of_concurrent_extensions_of_one_size_one_is_cosigned(place: Witne
         assert sorted(reply.status for reply in replies) == [200] + [409] * 7
 
 
-def test_of_two_processes_on_one_state_one_cosigns(place: WitnessPlace) -> None:
-    """The state compares and swaps by itself; here threads with a connection each stand for processes."""
-    keys = [str(key) for key in keys_of(place)]
+def test_a_state_belongs_to_one_process(place: WitnessPlace) -> None:
+    with place.open(), pytest.raises(CannotStart, match="used by another process"):
+        place.open().__enter__()
+    with place.open() as witness:
+        assert witness.add_checkpoint(GrowingLog().request(0, 1))
+
+
+def test_of_two_who_write_one_state_one_succeeds(place: WitnessPlace) -> None:
+    """Also without the lock, which is advisory: the state compares and swaps."""
     barrier = threading.Barrier(8)
 
     def extend(number: int) -> bool:
-        with closing(open_state(place.state_file, keys)) as state:
+        with closing(WitnessState(_connect(place.state_file), BytesIO())) as state:
             old = state.last(ORIGIN)
             assert old == NEVER
             barrier.wait()

@@ -108,7 +108,8 @@ class Connection:
         except* OSError:
             pass
         except* Exception as errors:
-            log.error("a connection failed", exc_info=errors.exceptions[0])
+            # Hypercorn raises for some of what a stranger can send.
+            log.warning("a connection failed", exc_info=errors.exceptions[0])
         finally:
             self._set_idle(idle=False)
             await self._close()

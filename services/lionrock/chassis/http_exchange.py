@@ -149,9 +149,11 @@ class Exchange:
         if b"transfer-encoding" in names and b"content-length" in names:
             raise _Refused(400)
         for name, value in headers:
-            # A value that is no number was refused by the framing; one of many digits is too large whatever it says.
-            if name.lower() == b"content-length" and (len(value) > 18 or int(value) > self._settings.max_body_bytes):
-                raise _Refused(413)
+            if name.lower() == b"content-length":
+                if not value.isdigit():
+                    raise _Refused(400)
+                if len(value) > 18 or int(value) > self._settings.max_body_bytes:  # int() is slow for many digits
+                    raise _Refused(413)
         if self._load.running > self._settings.max_concurrent_requests:
             raise _Refused(503, [(b"retry-after", _RETRY_AFTER_S)])
 

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
-from lionrock.chassis.durable_files import create_through
+from lionrock.chassis.durable_files import create_through, make_directory_through
 from lionrock.chassis.private_files import PrivateFileUnusable, read_private
 from lionrock.tlog.encoding import MalformedNote
 from lionrock.tlog.keys import SEED_BYTES, SignatureType, Signer, decode_signer, signer_from_seed
@@ -25,7 +25,7 @@ def new_keys(name: str, algorithms: Sequence[str], key_file: Path, state_file: P
     signers = [signer_from_seed(name, ALGORITHMS[algorithm], secrets.token_bytes(SEED_BYTES)) for algorithm in algorithms]
     create_state(state_file, [str(signer.verifier_key) for signer in signers])
     try:
-        key_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_directory_through(key_file.parent)
         create_through(key_file, "".join(f"{signer.encode()}\n" for signer in signers).encode())
     except OSError as error:
         raise CannotStart(f"{key_file}: {error.strerror}") from error

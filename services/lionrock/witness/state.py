@@ -2,18 +2,20 @@
 
 Knows: SQLite, and that a failed write ends all writing. Does not know: whether a checkpoint is right (witness.py).
 
-`advance` compares and swaps inside one transaction, so also two processes on one file never both succeed from one size. The
-journal is synced with every commit (synchronous=FULL). After a failed commit nobody knows what the disk holds, so the state
-refuses everything until it is opened again. A state that forgets makes a witness lie: it is bound to its keys, and neither is
-ever made anew beside the other (`open_state`).
+A lock gives the file to one process, and `advance` compares and swaps inside one transaction all the same. The write-ahead log is
+synced with every commit (synchronous=FULL). After a failed commit nobody knows what the disk holds, so the state refuses
+everything until it is opened again, and opening writes over again what the page cache shows. A state that forgets makes a witness
+lie: it is bound to its keys, and neither is ever made anew beside the other (`open_state`).
 """
 
+import fcntl
 import sqlite3
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
-from lionrock.chassis.durable_files import sync_directory
+from lionrock.chassis.durable_files import make_directory_through, sync_directory, write_again
 from lionrock.tlog.merkle import EMPTY_ROOT
 from lionrock.witness.failures import CannotStart, OtherSize, StateFailed
 
@@ -41,8 +43,10 @@ NEVER = Cosigned(0, EMPTY_ROOT, None)
 class WitnessState:
     """The file. One thread at a time."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, lock: IO[bytes]) -> None:
+        """Use a connection until it is closed, under a lock that dies with the process."""
         self._connection = connection
+        self._lock = lock
         self._broken: str | None = None
 
     def last(self, origin: str) -> Cosigned:
@@ -74,8 +78,9 @@ class WitnessState:
             raise OtherSize(self.last(origin).size)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, then give it free."""
         self._connection.close()
+        self._lock.close()
 
     def _check(self) -> None:
         if self._broken is not None:
@@ -88,9 +93,9 @@ class WitnessState:
 
 def create_state(path: Path, verifier_keys: list[str]) -> None:
     """Begin a state for new keys, durably. Raises CannotStart when one that has cosigned is there, or for a file that fails."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
-        with closing(_connect(path)) as connection:
+        make_directory_through(path.parent)
+        with _locked(path), closing(_connect(path)) as connection:
             if connection.execute("SELECT count(*) FROM cosigned").fetchone() != (0,):
                 raise CannotStart(f"{path} has cosigned checkpoints: restore its keys from their backup")
             connection.execute("BEGIN IMMEDIATE")
@@ -98,7 +103,7 @@ def create_state(path: Path, verifier_keys: list[str]) -> None:
             connection.executemany("INSERT INTO keys (verifier_key) VALUES (?)", [(key,) for key in verifier_keys])
             connection.execute("COMMIT")
         sync_directory(path.parent)
-    except sqlite3.Error as error:
+    except (sqlite3.Error, OSError) as error:
         raise CannotStart(f"{path}: {error}") from error
 
 
@@ -108,15 +113,35 @@ def open_state(path: Path, verifier_keys: list[str]) -> WitnessState:
         raise CannotStart(
             f"{path} is gone: a witness that forgot what it cosigned can cosign a fork; retire its keys and make new ones"
         )
+    lock = _locked(path)
     try:
+        log = path.with_name(f"{path.name}-wal")
+        if log.exists():
+            write_again(log)  # the last process may have ended over an fsync that failed
         connection = _connect(path)
         known = {key for (key,) in connection.execute("SELECT verifier_key FROM keys")}
-    except sqlite3.Error as error:
+    except (sqlite3.Error, OSError) as error:
+        lock.close()
         raise CannotStart(f"{path}: {error}") from error
     if known != set(verifier_keys):
         connection.close()
+        lock.close()
         raise CannotStart(f"{path} is the state of other keys: use each with its own")
-    return WitnessState(connection)
+    return WitnessState(connection, lock)
+
+
+def _locked(path: Path) -> IO[bytes]:
+    """Take the file for this process, until what is returned is closed. Raises CannotStart."""
+    try:
+        lock = path.with_name(f"{path.name}.lock").open("wb")
+    except OSError as error:
+        raise CannotStart(f"{path}: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise CannotStart(f"{path} is used by another process") from None
+    return lock
 
 
 def _connect(path: Path) -> sqlite3.Connection:
