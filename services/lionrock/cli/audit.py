@@ -11,6 +11,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from lionrock.cli.audit_changing_commands import app as changing
+from lionrock.cli.audit_options import examples
+from lionrock.cli.audit_reading_commands import app as reading
 from lionrock.cli.services import run_service
 
 
@@ -26,14 +29,14 @@ class ServiceOrCommand(TyperGroup):
 
 app = typer.Typer(
     cls=ServiceOrCommand,
-    help="The audit logs: move, prove, check. With the service's options: run it; lionrock audit --help lists them.",
+    help="The audit logs: read, prove, export, erase, check. With the service's options: run it; lionrock audit --help lists them.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
 
 
-def _examples(*lines: str) -> str:
-    return "[bold]Examples[/bold]\n\n" + "\n\n".join(f"[cyan]{line}[/cyan]" for line in lines)
+app.add_typer(reading)
+app.add_typer(changing)
 
 
 @app.callback()
@@ -42,7 +45,7 @@ def _commands() -> None:
 
 
 @app.command(
-    epilog=_examples("lionrock audit migrate --from sqlite:/var/lib/lionrock/store/logs.sqlite --to postgresql:/etc/lionrock/dsn")
+    epilog=examples("lionrock audit migrate --from sqlite:/var/lib/lionrock/store/logs.sqlite --to postgresql:/etc/lionrock/dsn")
 )
 def migrate(
     source: Annotated[str, typer.Option("--from", metavar="STORE", help="sqlite:FILE, or postgresql:FILE (see --to).")],
@@ -60,7 +63,7 @@ def migrate(
 
 
 @app.command(
-    epilog=_examples(
+    epilog=examples(
         "lionrock audit monitor --once --state-dir ./seen --source ./tiles/bank.example/audit --key 'bank.example/audit+1f2e…'",
         "lionrock audit monitor --config monitor.yaml   # keys: docs/audit.md",
     )
@@ -92,7 +95,7 @@ def monitor(
     raise typer.Exit(command.run(config, one, once=once, everything=everything))
 
 
-@app.command(epilog=_examples("lionrock audit evidence fork.json --key 'bank.example/audit+1f2e…'"))
+@app.command(epilog=examples("lionrock audit evidence fork.json --key 'bank.example/audit+1f2e…'"))
 def evidence(
     file: Annotated[Path, typer.Argument(help="Evidence of a fork, as the monitor writes it.")],
     key: Annotated[list[str], typer.Option(help="Verifier key of the log. May be repeated.")],

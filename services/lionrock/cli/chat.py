@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from lionrock.audit.verify import VerificationFailed, check_opening, verify_receipt
+from lionrock.cli.call_errors import exit_status, explained
 from lionrock.cli.errors import (
     EXIT_CANCELLED,
     EXIT_FAILED,
@@ -24,19 +25,13 @@ from lionrock.cli.printers import JsonPrinter, TextPrinter
 from lionrock.cli.receipts import Opening, keep_keys, save_receipt, saved_keys
 from lionrock.cli.state import StateDir
 from lionrock.client import (
-    CallCancelled,
     CallError,
     Chat,
     Client,
     FinishReason,
-    InvalidRequest,
     LionrockError,
     Message,
-    NotAuthenticated,
-    NotPermitted,
-    PromptBlocked,
     Tls,
-    Unavailable,
 )
 
 
@@ -92,7 +87,13 @@ def run(state_dir: Path | None, prompt: str | None, options: ChatOptions, *, as_
 
 
 def connect(state: StateDir, door: Door = Door()) -> Client:
-    """Open a client of the mesh with the user's certificate. Raises MeshNotRunning, CommandError for files that are not there."""
+    """Open a client of the mesh with the user's certificate. Raises as `find_gateway` does."""
+    target, tls = find_gateway(state, door)
+    return Client(target, tls=tls)
+
+
+def find_gateway(state: StateDir, door: Door) -> tuple[str, Tls]:
+    """Return host:port and the user's certificate. Raises MeshNotRunning, CommandError for files that are not there."""
     target = door.gateway or state.read_mesh().endpoints["gateway"].target
     certs = door.certificates or state.client_certs
     files = [certs / name for name in ("tls.crt", "tls.key", "ca.crt")]
@@ -102,7 +103,7 @@ def connect(state: StateDir, door: Door = Door()) -> Client:
             fix="name the directory of your certificate: --certificates DIRECTORY",
             exit_code=EXIT_USAGE,
         )
-    return Client(target, tls=Tls(*files))
+    return target, Tls(*files)
 
 
 def ask(
@@ -131,8 +132,8 @@ def ask(
         printer.failed("CANCELLED", None, "cancelled; the engine has been told to stop")
         return _unanswered(chat, EXIT_CANCELLED)
     except CallError as error:
-        printer.failed(error.status.name, error.reason, _explain(error))
-        return _unanswered(chat, _exit_status(error))
+        printer.failed(error.status.name, error.reason, explained(error))
+        return _unanswered(chat, exit_status(error))
     except LionrockError as error:
         printer.failed("UNAVAILABLE", None, str(error))
         return _unanswered(chat, EXIT_UNAVAILABLE)
@@ -216,30 +217,3 @@ def _standard_input() -> str:
 def _unanswered(chat: Chat, status: int) -> Answered:
     started = chat.started
     return Answered("", started.request_id if started else "", started.trace_id if started else "", None, status)
-
-
-def _exit_status(error: CallError) -> int:
-    match error:
-        case NotPermitted() | NotAuthenticated():
-            return EXIT_REFUSED
-        case Unavailable():
-            return EXIT_UNAVAILABLE
-        case InvalidRequest():
-            return EXIT_USAGE
-        case CallCancelled():
-            return EXIT_CANCELLED
-    return EXIT_FAILED
-
-
-def _explain(error: CallError) -> str:
-    """Return the gateway's message, with what it says about fields, rules and time."""
-    text = error.message
-    for path, description in error.field_violations:
-        text += f"; {path}: {description}"
-    if isinstance(error, PromptBlocked) and error.rules:
-        text += f" (refused by {', '.join(error.rules)})"
-    if error.retry_after_s is not None:
-        text += f"; try again in {error.retry_after_s:g} s"
-    if error.request_id:
-        text += f"  [request {error.request_id}]"
-    return text

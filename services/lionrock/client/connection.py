@@ -69,6 +69,17 @@ class BlockingConnection:
     @contextmanager
     def stub(self) -> Iterator[GatewayServiceStub]:
         """Return a stub whose channel stays open for as long as the block."""
+        with self._use() as used:
+            yield used.stub
+
+    @contextmanager
+    def channel(self) -> Iterator[grpc.Channel]:
+        """Return the channel, for other services that the gateway offers; it stays open for as long as the block."""
+        with self._use() as used:
+            yield used.channel
+
+    @contextmanager
+    def _use(self) -> Iterator[_CountedChannel]:
         with self._lock:
             self._identity.latest()
             if self._identity.version != self._version:
@@ -78,7 +89,7 @@ class BlockingConnection:
             used = self._current
             used.users += 1
         try:
-            yield used.stub
+            yield used
         finally:
             with self._lock:
                 used.users -= 1

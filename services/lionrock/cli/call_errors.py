@@ -1,0 +1,84 @@
+"""A failed call of the gateway as a command says it: exit status, sentence, and what the user can do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Final
+
+import grpc
+
+from lionrock.chassis.errors import remote_error
+from lionrock.cli.errors import EXIT_CANCELLED, EXIT_FAILED, EXIT_REFUSED, EXIT_UNAVAILABLE, EXIT_USAGE, CommandError
+from lionrock.client import (
+    CallCancelled,
+    CallError,
+    InvalidRequest,
+    NotAuthenticated,
+    NotPermitted,
+    PromptBlocked,
+    Unavailable,
+    Unreachable,
+)
+from lionrock.client.errors import call_error
+
+_FIXES: Final[Mapping[str, str]] = {
+    "ROLE_NOT_PERMITTED": "use the certificate of someone whose role may do this; docs/audit.md has the table of roles",
+    "RETENTION_APPLIES": "wait until the time named above, or erase what may go now: --partial",
+    "LEGAL_HOLD_APPLIES": "lionrock audit hold list; what is not held can go now: --partial",
+    "REQUEST_OPEN": "wait until the request has ended, or erase the others now: --partial",
+    "VAULT_DISABLED": "payloads of this tenant are not kept; leaves and proofs are: lionrock audit tail, prove, export",
+    "RECORD_ERASED": "nothing brings it back; its leaves still verify: lionrock audit prove",
+    "TOO_MANY_RECORDS": "name a case or single requests instead",
+    "LEAF_NOT_COVERED": "try again when the platform's log has its next checkpoint, or wait longer: --timeout",
+    "LOG_READ_ONLY": "the log of the audit service says why; its operator must repair it",
+}
+
+
+def exit_status(error: CallError) -> int:
+    """Return the exit status that a failed call stands for."""
+    match error:
+        case NotPermitted() | NotAuthenticated():
+            return EXIT_REFUSED
+        case Unavailable():
+            return EXIT_UNAVAILABLE
+        case InvalidRequest():
+            return EXIT_USAGE
+        case CallCancelled():
+            return EXIT_CANCELLED
+    return EXIT_FAILED
+
+
+def explained(error: CallError) -> str:
+    """Return the gateway's message, with what it says about fields, rules and time."""
+    text = error.message
+    for path, description in error.field_violations:
+        text += f"; {path}: {description}"
+    if isinstance(error, PromptBlocked) and error.rules:
+        text += f" (refused by {', '.join(error.rules)})"
+    if until := error.metadata.get("until"):
+        text += f"; until {until}"
+    if error.retry_after_s is not None:
+        text += f"; try again in {error.retry_after_s:g} s"
+    if error.request_id:
+        text += f"  [request {error.request_id}]"
+    return text
+
+
+@contextmanager
+def calls_explained() -> Iterator[None]:
+    """Raise failed calls of the block as CommandErrors."""
+    try:
+        yield
+    except grpc.RpcError as failure:
+        error = call_error(remote_error(failure))
+        raise command_error(error) from failure
+
+
+def command_error(error: CallError) -> CommandError:
+    """Say a failed call, its reason and the fix."""
+    reason = f"{error.reason}: " if error.reason else ""
+    fix = _FIXES.get(error.reason or "")
+    if isinstance(error, Unreachable):
+        fix = "look at --gateway and --certificates, and whether the mesh runs"
+    return CommandError(f"{reason}{explained(error)}", fix=fix, exit_code=exit_status(error))
