@@ -15,11 +15,12 @@ from typing import Any
 from audit_harness import PLATFORM, TENANTS, Place, copy_files, intent, outcome
 from rfc6962_reference import tree_hash
 
-from lionrock.audit.failures import KeyUnusable, StoreFailed
+from lionrock.audit.failures import AuditError, KeyUnusable, StoreFailed
 from lionrock.audit.keys import KeyDirectory
-from lionrock.audit.platform_log import KEY_NAME
+from lionrock.audit.log import Limits, open_logs
+from lionrock.audit.platform_log import KEY_NAME, open_platform_log
 from lionrock.audit.publisher import LogPublisher, PublishedLog
-from lionrock.audit.signed_checkpoints import read_batches
+from lionrock.audit.signed_checkpoints import SignedCheckpoints, read_batches
 from lionrock.audit.store.sqlite import SqliteLogStore
 from lionrock.audit.store.sqlite_reader import SqliteLogReader
 from lionrock.audit.store_check import check_store
@@ -127,6 +128,13 @@ def _fold(directory: Path) -> dict[str, bytes]:
     """Files of a store that was closed as it should be."""
     SqliteLogStore(directory / "audit.db").close()
     return {"audit.db": (directory / "audit.db").read_bytes()}
+
+
+def _put(directory: Path, files: dict[str, bytes]) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (directory / name).write_bytes(content)
+        (directory / name).chmod(0o600)
 
 
 def _publish(store_file: Path, sink_root: Path) -> dict[str, bytes]:
@@ -243,7 +251,30 @@ class _Store(_Files):
             for suffix in ("", "-wal", "-shm"):
                 Path(f"{copy}{suffix}").unlink(missing_ok=True)
 
+    def start(self) -> dict[str, str]:
+        """Open the logs as the service does, and prove a leaf. Whatever it raises but refusals is a crash."""
+        place = Place(self.directory / "started")
+        try:
+            _put(place.store_file.parent, _files(self.directory))
+            _put(place.key_dir, self.pristine.keys)
+            with closing(SqliteLogStore(place.store_file)) as store, closing(SignedCheckpoints(place.signed_file)) as signed:
+                limits = Limits(64, 64, 3600)
+                keys = KeyDirectory(place.key_dir)
+                logs = open_logs(store, keys, signed, TENANTS, platform=PLATFORM, region="HK", limits=limits)
+                open_platform_log(PLATFORM, store, keys, signed)
+                return dict(logs.read_only_reasons())
+        except AuditError as refusal:
+            return {"": str(refusal)}
+        finally:
+            shutil.rmtree(place.root, ignore_errors=True)
+
     def check(self) -> Sequence[str]:
+        """Check as an auditor does; and see that a start refuses or serves, and never crashes."""
+        self.start()
+        return self.find()
+
+    def find(self) -> Sequence[str]:
+        """What the auditor's check finds."""
         try:
             reader = SqliteLogReader.open(self.directory / "audit.db")
         except StoreFailed as failure:
