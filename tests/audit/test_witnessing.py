@@ -17,11 +17,13 @@ from audit_harness import PLATFORM, TENANTS, Place, intent
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from lionrock.audit.failures import LeafNotCovered, LogReadOnly, StoreFailed, WitnessPolicyUnmet
 from lionrock.audit.keys import KeyDirectory
 from lionrock.audit.log import AuditLogs, Limits, open_logs
 from lionrock.audit.platform_log import PlatformLog, open_platform_log
+from lionrock.audit.settings import AuditSettings
 from lionrock.audit.signed_checkpoints import SignedCheckpoints
 from lionrock.audit.store.sqlite import SqliteLogStore
 from lionrock.audit.witness_client import ANSWER_MAX_BYTES, WitnessUnreachable, connect_witness
@@ -30,8 +32,9 @@ from lionrock.audit.witnesses import Witnesses
 from lionrock.audit.witnessing import CosignedFile, Policy, Witnessing
 from lionrock.chassis.http_server import start_http_server
 from lionrock.chassis.http_settings import HttpServerSettings
+from lionrock.chassis.settings import ServerSettings, TlsSettings
 from lionrock.tlog.checkpoint import Checkpoint
-from lionrock.tlog.keys import Cosigner, VerifierKey
+from lionrock.tlog.keys import Cosigner, SignatureType, VerifierKey, signer_from_seed
 from lionrock.tlog.note import open_note, signature_line
 from lionrock.witness.app import witness_app
 from lionrock.witness.keys import load_keys, new_keys
@@ -447,6 +450,48 @@ async def test_a_cosigned_checkpoint_that_cannot_be_kept_is_not_shown(place: Pla
         with pytest.raises(StoreFailed):
             await witnessing.step()
         assert witnessing.cosigned is None
+
+
+W1, W1_TOO, W2 = (
+    str(signer_from_seed(name, type_, bytes([seed]) * 32).verifier_key)
+    for name, type_, seed in (
+        ("w1.example", SignatureType.ED25519_COSIGNATURE, 1),
+        ("w1.example", SignatureType.ML_DSA_44_COSIGNATURE, 2),
+        ("w2.example", SignatureType.ED25519_COSIGNATURE, 3),
+    )
+)
+LOG_KEY = str(signer_from_seed("w3.example", SignatureType.ED25519, bytes(32)).verifier_key)
+
+
+def audit_settings(tmp_path: Path, **changes: Any) -> AuditSettings:
+    server = ServerSettings(tls=TlsSettings(cert_file=tmp_path, key_file=tmp_path, ca_file=tmp_path), trust_domain="td")
+    return AuditSettings(
+        server=server, platform=PLATFORM, tenants=("bank",), store_file=tmp_path / "s", key_dir=tmp_path, **changes
+    )
+
+
+def peers(*keys: str) -> list[dict[str, str]]:
+    return [{"url": f"https://w{number}.example/prefix", "verifier_key": key} for number, key in enumerate(keys)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"witnesses": peers(LOG_KEY)}, "key of a log"),
+        ({"witnesses": peers("nonsense")}, "verifier_key"),
+        ({"witnesses": [{"url": "ftp://w.example", "verifier_key": W1}]}, "url"),
+        ({"witnesses": [{"url": "https://w.example/?q=1", "verifier_key": W1}]}, "url"),
+        ({"witnesses": peers(W1, W1_TOO)}, "names one twice"),
+        ({"witnesses": peers(W1, W2), "witness_policy": {"threshold": 3}}, "exceeds the number"),
+        ({"witnesses": peers(W1), "witness_policy": {"threshold": 0}}, "threshold"),
+        ({"witness_policy": {"require_within_s": 60}}, "needs witnesses"),
+        ({"signature": "rsa"}, "signature"),
+    ],
+)
+def test_a_policy_that_cannot_be_met_is_refused_by_name(tmp_path: Path, changes: dict[str, Any], why: str) -> None:
+    assert audit_settings(tmp_path, witnesses=peers(W1, W2), witness_policy={"threshold": 2, "require_within_s": 60}).witnesses
+    with pytest.raises(ValidationError, match=why):
+        audit_settings(tmp_path, **changes)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

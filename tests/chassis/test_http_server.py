@@ -472,6 +472,28 @@ async def test_http_2_is_spoken_where_the_handshake_agrees_on_it(tmp_path: Path)
         assert statuses_of_5 == ["200"]
 
 
+async def test_streams_that_are_reset_at_once_leave_nothing_running(tmp_path: Path) -> None:
+    import h2.config
+    import h2.connection
+
+    ca = DevCa(tmp_path)
+    headers = [(":method", "POST"), (":scheme", "https"), (":path", "/wait"), (":authority", "x")]
+    async with serving(tls=ca.issue("audit"), request_timeout_s=30, max_concurrent_requests=8) as (server, app):
+        async with connected(server, ssl=client_context(ca, alpn="h2")) as client:
+            connection = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
+            connection.initiate_connection()
+            for number in range(400):
+                connection.send_headers(2 * number + 1, headers, end_stream=True)
+                connection.reset_stream(2 * number + 1)
+                if number % 20 == 0:
+                    await client.send(connection.data_to_send())
+            await client.send(connection.data_to_send())
+            await until(lambda: app.served > 0 and server.running_requests == 0)
+        async with connected(server, ssl=client_context(ca)) as client:
+            await client.send(post(b"still here"))
+            assert await client.answer() == (200, b"still here")
+
+
 async def test_a_handshake_that_never_comes_holds_no_connection_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lionrock.chassis.http_server._HANDSHAKE_TIMEOUT_S", 0.3)
     ca = DevCa(tmp_path)
