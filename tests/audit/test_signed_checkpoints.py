@@ -34,21 +34,18 @@ def test_a_batch_that_a_power_cut_tore_in_any_sectors_is_dropped_whole(
 ) -> None:
     path = tmp_path_factory.mktemp("torn") / "signed.jsonl"
     record(path, "first")
-    durable = path.read_bytes()
-    record(path, "first")  # compacts to the same bytes, or the test means nothing
-    assert path.read_bytes() == durable
     with closing(SignedCheckpoints(path)) as signed:
+        durable = path.read_bytes()
         signed.record({origin: f"{origin} second {'.' * 300}" for origin in ORIGINS})
     content = path.read_bytes()
+    assert content.startswith(durable)
     torn = bytearray(durable)
     for begin in range(len(durable) // SECTOR_BYTES * SECTOR_BYTES, len(content), SECTOR_BYTES):
-        end = min(begin + SECTOR_BYTES, len(content))
+        end, position = min(begin + SECTOR_BYTES, len(content)), max(begin, len(durable))
         kind = data.draw(st.sampled_from(["kept", "zeros", "noise"]))
-        new = (
-            content[begin:end] if kind == "kept" else bytes(end - begin) if kind == "zeros" else data.draw(st.binary(max_size=512))
-        )
-        position = max(begin, len(durable))
-        torn[position:end] = new[position - begin :].ljust(end - position, b"\n")[: end - position]
+        noise = data.draw(st.binary(max_size=SECTOR_BYTES)) if kind == "noise" else b""
+        new = content[begin:end] if kind == "kept" else noise.ljust(end - begin, b"\x00")[: end - begin]
+        torn[position:end] = new[position - begin :]
     torn = torn[: data.draw(st.integers(len(durable), len(torn)))]
     path.write_bytes(torn)
     assert last(path) == ({"second"} if bytes(torn) == content else {"first"})

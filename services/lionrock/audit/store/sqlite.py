@@ -165,7 +165,9 @@ class _SqliteTransaction:
             "SELECT salt FROM retry_salts WHERE recorded_at_us = ? AND log_id = ? AND leaf_index = ?",
             (leaf.recorded_at_us, log_id, leaf.index),
         ).fetchone()
-        return None if row is None else bytes(row[0])
+        if row is not None and not isinstance(row[0], bytes):
+            raise StoreFailed("a salt does not have the type of the schema")
+        return None if row is None else row[0]
 
     def open_intent(self, log_id: LogId, index: int) -> OpenIntent | None:
         row = self._connection.execute(
