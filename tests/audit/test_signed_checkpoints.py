@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lionrock.audit.failures import StoreFailed
@@ -28,6 +28,7 @@ def last(path: Path) -> set[str]:
         return {checkpoint.split(" ")[1] for checkpoint in signed.last().values()}
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.data())
 def test_a_batch_that_a_power_cut_tore_in_any_sectors_is_dropped_whole(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
