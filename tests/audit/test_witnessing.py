@@ -214,6 +214,25 @@ async def test_the_cosigned_checkpoint_survives_a_restart_of_everything(place: P
         assert await running.platform_log.prove("bank", 3)
 
 
+async def test_nothing_is_proven_by_a_checkpoint_that_no_witness_has_seen(place: Place) -> None:
+    absent = WitnessPeer(url="http://127.0.0.1:1", verifier_key=W1)
+    async with service(place) as running:
+        witnessing, _ = running.witnessing([absent])
+        await witnessing.begin()
+        await running.grow()
+        await witnessing.step()
+        with pytest.raises(LeafNotCovered):
+            await running.platform_log.prove("bank", 0)
+    async with service(place) as running:
+        witnessing, _ = running.witnessing([absent])
+        await witnessing.begin()
+        with pytest.raises(LeafNotCovered):
+            await running.platform_log.prove("bank", 0)
+    async with service(place) as running:
+        await running.platform_log.begin(None)  # settings without witnesses
+        assert await running.platform_log.prove("bank", 0)
+
+
 async def test_rolling_both_places_back_is_seen_by_what_was_cosigned(place: Place, tmp_path: Path) -> None:
     async with service(place) as running:
         await running.grow()

@@ -97,8 +97,10 @@ class PlatformLog:
         """Origin, number in the store, and what gives the newest head that the world may have: the attested one."""
         return self._log.origin, self._log.log_id, lambda: self._attested
 
-    async def begin(self, attested: Head | None) -> None:
-        """Find out what was recorded before this start. `attested`: the last cosigned head; None: no witnesses, or never yet.
+    async def begin(self, attested: Head | None, *, witnessed: bool = False) -> None:
+        """Find out what was recorded before this start.
+
+        `attested`: the last cosigned head, None without one; `witnessed`: nothing but a cosigned head covers a leaf.
 
         A tree that does not contain the cosigned one is another history, and so are the tenants' in the same store: nothing more is
         signed. Raises StoreFailed.
@@ -114,11 +116,12 @@ class PlatformLog:
                 self._logs.stop_signing(why)
                 return {}, {}
             recorded = {}
+            newest = {} if witnessed and attested is None else self._newest_below((attested or self._log.head).size, set(heads))
             for tenant, head in heads.items():
                 leaf = self._store.leaf_of_event(self._log.log_id, _event_id(tenant, head.size))
                 if leaf is not None:
                     recorded[tenant] = Recorded(head.size, leaf.index)
-            return recorded, self._newest_below((attested or self._log.head).size, set(heads))
+            return recorded, newest
 
         self._recorded, self._covered = await self._logs.read(read)
         self._attested = attested or self._log.head

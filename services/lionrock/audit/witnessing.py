@@ -129,7 +129,8 @@ class Witnessing:
             log_key = VerifierKey.parse(self._platform_log.verifier_key)
             kept = await asyncio.to_thread(self._kept.load, log_key, self._witnesses.keys, self._policy.threshold)
             self._cosigned = kept
-        await self._platform_log.begin(None if self._cosigned is None else self._cosigned.head)
+        attested = None if self._cosigned is None else self._cosigned.head
+        await self._platform_log.begin(attested, witnessed=self._witnesses is not None)
         if self._policy.require_within_s is not None:
             # Asked at each append: a task that hangs must not leave answers running.
             self._logs.refuse_appends(self.refusal)
