@@ -245,7 +245,7 @@ class _Store(_Files):
                     shutil.copyfile(self.directory / f"audit.db{suffix}", f"{copy}{suffix}")
             with closing(sqlite3.connect(f"file:{copy}?mode=rw", uri=True)) as connection:
                 return [connection.execute(question).fetchall() for question in questions]
-        except (sqlite3.Error, OverflowError):
+        except (sqlite3.Error, OverflowError, UnicodeDecodeError):
             return UNREADABLE
         finally:
             for suffix in ("", "-wal", "-shm"):

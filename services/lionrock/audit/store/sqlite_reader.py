@@ -132,7 +132,7 @@ def sqlite_failures(doing: str) -> Iterator[None]:
     """Turn what SQLite raises into StoreFailed. Its messages name tables and files, never values."""
     try:
         yield
-    except (sqlite3.Error, sqlite3.Warning, OverflowError) as error:
+    except (sqlite3.Error, sqlite3.Warning, OverflowError, UnicodeDecodeError) as error:
         raise StoreFailed(f"{doing}: {getattr(error, 'sqlite_errorname', type(error).__name__)}: {error}") from error
 
 
