@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from hashlib import sha256
@@ -18,12 +19,15 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from witness_harness import NAME, ORIGIN, GrowingLog, WitnessPlace, call, request
+from witness_harness import NAME, ORIGIN, GrowingLog, Reply, WitnessPlace, call, request
 
+from lionrock.chassis.http_server import start_http_server
+from lionrock.chassis.http_settings import HttpServerSettings
 from lionrock.tlog.checkpoint import Checkpoint
 from lionrock.tlog.keys import SignatureType, VerifierKey
 from lionrock.tlog.merkle import EMPTY_ROOT
 from lionrock.tlog.note import open_note, sign_note
+from lionrock.witness.app import WAITING_MAX, witness_app
 from lionrock.witness.failures import (
     CannotStart,
     Inconsistent,
@@ -129,6 +133,39 @@ def test_a_size_that_no_tree_has_is_refused(place: WitnessPlace) -> None:
         with pytest.raises(MalformedRequest):
             witness.add_checkpoint(request(0, [], note))
         assert witness.add_checkpoint(log.request(0, 1))
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not holds():  # noqa: ASYNC110 - nothing tells us
+            await asyncio.sleep(0.01)
+
+
+async def test_requests_that_wait_are_bounded_also_when_their_clients_have_left(place: WitnessPlace) -> None:
+    log, held, half = GrowingLog(), threading.Event(), WAITING_MAX // 2
+    limits = HttpServerSettings(max_connections=2 * WAITING_MAX, max_concurrent_requests=2 * WAITING_MAX)
+    with place.open() as witness, ThreadPoolExecutor(1) as worker:
+        worker.submit(held.wait)
+        server = await start_http_server(witness_app(witness, worker), limits)
+
+        def ask() -> list[asyncio.Task[Reply]]:
+            return [asyncio.create_task(call(server.port, log.request(0, 1))) for _ in range(half)]
+
+        try:
+            leaving = ask()
+            await until(lambda: worker._work_queue.qsize() == half)
+            for task in leaving:
+                task.cancel()
+            await until(lambda: server.running_requests == 0)
+            staying = ask()
+            await until(lambda: worker._work_queue.qsize() == WAITING_MAX)
+            assert (await call(server.port, log.request(0, 1))).status == 503
+            held.set()
+            assert {reply.status for reply in await asyncio.gather(*staying)} == {409}
+            assert (await call(server.port, log.request(1, 2))).status == 200
+        finally:
+            held.set()
+            await server.stop(0)
 
 
 async def test_a_body_beyond_the_bound_is_not_read(place: WitnessPlace) -> None:

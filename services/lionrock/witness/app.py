@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
@@ -22,14 +23,29 @@ log = logging.getLogger("lionrock.witness")
 
 _T = TypeVar("_T")
 SIZE_TYPE = "text/x.tlog.size"
+WAITING_MAX = 128
+"""Requests that wait for the one thread, also those whose client has left."""
 
 
 def witness_app(witness: Witness, worker: ThreadPoolExecutor) -> Starlette:
     """Application of one witness. `worker` has one thread."""
+    waiting = 0
 
     async def on_worker(call: Callable[[], _T]) -> _T:
-        # Shielded: a client that leaves in the middle must not leave half a step behind.
-        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(worker, call))
+        nonlocal waiting
+        if waiting >= WAITING_MAX:
+            raise HTTPException(503, headers={"Retry-After": "1"})
+        waiting += 1
+        step = asyncio.get_running_loop().run_in_executor(worker, call)
+        step.add_done_callback(done)
+        # Shielded: a client that leaves in the middle must not leave half a step behind. So it waits on, and is counted.
+        return await asyncio.shield(step)
+
+    def done(step: asyncio.Future[_T]) -> None:
+        nonlocal waiting
+        waiting -= 1
+        if not step.cancelled():
+            step.exception()  # whoever left does not ask
 
     async def add_checkpoint(request: Request) -> Response:
         body = await request.body()

@@ -6,11 +6,23 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from lionrock.chassis.http_settings import HttpServiceSettings
+from lionrock.chassis.http_settings import HttpServerSettings, HttpServiceSettings
+from lionrock.chassis.settings import MIB
 from lionrock.tlog.keys import VerifierKey
 
 ORIGIN_MAX_BYTES = 255
 """What fits an ML-DSA-44 cosignature."""
+
+
+class WitnessHttpSettings(HttpServerSettings):
+    """The witness's HTTP port and its limits."""
+
+    max_body_bytes: int = Field(
+        default=256 * 1024,
+        ge=16 * 1024,
+        le=MIB,
+        description="one checkpoint with its proof; 64 signatures have 213 kB",
+    )
 
 
 class WitnessSettings(HttpServiceSettings):
@@ -21,6 +33,7 @@ class WitnessSettings(HttpServiceSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix="LIONROCK_WITNESS_", env_nested_delimiter="__")
 
+    http: WitnessHttpSettings
     name: str = Field(
         pattern=r"^[^\s+]{1,255}$", description="name that the cosignatures carry: a URL without scheme, as witness.example/w1"
     )
