@@ -23,6 +23,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psycopg
+
 from benchmarks.plain_inserts import GroupCommits, plain_postgres, plain_sqlite
 from benchmarks.report import Row, row, write
 from lionrock.audit.keys import KeyDirectory
@@ -143,6 +145,8 @@ class Database:
     name: str
     open_store: Callable[[Path], LogStore]
     open_table: Callable[[Path], Any]
+    settle: Callable[[Path], None]
+    """Finish what the database would do in its own time after so much was written."""
 
 
 def databases(server: PostgresServer) -> Sequence[Database]:
@@ -154,9 +158,14 @@ def databases(server: PostgresServer) -> Sequence[Database]:
             dsns[directory] = server.new_database()
         return dsns[directory]
 
+    def settle(directory: Path) -> None:
+        with psycopg.connect(dsn(directory), autocommit=True) as administrator:
+            administrator.execute("VACUUM (ANALYZE)")
+            administrator.execute("CHECKPOINT")
+
     return (
-        Database("SQLite", lambda d: SqliteLogStore(d / "audit.db"), lambda d: plain_sqlite(d / "plain.db")),
-        Database("PostgreSQL", lambda d: PostgresLogStore(dsn(d)), lambda d: plain_postgres(dsn(d))),
+        Database("SQLite", lambda d: SqliteLogStore(d / "audit.db"), lambda d: plain_sqlite(d / "plain.db"), lambda _: None),
+        Database("PostgreSQL", lambda d: PostgresLogStore(dsn(d)), lambda d: plain_postgres(dsn(d)), settle),
     )
 
 
@@ -216,6 +225,7 @@ async def proofs(database: Database, root: Path, pace: Pace) -> list[Row]:
     limits = Limits(4096, 1024, 0)
     open_logs(store, keys, signed, [TENANT], platform="bench", region="", limits=limits)
     memory = [(size, resident_mib()) for size in grow(store, f"bench/audit/{TENANT}", keys, signed, pace.leaves)]
+    database.settle(directory)
     begin = time.perf_counter()
     logs = open_logs(store, keys, signed, [TENANT], platform="bench", region="", limits=limits)
     opened_ms = (time.perf_counter() - begin) * 1000

@@ -1,11 +1,12 @@
 """Kills a real audit process again and again while writers are at it, and checks that no acknowledged leaf was lost.
 
-    python tests/audit/kill_rounds.py --rounds 1000 --writers 32 --seed 7
+    python tests/audit/kill_rounds.py --rounds 1000 --writers 32 --seed 7 [--postgres]
 
-One store lives through all rounds. Writers append intents and outcomes with receipts; what was not acknowledged is sent again
-under the same event id in the next round, as a gateway does. At the end every acknowledged leaf must be at its index with its
-hash, once; every checkpoint ever shown must be a prefix of the last one; every receipt must verify. The seed is printed, so a
-failure can be replayed (up to scheduling).
+One store lives through all rounds. On PostgreSQL every third round kills the database's server instead, after which the process
+must end by itself. Writers append intents and outcomes with receipts; what was not acknowledged is sent again under the same event
+id in the next round, as a gateway does. At the end every acknowledged leaf must be at its index with its hash, once; every checkpoint
+ever shown must be a prefix of the last one; every receipt must verify. The seed is printed, so a failure can be replayed (up to
+scheduling).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,10 @@ import grpc
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
-from audit_harness import PLATFORM, Place, check_store
+from audit_harness import PLATFORM, Place, check_leaves
 
+from lionrock.audit.store.postgres import PostgresLogStore
+from lionrock.audit.store.sqlite import SqliteLogStore
 from lionrock.audit.v1 import audit_pb2 as pb
 from lionrock.audit.v1.audit_pb2_grpc import AuditServiceStub
 from lionrock.audit.verify import verify_receipt
@@ -44,6 +47,7 @@ from lionrock.tlog.keys import VerifierKey
 from lionrock.tlog.merkle import Frontier, leaf_hash, verify_consistency
 from lionrock.tlog.note import open_note
 from mesh_ca import TRUST_DOMAIN, DevCa
+from postgres_server import PostgresServer, running_postgres
 
 START_TIMEOUT_S = 30.0
 CALL_TIMEOUT_S = 10.0
@@ -139,11 +143,17 @@ async def write(stub: Any, history: History) -> None:
         history.unanswered.append(request)
 
 
-async def kill_rounds(place: Place, *, rounds: int, writers: int, seed: int) -> History:
-    """Run the rounds, then the checks. Raises AssertionError."""
+async def kill_rounds(place: Place, *, rounds: int, writers: int, seed: int, server: PostgresServer | None = None) -> History:
+    """Run the rounds, then the checks; on PostgreSQL where there is a `server`. Raises AssertionError."""
     chance = random.Random(seed)
     ca = DevCa(place.root / "mesh")
-    config, gateway = write_config(place, ca.issue("audit"), platform_interval_s=0.02), ca.issue("gateway")
+    gateway, changes = ca.issue("gateway"), {"platform_interval_s": 0.02}
+    if server is not None:
+        dsn_file = place.root / "dsn"
+        dsn_file.write_text(server.dsn(), encoding="utf-8")
+        dsn_file.chmod(0o600)
+        changes |= {"store_file": None, "store_dsn_file": str(dsn_file)}
+    config = write_config(place, ca.issue("audit"), **changes)
     history = History()
     for number in range(rounds):
         async with audit_process(place, config) as (process, port):
@@ -155,15 +165,21 @@ async def kill_rounds(place: Place, *, rounds: int, writers: int, seed: int) -> 
                 history.keys = keys
                 writing = [asyncio.ensure_future(write(stub, history)) for _ in range(writers)]
                 await asyncio.sleep(chance.uniform(0.0, 0.4))  # the moment of the crash, not a wait for something
-                os.kill(process.pid, signal.SIGKILL)
+                if server is not None and number % 3 == 2:
+                    server.kill()
+                    async with asyncio.timeout(START_TIMEOUT_S):
+                        assert await process.wait() == 1
+                    await asyncio.to_thread(server.start)
+                else:
+                    os.kill(process.pid, signal.SIGKILL)
                 await asyncio.gather(*writing)
         if sys.stderr.isatty():
             print(f"\rround {number + 1}, {len(history.acknowledged)} acknowledged", end="", file=sys.stderr)
-    await check(place, config, gateway, history)
+    await check(place, config, gateway, history, server)
     return history
 
 
-async def check(place: Place, config: Path, gateway: TlsSettings, history: History) -> None:
+async def check(place: Place, config: Path, gateway: TlsSettings, history: History, server: PostgresServer | None) -> None:
     """Compare the store with what the writers were told."""
     async with audit_process(place, config) as (process, port):
         peer = PeerSettings(target=f"127.0.0.1:{port}", service="audit", timeout_s=CALL_TIMEOUT_S)
@@ -180,19 +196,20 @@ async def check(place: Place, config: Path, gateway: TlsSettings, history: Histo
             history.keys += (await stub.ListKeys(pb.ListKeysRequest(context=context()))).platform_verifier_keys
         process.send_signal(signal.SIGTERM)
         assert await process.wait() == 0
-    leaves = check_store(place.store_file)
+    with closing(PostgresLogStore(server.dsn()) if server is not None else SqliteLogStore(place.store_file)) as store:
+        leaves, of_platform = check_leaves(store), check_leaves(store, None)
     index_of = {json.loads(leaf)["event_id"]: index for index, leaf in enumerate(leaves)}
     assert len(index_of) == len(leaves)
     for event_id, (index, hash_) in history.acknowledged.items():
         assert index_of[event_id] == index
         assert leaf_hash(leaves[index]) == hash_
-    check_platform_log(place, leaves, history.keys)
+    check_platform_log(of_platform, leaves, history.keys)
 
 
-def check_platform_log(place: Place, leaves: list[bytes], keys: list[str]) -> None:
+def check_platform_log(of_platform: list[bytes], leaves: list[bytes], keys: list[str]) -> None:
     """Each leaf of the platform's log is a checkpoint of the one history that there is, each larger than the one before."""
     frontier, last = Frontier(0, []), 0
-    for data in check_store(place.store_file, None):
+    for data in of_platform:
         checkpoint = Checkpoint.parse(open_note(data.decode(), [VerifierKey.parse(key) for key in keys]).text)
         assert checkpoint.origin == f"{PLATFORM}/audit/bank"
         assert last < checkpoint.size <= len(leaves)
@@ -208,12 +225,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1000)
     parser.add_argument("--writers", type=int, default=32)
     parser.add_argument("--seed", type=int, default=time.time_ns() % 10**9)
+    parser.add_argument("--postgres", action="store_true", help="keep the logs in PostgreSQL, and kill its server too")
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}")
-    with tempfile.TemporaryDirectory() as directory:
-        history = asyncio.run(
-            kill_rounds(Place(Path(directory)), rounds=arguments.rounds, writers=arguments.writers, seed=arguments.seed)
-        )
+    with tempfile.TemporaryDirectory() as directory, ExitStack() as servers:
+        server = servers.enter_context(running_postgres()) if arguments.postgres else None
+        rounds, writers, seed = arguments.rounds, arguments.writers, arguments.seed
+        history = asyncio.run(kill_rounds(Place(Path(directory)), rounds=rounds, writers=writers, seed=seed, server=server))
     print(f"\n{arguments.rounds} kills: {len(history.acknowledged)} acknowledged, none lost, {history.repeated} sent again")
 
 
