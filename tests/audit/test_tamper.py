@@ -9,7 +9,7 @@ import pytest
 from tamper import run, table
 from tamper_targets import make_pristine
 
-EDITS = 200
+EDITS = 160
 
 
 @pytest.mark.slow

@@ -195,20 +195,22 @@ class Campaign:
         assert self._disk is not None
         disk, ledger = self._disk, self._ledger
         chance = random.Random(self._chance.random())
+        writable = False
         async with self._process(closing=True) as (process, port):
             if port is None:
                 self.verdicts.add("other", f"the last start was refused: {self._said()}")
-                self._give_up()
-                return
-            async with self._channel(port) as stub:
-                if not await self._check(stub, chance, proofs=200):
-                    self._give_up()
-                    return
-                await self._settle_all(stub, chance)
-                await ledger.compare(stub, chance, proofs=50)
-            process.send_signal(signal.SIGTERM)
-            if await asyncio.wait_for(process.wait(), STOP_TIMEOUT_S) != 0:
-                self.verdicts.add("other", f"the service did not stop as it should: {self._said()}")
+            else:
+                async with self._channel(port) as stub:
+                    writable = await self._check(stub, chance, proofs=200)
+                    if writable:
+                        await self._settle_all(stub, chance)
+                        await ledger.compare(stub, chance, proofs=50)
+                process.send_signal(signal.SIGTERM)
+                if await asyncio.wait_for(process.wait(), STOP_TIMEOUT_S) != 0:
+                    self.verdicts.add("other", f"the service did not stop as it should: {self._said()}")
+        if not writable:
+            self._give_up()
+            return
         if ledger.intents:
             self.verdicts.add("open_streams", f"{len(ledger.intents)} intents were never closed")
         leaves = await asyncio.to_thread(self.read_store)

@@ -15,7 +15,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(300),
 ]
-FAULTS = 18
+FAULTS = 14
 WITHOUT_FSYNC = """
 import runpy, lionrock.audit.store.sqlite as sqlite
 connect = sqlite._connect
