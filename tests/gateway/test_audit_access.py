@@ -199,26 +199,32 @@ async def reason_of(channel: grpc.aio.Channel, method: MethodDescriptor, request
     return None
 
 
-@pytest.mark.parametrize("role", ROLES)
 async def test_every_call_is_permitted_by_role_as_the_table_says_at_the_gateway_and_behind_it(
-    door: ScriptedMesh, service: tuple[Path, AuditProcess], role: str
+    door: ScriptedMesh, service: tuple[Path, AuditProcess]
 ) -> None:
     inner = PeerSettings(target=service[1].target, service="audit", timeout_s=10)
-    async with as_role(door, role) as channel, open_channel(inner, door.ca.issue("gateway"), name="test") as behind:
-        for method in METHODS:
-            if method.name == "Append":
-                assert await reason_of(channel, method, audit.AppendRequest()) == "METHOD_NOT_FOUND"
-                continue
-            permitted = permissions.CALL_ACTIONS[method.name] in permissions.ROLE_ACTIONS.get(role, ())
-            if role == "stranger":
-                assert await reason_of(channel, method, sensible(method)) == "UNKNOWN_PRINCIPAL", method.name
-            else:
-                outside = await reason_of(channel, method, sensible(method))
-                assert (outside != "ROLE_NOT_PERMITTED") is permitted, (method.name, outside)
-            request = sensible(method)
-            request.context.CopyFrom(context_of(role))
-            inside = await reason_of(behind, method, request)
-            assert (inside != "ROLE_NOT_PERMITTED") is permitted, (method.name, inside)
+    async with open_channel(inner, door.ca.issue("gateway"), name="test") as behind:
+        for role in ROLES:
+            async with as_role(door, role) as channel:
+                for method in METHODS:
+                    await try_call(channel, behind, role, method)
+
+
+async def try_call(channel: grpc.aio.Channel, behind: grpc.aio.Channel, role: str, method: MethodDescriptor) -> None:
+    """Call in a role through the gateway, and as the gateway would; compare with the table."""
+    if method.name == "Append":
+        assert await reason_of(channel, method, audit.AppendRequest()) == "METHOD_NOT_FOUND"
+        return
+    permitted = permissions.CALL_ACTIONS[method.name] in permissions.ROLE_ACTIONS.get(role, ())
+    outside = await reason_of(channel, method, sensible(method))
+    if role == "stranger":
+        assert outside == "UNKNOWN_PRINCIPAL", method.name
+    else:
+        assert (outside != "ROLE_NOT_PERMITTED") is permitted, (role, method.name, outside)
+    request = sensible(method)
+    request.context.CopyFrom(context_of(role))
+    inside = await reason_of(behind, method, request)
+    assert (inside != "ROLE_NOT_PERMITTED") is permitted, (role, method.name, inside)
 
 
 def context_of(role: str, tenant: str = "bank") -> ctx.RequestContext:
@@ -246,13 +252,13 @@ def test_the_gateways_table_is_the_audit_services() -> None:
     assert permissions.ROLE_ACTIONS["platform_operator"] == frozenset()
 
 
-@pytest.mark.parametrize("method", [method for method in METHODS if method.name != "Append"], ids=lambda method: method.name)
-async def test_nobody_says_for_himself_who_asks(door: ScriptedMesh, method: MethodDescriptor) -> None:
-    role = next(role for role, actions in permissions.ROLE_ACTIONS.items() if permissions.CALL_ACTIONS[method.name] in actions)
-    request = sensible(method)
-    request.context.CopyFrom(context_of("regulator", "broker"))
-    async with as_role(door, role) as channel:
-        assert await reason_of(channel, method, request) == "INVALID_FIELD"
+async def test_nobody_says_for_himself_who_asks(door: ScriptedMesh) -> None:
+    async with as_role(door, "privacy_officer") as channel:
+        for method in METHODS:
+            if method.name != "Append":
+                request = sensible(method)
+                request.context.CopyFrom(context_of("regulator", "broker"))
+                assert await reason_of(channel, method, request) == "INVALID_FIELD", method.name
 
 
 async def test_an_inner_service_does_not_come_through_the_door(door: ScriptedMesh) -> None:
