@@ -4,8 +4,8 @@
 
 One store lives through all rounds. On PostgreSQL every third round kills the database's server instead, after which the process
 must end by itself. Writers append intents and outcomes with receipts; what was not acknowledged is sent again under the same event
-id in the next round, as a gateway does. At the end every acknowledged leaf must be at its index with its hash, once; every checkpoint
-ever shown must be a prefix of the last one; every receipt must verify. The seed is printed, so a failure can be replayed (up to
+id in the next round, as a gateway does. At the end every acknowledged leaf must be at its index with its hash, once; checkpoints
+ever shown must be prefixes of the last one; every receipt must verify. The seed is printed, so a failure can be replayed (up to
 scheduling).
 """
 

@@ -13,9 +13,9 @@ import psycopg
 import pytest
 from audit_harness import PLATFORM, Place, check_leaves, intent, outcome
 
-from lionrock.audit.failures import StoreFailed
+from lionrock.audit.failures import MoveRefused, StoreFailed
 from lionrock.audit.log import AuditLogs
-from lionrock.audit.moving import MoveRefused, move_logs
+from lionrock.audit.moving import move_logs
 from lionrock.audit.store import LogStore, Transaction
 from lionrock.audit.store.postgres import PostgresLogStore
 from lionrock.audit.store.postgres_schema import SCHEMA

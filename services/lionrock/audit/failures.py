@@ -15,6 +15,7 @@ AuditError
 ├── StoreFailed          a write or read did not succeed; nothing more is written until restart
 │   └── StoreConflict    another sequencer moved the log
 ├── StoreHeld            another process holds the store
+├── MoveRefused          logs cannot be moved: an end is not what it must be, or a leaf is not what was signed
 ├── SinkFailed           tiles could not be read or written
 │   └── TileConflict     what is published is not what would be published now
 ├── RecordsFailure       about payloads that are kept
@@ -95,6 +96,10 @@ class StoreConflict(StoreFailed):
 
 class StoreHeld(AuditError):
     """Another process holds the store; the message names it."""
+
+
+class MoveRefused(AuditError):
+    """A move cannot begin, or what was read is not what was signed; the message says why. Nothing in the source was changed."""
 
 
 class KeyUnusable(AuditError):

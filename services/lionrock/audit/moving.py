@@ -17,7 +17,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Final
 
-from lionrock.audit.failures import AuditError, StoreFailed
+from lionrock.audit.failures import MoveRefused, StoreFailed
 from lionrock.audit.store import UNFINISHED, LogStore, StoredLeaf, StoredLog
 from lionrock.audit.store.tables import TABLES, Table
 from lionrock.tlog.checkpoint import Checkpoint
@@ -29,10 +29,6 @@ Progress = Callable[[str, int, int], None]
 _BATCH_BYTES: Final = 4 * 2**20
 _BATCH_LEAVES: Final = 4096
 _ROWS_AT_ONCE: Final = 512
-
-
-class MoveRefused(AuditError):
-    """A move cannot begin, or what was read is not what was signed; the message says why. Nothing in the source was changed."""
 
 
 def move_logs(source: LogStore, target: LogStore, progress: Progress = lambda *_: None) -> list[StoredLog]:
