@@ -10,8 +10,12 @@ from audit_harness import Place, check_store, intent, outcome
 from records_harness import Clock, Opened, RecordsPlace, concerning, who
 
 from lionrock.audit import failures
-from lionrock.audit.leaf import commitment
+from lionrock.audit.leaf import build_leaf, commitment
 from lionrock.audit.records.holds import RecordScope
+from lionrock.audit.v1 import audit_pb2 as pb
+from lionrock.audit.wire import event_of
+from lionrock.chassis.ids import uuid7
+from lionrock.common.v1 import context_pb2
 
 
 @pytest.fixture
@@ -322,3 +326,26 @@ async def test_the_log_with_records_still_verifies_leaf_by_leaf(at: RecordsPlace
 
 async def all_leaves(opened: Opened) -> list[bytes]:
     return [leaf.data async for page in opened.logs.leaves("bank", 0, 10_000) for leaf in page]
+
+
+async def test_an_intent_names_its_class_of_retention_where_payloads_are_kept(at: RecordsPlace) -> None:
+    async with at.open(vaulted=("bank",)) as opened:
+        await opened.say(purpose="advice")
+        await opened.say(tenant="broker", purpose="advice")
+        kept, not_kept = [
+            json.loads((await anext(aiter(opened.logs.leaves(tenant, 0, 1))))[0].data) for tenant in ("bank", "broker")
+        ]
+    assert kept["retention_class"] == "long"
+    assert "retention_class" not in not_kept
+
+
+def test_the_snapshots_of_screening_lists_are_in_the_leaf() -> None:
+    digests = {"un_consolidated": "sha256:" + "a" * 64}
+    verdict = pb.GuardrailSummary(action="allow", list_snapshot_digests=digests)
+    context = context_pb2.RequestContext(request_id=uuid7(), tenant="bank", actor="a", auth_method=context_pb2.AUTH_METHOD_MTLS)
+    intent_of = pb.Intent(action="chat", model="m", prompt_verdict=verdict, subject_ids=["c-1"])
+    event = event_of(pb.AppendRequest(context=context, event_id=uuid7(), intent=intent_of))
+    leaf = json.loads(build_leaf(event, recorded_at_us=0, salt=b""))
+    assert leaf["prompt_verdict"]["list_snapshot_digests"] == digests
+    assert event.subject_ids == ("c-1",)
+    assert "c-1" not in json.dumps(leaf)
