@@ -390,7 +390,8 @@ async def test_a_key_file_belongs_to_its_owner_alone(place: Place) -> None:
         " SELECT log_id, 10, 'e', 0, subtree_hashes, data FROM leaves WHERE leaf_index = 8",
         "UPDATE logs SET size = 9 WHERE log_id = 1",
         "UPDATE logs SET root = zeroblob(32) WHERE log_id = 1",
-        "UPDATE logs SET checkpoint = replace(checkpoint, char(10) || '10' || char(10), char(10) || '11' || char(10)) WHERE log_id = 1",
+        "UPDATE logs SET checkpoint = replace(checkpoint, char(10) || '10' || char(10), char(10) || '11' || char(10))"
+        " WHERE log_id = 1",
         "UPDATE logs SET verifier_key = 'other' WHERE log_id = 1",
     ],
 )
