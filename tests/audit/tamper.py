@@ -10,7 +10,7 @@ A target is a kind of thing that can be edited: it makes a pristine copy, edits 
     MISSED             the meaning changed, and the check is silent
     CRASHED            the check ended in anything but an answer
 
-A target for exports joins `TARGETS`. Exits 1 when an edit was missed or a check crashed.
+Exits 1 when an edit was missed or a check crashed.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from typing import Protocol
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
+from export_edits import ExportBytes, ForgedExport, PristineExport, make_export
 from tamper_targets import Pristine, make_pristine, targets_of
 
 
@@ -101,11 +102,19 @@ def table(results: dict[str, Result]) -> str:
 
 
 def run(
-    pristine: Pristine, scratch: Path, *, edits: int, seed: int, on_done: Callable[[str], None] | None = None
+    pristine: Pristine,
+    scratch: Path,
+    *,
+    edits: int,
+    seed: int,
+    export: PristineExport | None = None,
+    on_done: Callable[[str], None] | None = None,
 ) -> dict[str, Result]:
-    """Spread `edits` over all targets."""
+    """Spread `edits` over all targets. `export`: None leaves exports out, which test_export_hostile.py edits."""
     results = {}
     targets = targets_of(pristine, scratch)
+    if export is not None:
+        targets += [(ExportBytes(export), 0.15), (ForgedExport(export), 0.15)]
     weight = sum(share for _, share in targets)
     for target, share in targets:
         results[target.name] = tamper(target, max(1, round(edits * share / weight)), seed)
@@ -125,7 +134,12 @@ def main() -> int:
     scratch = Path(tempfile.mkdtemp(prefix="tamper-", dir=memory if memory.is_dir() else None))
     pristine = asyncio.run(make_pristine(scratch / "pristine", leaves=arguments.leaves))
     results = run(
-        pristine, scratch, edits=arguments.edits, seed=arguments.seed, on_done=lambda name: print(name, file=sys.stderr, flush=True)
+        pristine,
+        scratch,
+        edits=arguments.edits,
+        seed=arguments.seed,
+        export=asyncio.run(make_export(scratch / "export", requests=12)),
+        on_done=lambda name: print(name, file=sys.stderr, flush=True),
     )
     shutil.rmtree(scratch)
     print(table(results))
