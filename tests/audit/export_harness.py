@@ -18,8 +18,9 @@ from lionrock.audit.export.exporter import Exporter, Piece
 from lionrock.audit.leaf import Context
 from lionrock.audit.log import AuditLogs
 from lionrock.audit.platform_log import PlatformLog
+from lionrock.audit.records.contents import Vault
 from lionrock.audit.records.recording import Recorder
-from lionrock.audit.records.records import Records, Vault
+from lionrock.audit.records.records import Records
 from lionrock.audit.records.upkeep import Upkeep
 from lionrock.audit.vault.key_cache import KeyCache
 from lionrock.audit.vault.key_management import LocalKeyManagement

@@ -13,9 +13,10 @@ from audit_harness import Place, context_of, intent, outcome
 
 from lionrock.audit.leaf import Context, Event
 from lionrock.audit.log import AuditLogs
+from lionrock.audit.records.contents import Vault
 from lionrock.audit.records.destruction import go_on
 from lionrock.audit.records.recording import Recorder
-from lionrock.audit.records.records import Records, Vault
+from lionrock.audit.records.records import Records
 from lionrock.audit.records.retention import LOG_BOOK, LOG_BOOK_KEEP_DAYS, Retention, RetentionClass
 from lionrock.audit.records.upkeep import Upkeep
 from lionrock.audit.store import LogStore

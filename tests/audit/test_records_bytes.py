@@ -131,9 +131,7 @@ async def test_what_is_kept_can_still_be_read_after_the_erasure_of_another(at: R
         assert (await opened.records.read(who("auditor"), kept.request_id)).payloads[0].payload == b"another"
 
 
-async def test_an_old_copy_of_the_store_with_the_present_keys_reads_nothing_erased(
-    at: RecordsPlace, tmp_path: Path
-) -> None:
+async def test_an_old_copy_of_the_store_with_the_present_keys_reads_nothing_erased(at: RecordsPlace, tmp_path: Path) -> None:
     """Somebody restores the logs' store from before the erasure, and keeps the key store as it is."""
     old = tmp_path / "old"
     async with at.open() as opened:

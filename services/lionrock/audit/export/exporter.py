@@ -30,9 +30,10 @@ from lionrock.audit.failures import RecordErased, RecordNotFound, VaultDisabled
 from lionrock.audit.leaf import Context, Event, Export, rfc3339
 from lionrock.audit.log import AuditLogs
 from lionrock.audit.platform_log import CoveredCheckpoint, PlatformLog
+from lionrock.audit.records.contents import Opened
 from lionrock.audit.records.permissions import Action, is_cleared, is_withheld, permit
 from lionrock.audit.records.recording import SUSPICION
-from lionrock.audit.records.records import Opened, Records
+from lionrock.audit.records.records import Records
 from lionrock.audit.store import StoredLeaf
 from lionrock.audit.tenant_log import Head
 from lionrock.chassis.ids import uuid7

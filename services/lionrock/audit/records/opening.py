@@ -11,8 +11,9 @@ from contextlib import asynccontextmanager, closing, suppress
 
 from lionrock.audit.failures import KeysUnavailable
 from lionrock.audit.log import AuditLogs
+from lionrock.audit.records.contents import Vault
 from lionrock.audit.records.recording import Recorder
-from lionrock.audit.records.records import Records, Vault
+from lionrock.audit.records.records import Records
 from lionrock.audit.records.upkeep import Upkeep
 from lionrock.audit.vault.key_cache import KeyCache
 from lionrock.audit.vault.key_management import KeyManagement, LocalKeyManagement

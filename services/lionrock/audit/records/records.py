@@ -11,7 +11,6 @@ gRPC, SQL, how keys are wrapped.
 """
 
 import asyncio
-import json
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -27,22 +26,20 @@ from lionrock.audit.failures import (
     RecordNotFound,
     RequestOpen,
     RetentionApplies,
-    StoreFailed,
     TooManyRecords,
     VaultDisabled,
 )
-from lionrock.audit.leaf import Access, Context, Correction, Erasure, Event, HoldRelease, Refusal, commitment
+from lionrock.audit.leaf import Access, Context, Correction, Erasure, Event, HoldRelease, Refusal
 from lionrock.audit.leaf import Hold as HoldBody
 from lionrock.audit.log import AuditLogs
+from lionrock.audit.records.contents import Contents, Opened, RecordContent, RecordSummary, RefusalEntry, Vault
 from lionrock.audit.records.destruction import Destruction, go_on, records_digest
 from lionrock.audit.records.holds import Hold, Holds, RecordScope, new_salt
 from lionrock.audit.records.permissions import Action, is_cleared, permit
-from lionrock.audit.records.recording import SUSPICION, Recorder
-from lionrock.audit.records.retention import Retention
+from lionrock.audit.records.recording import SUSPICION
 from lionrock.audit.sequencer import Appended
-from lionrock.audit.store.records import KEPT, RecordCounts, SealedPayload, StoredRecord
-from lionrock.audit.vault.record_keys import KeyScope, RecordKeys
-from lionrock.audit.vault.sealing import Sealer
+from lionrock.audit.store.records import KEPT, RecordCounts, StoredRecord
+from lionrock.audit.vault.record_keys import KeyScope
 from lionrock.chassis.ids import uuid7
 
 ERASURE_MAX_RECORDS: Final = 100_000
@@ -54,37 +51,6 @@ REQUEST_OPEN: Final = "REQUEST_OPEN"
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
-    """One payload, and what opens its commitment in its leaf."""
-
-    kind: str
-    leaf_index: int
-    recorded_at_us: int
-    salt: bytes
-    payload: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class RecordContent:
-    """What was said, oldest first, and the leaf of this reading."""
-
-    payloads: Sequence[Opened]
-    access: Appended
-
-
-@dataclass(frozen=True, slots=True)
-class RecordSummary:
-    """A record without its payloads. `outcome_index`: None while there is none. Times: microseconds since 1970; None: no limit."""
-
-    record: StoredRecord
-    outcome: Appended | None
-    other_leaves: Sequence[int]
-    kept_until_us: int | None
-    expires_at_us: int | None
-    held: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Erased:
     """`kept`: records that stay, by reason. `scope_salt` opens the leaf's commitment to the scope and is kept nowhere."""
 
@@ -92,28 +58,6 @@ class Erased:
     kept: Mapping[str, int]
     leaf: Appended
     scope_salt: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class RefusalEntry:
-    """An entry of the log book."""
-
-    entered_at_us: int
-    request: str
-    subject_id: str
-    ground: str
-    particulars: str
-    actor: str
-    leaf_index: int
-
-
-@dataclass(frozen=True, slots=True)
-class Vault:
-    """What records need where payloads are kept."""
-
-    keys: RecordKeys
-    recorder: Recorder
-    retention: Retention
 
 
 class Records:
@@ -129,6 +73,7 @@ class Records:
     ) -> None:
         """`vault`: None where no payloads are kept. `at`: see Destruction."""
         self._logs = logs
+        self._contents = Contents(logs)
         self._vault = vault
         self._clock_us = clock_us
         self._locks: dict[str, asyncio.Lock] = {}
@@ -145,7 +90,7 @@ class Records:
         permit(asker.roles, Action.READ_RECORD)
         vault = self._vault_of(asker.tenant)
         record = await self._record(asker, request_id)
-        payloads = await self._payloads(vault, asker.tenant, record.request_id)
+        payloads = await self._contents.payloads(vault, asker.tenant, record.request_id)
         return RecordContent(payloads, await self._accessed(asker, "read_record", [record], scope="request"))
 
     async def opened(self, asker: Context, request_id: str) -> list[Opened]:
@@ -153,7 +98,7 @@ class Records:
         permit(asker.roles, Action.READ_RECORD)
         vault = self._vault_of(asker.tenant)
         record = await self._record(asker, request_id)
-        return await self._payloads(vault, asker.tenant, record.request_id)
+        return await self._contents.payloads(vault, asker.tenant, record.request_id)
 
     async def search(self, asker: Context, scope: RecordScope, limit: int) -> list[RecordSummary]:
         """List records of a person, a case or a request, newest first, erased ones as far as anything still names them.
@@ -164,7 +109,7 @@ class Records:
         vault = self._vault_of(asker.tenant)
         records = (await self._matching(asker, scope, _SEARCH_MAX_RECORDS))[:limit]
         held = await self._holds.held(asker.tenant, [record for record in records if record.state == KEPT])
-        summaries = [await self._summary(vault, asker.tenant, record, held) for record in records]
+        summaries = [await self._contents.summary(vault, asker.tenant, record, held) for record in records]
         await self._accessed(asker, "search_subject", records, scope=scope.kind)
         return summaries
 
@@ -251,7 +196,7 @@ class Records:
         permit(asker.roles, Action.READ_LOG_BOOK)
         vault = self._vault_of(asker.tenant)
         records = await self._logs.read_records(asker.tenant, lambda reader, log_id: reader.log_book(log_id, limit))
-        entries = [await self._refusal(vault, asker.tenant, record) for record in records]
+        entries = [await self._contents.refusal(vault, asker.tenant, record) for record in records]
         await self._accessed(asker, "list_refusals", records)
         return entries
 
@@ -376,53 +321,6 @@ class Records:
     async def _visible_holds(self, asker: Context) -> list[Hold]:
         cleared = is_cleared(asker.roles)
         return [hold for hold in await self._holds.in_force(asker.tenant) if cleared or not hold.restricted]
-
-    async def _payloads(self, vault: Vault, tenant: str, record_id: str) -> list[Opened]:
-        """Open the payloads of a record and check each against its leaf. Raises RecordErased, KeysUnavailable, StoreFailed."""
-        sealed = await self._logs.read_records(tenant, lambda reader, log_id: reader.payloads(log_id, record_id))
-        if not sealed:
-            return []
-        sealer = Sealer(await vault.keys.key_of(tenant, record_id), self._logs.origin(tenant), record_id)
-        return [await self._open(sealer, tenant, payload) for payload in sealed]
-
-    async def _open(self, sealer: Sealer, tenant: str, sealed: SealedPayload) -> Opened:
-        leaf = await self._logs.leaf_at(tenant, sealed.leaf_index)
-        salt, payload = await asyncio.to_thread(sealer.open, sealed.kind, sealed.event_id, sealed.sealed)
-        committed = json.loads(leaf.data).get("commitments", {}).get(sealed.kind)
-        if committed != commitment(salt, payload).hex():
-            raise StoreFailed(f"a payload of leaf {sealed.leaf_index} is not what the leaf commits to: restore the store")
-        return Opened(sealed.kind, sealed.leaf_index, leaf.recorded_at_us, salt, payload)
-
-    async def _summary(self, vault: Vault, tenant: str, record: StoredRecord, held: set[str]) -> RecordSummary:
-        leaves = await self._logs.read_records(tenant, lambda reader, log_id: reader.leaves_of(log_id, record.request_id))
-        outcomes = [index for index, kind in leaves if kind == "outcome"]
-        outcome = await self._place(tenant, outcomes[-1]) if outcomes else None
-        return RecordSummary(
-            record,
-            outcome,
-            [index for index, _ in leaves if not outcomes or index != outcomes[-1]],
-            vault.retention.kept_until_us(record.retention_class, record.recorded_at_us),
-            vault.retention.expires_at_us(record.retention_class, record.recorded_at_us),
-            record.request_id in held,
-        )
-
-    async def _place(self, tenant: str, index: int) -> Appended:
-        leaf = await self._logs.leaf_at(tenant, index)
-        return Appended(self._logs.origin(tenant), index, leaf.completed[0], leaf.recorded_at_us, b"", None)
-
-    async def _refusal(self, vault: Vault, tenant: str, record: StoredRecord) -> RefusalEntry:
-        (opened,) = await self._payloads(vault, tenant, record.request_id)
-        leaf = json.loads((await self._logs.leaf_at(tenant, opened.leaf_index)).data)
-        said = json.loads(opened.payload)
-        return RefusalEntry(
-            opened.recorded_at_us,
-            leaf["request"],
-            said["subject_id"],
-            leaf["ground"],
-            said["particulars"],
-            leaf["actor"],
-            opened.leaf_index,
-        )
 
     async def _accessed(self, asker: Context, operation: str, records: Sequence[StoredRecord], *, scope: str = "") -> Appended:
         ids = [record.request_id for record in records]

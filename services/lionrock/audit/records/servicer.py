@@ -12,9 +12,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from lionrock.audit.asking import asker, mesh_errors, permitted
 from lionrock.audit.export.exporter import Exporter
+from lionrock.audit.records.contents import Opened, RecordSummary
 from lionrock.audit.records.holds import Hold, RecordScope
 from lionrock.audit.records.permissions import Action
-from lionrock.audit.records.records import Opened, Records, RecordSummary
+from lionrock.audit.records.records import Records
 from lionrock.audit.servicer import position_message, receipt_message
 from lionrock.audit.store.records import DESTROYING, ERASED, EXPIRED, KEPT
 from lionrock.audit.v1 import records_pb2 as pb

@@ -14,9 +14,10 @@ from typing import Final
 from lionrock.audit.failures import AuditError
 from lionrock.audit.leaf import Context, Event, Expiry
 from lionrock.audit.log import AuditLogs
+from lionrock.audit.records.contents import Vault
 from lionrock.audit.records.destruction import records_digest
 from lionrock.audit.records.recording import SUSPICION
-from lionrock.audit.records.records import Records, Vault
+from lionrock.audit.records.records import Records
 from lionrock.audit.records.retention import DAY_US
 from lionrock.audit.store.records import KEPT, StoredRecord
 from lionrock.chassis.ids import uuid7
