@@ -10,12 +10,13 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import AsyncIterator
+from contextlib import closing
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from audit_harness import intent
+from audit_harness import PLATFORM, Place, intent
 from export_harness import AUDITOR, WITNESS_KEYS, WITNESSES, Exporting, check, exporting, now_us, who
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,10 +24,14 @@ from rfc6962_reference import tree_hash
 
 from lionrock.audit.export.paths import Paths
 from lionrock.audit.export.zip_stream import ZipStream
-from lionrock.audit.failures import RoleNotPermitted
+from lionrock.audit.failures import QueueFull, RoleNotPermitted
+from lionrock.audit.publisher import LogPublisher, PublishedLog
 from lionrock.audit.records.holds import RecordScope
 from lionrock.audit.store import StoredLeaf
-from lionrock.audit.verify import Reason, VerificationFailed, extract_proof, main, verify_platform_proof, verify_receipt
+from lionrock.audit.store.sqlite import SqliteLogStore
+from lionrock.audit.tenant_log import Head
+from lionrock.audit.tile_sinks import DirectorySink
+from lionrock.audit.verify import Reason, VerificationFailed, main, verify_platform_proof, verify_receipt
 from lionrock.tlog.merkle import Frontier, Subtree, inclusion_proof, leaf_hash
 
 
@@ -228,6 +233,18 @@ async def test_a_stream_that_is_given_up_leaves_the_service_working(open_export:
     assert check(await open_export.archive(with_payloads=True), open_export.keys, [], 0).opened == 8
 
 
+async def test_a_fifth_export_at_a_time_is_refused_and_comes_through_later(open_export: Exporting) -> None:
+    await open_export.opened.say()
+    running = [open_export.exporter.export(AUDITOR, from_us=None, to_us=None, case_id="", with_payloads=False) for _ in range(4)]
+    for pieces in running:
+        await anext(pieces)
+    with pytest.raises(QueueFull):
+        await open_export.archive()
+    for pieces in running:
+        await pieces.aclose()
+    assert check(await open_export.archive(), open_export.keys, [], 0).leaves > 2
+
+
 async def test_pieces_stay_small_whatever_is_in_them(open_export: Exporting) -> None:
     await open_export.opened.say(bytes(range(256)) * 8_000, b"a" * 4_000_000)
     sizes = [len(piece.data) async for piece in open_export.pieces(with_payloads=True)]
@@ -268,21 +285,47 @@ async def test_the_page_is_static_and_shows_nothing_unescaped(open_export: Expor
     assert "default-src 'none'" in page
 
 
-async def test_a_leaf_of_an_export_is_a_proof_that_others_read(open_export: Exporting, log_verifier: Path, tmp_path: Path) -> None:
-    for _ in range(9):
-        await open_export.opened.say()
-    await open_export.cosign()
-    archive = tmp_path / "export.zip"
-    archive.write_bytes(await open_export.archive())
+def test_a_leaf_of_an_export_is_a_proof_that_others_read(log_verifier: Path, tmp_path: Path) -> None:
+    async def make() -> tuple[bytes, list[str]]:
+        async with exporting(tmp_path / "log") as export:
+            for _ in range(9):
+                await export.opened.say()
+            await export.cosign()
+            return await export.archive(), export.keys
+
+    archive, keys = asyncio.run(make())
+    file, proofs = tmp_path / "export.zip", []
+    file.write_bytes(archive)
     for index in (0, 7, 17):
         target = tmp_path / f"leaf-{index}.tlog-proof"
-        keys = [option for key in open_export.keys for option in ("--key", key)]
-        assert main([str(archive), *keys, "--extract", str(index), "--output", str(target)]) == 0
-        assert verify_receipt(target.read_bytes(), open_export.keys).leaf_index == index
-    with archive.open("rb") as stream:
-        _, proof = extract_proof(stream, open_export.keys, [], 0, 17)
-    platform = contents(archive.read_bytes())["platform-proof.tlog-proof"]
-    verify_platform_proof(platform, verify_receipt(proof, open_export.keys), open_export.keys, WITNESS_KEYS, 2)
+        given_keys = [option for key in keys for option in ("--key", key)]
+        assert main([str(file), *given_keys, "--extract", str(index), "--output", str(target)]) == 0
+        proofs.append(target.read_text(encoding="utf-8"))
+        assert verify_receipt(proofs[-1], keys).leaf_index == index
+    platform = contents(archive)["platform-proof.tlog-proof"]
+    verify_platform_proof(platform, verify_receipt(proofs[-1], keys), keys, WITNESS_KEYS, 2)
+    origin = f"{PLATFORM}/audit/bank"
+    with closing(SqliteLogStore(Place(tmp_path / "log").store_file)) as store, closing(DirectorySink(tmp_path / "tiles")) as sink:
+        log = store.find_log(origin)
+        assert log is not None
+        head = Head(log.size, log.root, log.checkpoint)
+        publisher = LogPublisher(PublishedLog(origin, log.log_id, lambda: head), store, sink)
+        while publisher.step():
+            pass
+    (tmp_path / "proofs.json").write_text(json.dumps({"receipts": proofs, "consistency": []}), encoding="utf-8")
+    options = [
+        "-dir",
+        str(tmp_path / "tiles" / origin),
+        "-origin",
+        origin,
+        "-key",
+        keys[0],
+        "-proofs",
+        str(tmp_path / "proofs.json"),
+    ]
+    judged = subprocess.run([str(log_verifier), *options], capture_output=True, text=True, check=False, timeout=100)
+    assert judged.returncode == 0, judged.stderr
+    assert json.loads(judged.stdout)["given_proofs"] == 3
 
 
 def test_the_program_in_the_archive_needs_nothing_but_cryptography(tmp_path: Path) -> None:

@@ -431,7 +431,7 @@ def when(time_s: int) -> str:
 _MIB = 2**20
 _ARCHIVE_FILES_MAX = 60_000
 _SMALL_FILE_MAX = 16 * _MIB
-_PAYLOAD_FILE_MAX = 64 * _MIB
+_PAYLOAD_FILE_MAX = 256 * _MIB
 _LINE_MAX = 64 * 1024
 _CHUNK = 64 * 1024
 _LOCAL = struct.Struct("<4s5H3L2H")

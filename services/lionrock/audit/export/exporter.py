@@ -26,7 +26,7 @@ from lionrock.audit.export.paths import Paths
 from lionrock.audit.export.report import Report
 from lionrock.audit.export.selection import Run, Selection, find_run, selected
 from lionrock.audit.export.zip_stream import Entry, ZipStream
-from lionrock.audit.failures import RecordErased, RecordNotFound, VaultDisabled
+from lionrock.audit.failures import QueueFull, RecordErased, RecordNotFound, VaultDisabled
 from lionrock.audit.leaf import Context, Event, Export, rfc3339
 from lionrock.audit.log import AuditLogs
 from lionrock.audit.platform_log import CoveredCheckpoint, PlatformLog
@@ -43,6 +43,8 @@ KIND: Final = "lionrock.audit.export"
 PAYLOAD_RECORDS_MAX: Final = 50_000
 """An archive; the manifest counts what is beyond."""
 PIECE_BYTES: Final = 256 * 1024
+_AT_ONCE: Final = 4
+"""Exports that run beside each other; they share the thread that reads with everybody else."""
 _COVER_WAIT_S: Final = 30.0
 _COVER_POLL_S: Final = 0.1
 _RECORD_TYPES: Final = frozenset({"intent", "outcome", "correction"})
@@ -110,16 +112,31 @@ class Exporter:
         self._witness_keys = witness_keys
         self._cover_wait_s = cover_wait_s
         self._clock_us = clock_us
+        self._running = 0
 
     async def export(
         self, asker: Context, *, from_us: int | None, to_us: int | None, case_id: str, with_payloads: bool
     ) -> AsyncGenerator[Piece]:
         """Stream the archive. Times: microseconds since 1970; None: the beginning, now.
 
-        Raises RoleNotPermitted, LogNotFound and what appending raises, before the first piece; KeysUnavailable and StoreFailed also
-        after it.
+        Raises RoleNotPermitted, LogNotFound, QueueFull and what appending raises, before the first piece; KeysUnavailable and
+        StoreFailed also after it.
         """
         permit(asker.roles, Action.EXPORT_RECORDS)
+        if self._running >= _AT_ONCE:
+            raise QueueFull(f"{_AT_ONCE} exports are under way")
+        self._running += 1
+        try:
+            archive = await self._begin(asker, from_us, to_us, case_id, with_payloads=with_payloads)
+            async for piece in self._pieces(archive):
+                yield piece
+        finally:
+            self._running -= 1
+
+    async def _begin(
+        self, asker: Context, from_us: int | None, to_us: int | None, case_id: str, *, with_payloads: bool
+    ) -> _Archive:
+        """Choose, record, and find the checkpoint."""
         selection = Selection(from_us or 0, self._clock_us() if to_us is None else to_us, case_id, with_payloads)
         run = await find_run(self._logs, asker.tenant, selection)
         total, restricted = await self._count(asker, run, case_id)
@@ -129,9 +146,7 @@ class Exporter:
         context = replace(asker, data_class=SUSPICION) if restricted else asker
         leaf = await self._logs.append(Event(uuid7(), "", context, body, {}), want_receipt=False)
         head, covered = await self._checkpoint(asker.tenant, run.stop)
-        archive = _Archive(asker, selection, run, total, leaf.leaf_index, head, covered)
-        async for piece in self._pieces(archive):
-            yield piece
+        return _Archive(asker, selection, run, total, leaf.leaf_index, head, covered)
 
     async def _count(self, asker: Context, run: Run, case_id: str) -> tuple[int, bool]:
         """Count the selected leaves, and say whether any is of the data class "suspicion" (and then exists for the caller)."""

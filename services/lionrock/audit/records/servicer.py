@@ -153,6 +153,8 @@ class RecordsServicer(RecordsServiceServicer):
             raise MethodNotFound("this service exports nothing")
         start_us = _microseconds(getattr(request, "from"), "from") if request.HasField("from") else None
         end_us = _microseconds(request.to, "to") if request.HasField("to") else None
+        if start_us is not None and end_us is not None and start_us > end_us:
+            raise InvalidField("the time ends before it begins", field_violations=[("to", "not before from")])
         with mesh_errors():
             pieces = self._exporter.export(
                 who, from_us=start_us, to_us=end_us, case_id=request.case_id, with_payloads=request.with_payloads
