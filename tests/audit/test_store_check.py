@@ -100,6 +100,13 @@ def test_each_edit_is_found_and_named(place: Place, keys: list[VerifierKey], sql
     assert flaw in flaws(check(place, keys))
 
 
+def test_a_trigger_that_somebody_put_into_the_store_is_found(place: Place, keys: list[VerifierKey]) -> None:
+    with closing(sqlite3.connect(place.store_file)) as connection:
+        connection.execute("CREATE TRIGGER quiet BEFORE INSERT ON leaves BEGIN DELETE FROM leaves WHERE leaf_index = 0; END")
+        connection.commit()
+    assert flaws(check(place, keys)) == {Flaw.STORE_DAMAGED}
+
+
 def test_a_second_place_that_is_behind_or_damaged_is_found(place: Place, keys: list[VerifierKey]) -> None:
     content = place.signed_file.read_bytes()
     lines = content.splitlines(keepends=True)

@@ -17,34 +17,12 @@ from typing import Final
 
 from lionrock.audit.failures import StoreConflict, StoreFailed, StoreHeld
 from lionrock.audit.store import LogId, OpenIntent, StoredLeaf, StoredLog, Transaction
-from lionrock.audit.store.records import RecordReader, RecordWriter, record_tables
+from lionrock.audit.store.records import RecordReader, RecordWriter
 from lionrock.audit.store.sqlite_reader import SqliteLogReader, sqlite_failures, stored_intent, stored_leaf
+from lionrock.audit.store.sqlite_schema import migrate
 from lionrock.audit.store.tables import TableReader, TableWriter
 from lionrock.chassis.durable_files import make_directory_through, write_again
 
-_MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
-    # 1: the first schema. `subtree_hashes` stands before `data`, so that proofs read no overflow page.
-    (
-        "CREATE TABLE sequencer (only INTEGER PRIMARY KEY CHECK (only = 1), epoch INTEGER NOT NULL, holder TEXT NOT NULL) STRICT",
-        "INSERT INTO sequencer VALUES (1, 0, '')",
-        """CREATE TABLE logs (
-            log_id INTEGER PRIMARY KEY, origin TEXT NOT NULL UNIQUE, verifier_key TEXT NOT NULL,
-            size INTEGER NOT NULL, root BLOB NOT NULL, checkpoint TEXT NOT NULL) STRICT""",
-        """CREATE TABLE leaves (
-            sequence INTEGER PRIMARY KEY, log_id INTEGER NOT NULL REFERENCES logs, leaf_index INTEGER NOT NULL,
-            event_id TEXT NOT NULL, recorded_at_us INTEGER NOT NULL, subtree_hashes BLOB NOT NULL, data BLOB NOT NULL,
-            UNIQUE (log_id, leaf_index), UNIQUE (log_id, event_id)) STRICT""",
-        # Every append writes these two: their keys are chosen so that no second index (a page a commit) is needed.
-        """CREATE TABLE open_intents (
-            log_id INTEGER NOT NULL REFERENCES logs, request_id TEXT NOT NULL, leaf_index INTEGER NOT NULL,
-            PRIMARY KEY (log_id, request_id, leaf_index)) STRICT, WITHOUT ROWID""",
-        """CREATE TABLE retry_salts (
-            recorded_at_us INTEGER NOT NULL, log_id INTEGER NOT NULL REFERENCES logs, leaf_index INTEGER NOT NULL,
-            salt BLOB NOT NULL, PRIMARY KEY (recorded_at_us, log_id, leaf_index)) STRICT, WITHOUT ROWID""",
-    ),
-    # 2: records beside the leaves.
-    record_tables(text="TEXT", integer="INTEGER", blob="BLOB", options=" STRICT, WITHOUT ROWID"),
-)
 _ADD_LEAF: Final = """
     INSERT INTO leaves (log_id, leaf_index, event_id, recorded_at_us, subtree_hashes, data) VALUES (?, ?, ?, ?, ?, ?)"""
 _LEAF_OF_EVENT: Final = """
@@ -65,7 +43,8 @@ class SqliteLogStore(SqliteLogReader):
         try:
             _write_log_again(path)
             self._writer = _connect(path)
-            _migrate(self._writer)
+            with sqlite_failures("migrating the schema"):
+                migrate(self._writer)
             with sqlite_failures("taking the store over"):
                 self._epoch = _take_over(self._writer)
             reader = _connect(path)
@@ -251,25 +230,11 @@ def _write_log_again(path: Path) -> None:
         raise StoreFailed(f"writing {wal}: {error.strerror}") from error
 
 
-def _migrate(connection: sqlite3.Connection) -> None:
-    """Bring the schema forward, one transaction a step, never back."""
-    with sqlite_failures("migrating the schema"):
-        connection.execute("CREATE TABLE IF NOT EXISTS schema_versions (version INTEGER PRIMARY KEY, applied_at TEXT NOT NULL)")
-        ((version,),) = connection.execute("SELECT coalesce(max(version), 0) FROM schema_versions").fetchall()
-        if version > len(_MIGRATIONS):
-            raise StoreFailed(f"the store has schema {version}, this program knows {len(_MIGRATIONS)}: run the newer program")
-        for number, statements in enumerate(_MIGRATIONS[version:], start=version + 1):
-            connection.execute("BEGIN IMMEDIATE")
-            for statement in statements:
-                connection.execute(statement)
-            applied_at = datetime.now(UTC).isoformat(timespec="seconds")
-            connection.execute("INSERT INTO schema_versions VALUES (?, ?)", (number, applied_at))
-            connection.execute("COMMIT")
-
-
 def _take_over(connection: sqlite3.Connection) -> int:
     holder = json.dumps(_describe_holder())
     row = connection.execute("UPDATE sequencer SET epoch = epoch + 1, holder = ? RETURNING epoch", (holder,)).fetchone()
+    if row is None:
+        raise StoreFailed("the store has lost the row that says who may write: restore the store from its backup")
     return int(row[0])
 
 

@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from lionrock.audit.failures import StoreFailed
 from lionrock.audit.store import LogId, OpenIntent, StoredLeaf, StoredLog
+from lionrock.audit.store.sqlite_schema import schema_differences
 from lionrock.tlog.merkle import HASH_BYTES, Subtree, where_stored
 
 _LOGS: Final = "SELECT log_id, origin, verifier_key, size, root, checkpoint FROM logs"
@@ -112,10 +113,16 @@ class SqliteLogReader:
         try:
             rows = self._read(f"PRAGMA integrity_check({_FLAWS_MAX})", ())
             strays = self._read("PRAGMA foreign_key_check(leaves)", ())
+            with self._reader_lock, sqlite_failures("reading the schema"):
+                differences = schema_differences(self._reader)
         except StoreFailed as failure:
             return [str(failure)]
         flaws = [str(row[0]) for row in rows if row[0] != "ok"]
-        return [*flaws, f"{len(strays)} leaves belong to no log"] if strays else flaws
+        if strays:
+            flaws.append(f"{len(strays)} leaves belong to no log")
+        if differences:
+            flaws.append(f"the schema differs in {differences} entries from the one that this program makes")
+        return flaws
 
     def close(self) -> None:
         """Close the connection."""
