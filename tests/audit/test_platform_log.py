@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 
 import pytest
 from audit_harness import PLATFORM, TENANTS, Place, intent
 
-from lionrock.audit.failures import LeafNotCovered, LeafNotFound, LogNotFound
+from lionrock.audit.failures import LeafNotCovered, LeafNotFound, LogNotFound, LogReadOnly
 from lionrock.audit.keys import KeyDirectory
 from lionrock.audit.log import AuditLogs, Limits, open_logs
 from lionrock.audit.platform_log import PlatformLog, open_platform_log
 from lionrock.audit.signed_checkpoints import SignedCheckpoints
 from lionrock.audit.store.sqlite import SqliteLogStore
+from lionrock.audit.tenant_log import TAIL_LEAVES
 from lionrock.tlog.checkpoint import Checkpoint
 from lionrock.tlog.keys import SignatureType, VerifierKey
 from lionrock.tlog.merkle import leaf_hash, verify_consistency, verify_inclusion
@@ -141,6 +143,26 @@ async def test_proofs_after_a_restart_lead_to_the_head_that_was_attested_then(pl
         assert (tenant.size, whole.size) == (1, attested.size)
         with pytest.raises(LeafNotCovered):
             await platform_log.prove("bank", 1)
+
+
+@pytest.mark.parametrize("leaves", [2, TAIL_LEAVES + 2])
+async def test_a_platform_log_that_lacks_leaves_records_nothing_and_tenants_go_on(place: Place, leaves: int) -> None:
+    async with platform(place) as (logs, platform_log):
+        while platform_log.head.size < leaves:
+            for tenant in TENANTS:
+                await logs.append(intent(tenant), want_receipt=False)
+            await platform_log.advance()
+        log_id = platform_log.published[1]
+    with closing(sqlite3.connect(place.store_file)) as store:
+        store.execute("DELETE FROM leaves WHERE log_id = ? AND leaf_index = 0", (log_id,))
+        store.commit()
+    async with platform(place) as (logs, platform_log):
+        assert platform_log.read_only is not None
+        with pytest.raises(LogReadOnly):
+            await platform_log.advance()
+        appended = await logs.append(intent(TENANTS[0]), want_receipt=False)
+        with pytest.raises(LeafNotCovered):
+            await platform_log.prove(TENANTS[0], appended.leaf_index)
 
 
 async def test_a_platform_may_sign_with_ml_dsa(place: Place) -> None:

@@ -9,11 +9,11 @@ on the sequencer's thread between batches: the store keeps its one writer, and w
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from lionrock.audit.failures import LeafNotCovered, LeafNotFound, LogReadOnly
+from lionrock.audit.failures import LeafNotCovered, LeafNotFound, LogReadOnly, StoreFailed
 from lionrock.audit.keys import KeyDirectory
 from lionrock.audit.log import AuditLogs
 from lionrock.audit.signed_checkpoints import SignedCheckpoints
@@ -114,9 +114,15 @@ class PlatformLog:
                     " file of signed checkpoints were both rolled back or replaced; restore those that were signed for"
                 )
                 self._logs.stop_signing(why)
+            if self._log.read_only is not None:  # it may lack what its head says; tenants' logs go on
                 return {}, {}
             recorded = {}
-            newest = {} if witnessed and attested is None else self._newest_below((attested or self._log.head).size, set(heads))
+            size = 0 if witnessed and attested is None else (attested or self._log.head).size
+            try:
+                newest = self._newest_below(size, set(heads))
+            except StoreFailed as failure:
+                self._log.read_only = str(failure)
+                return {}, {}
             for tenant, head in heads.items():
                 leaf = self._store.leaf_of_event(self._log.log_id, _event_id(tenant, head.size))
                 if leaf is not None:
@@ -212,17 +218,10 @@ class PlatformLog:
 
     def _newest_of(self, tenant: str, tenant_size: int, stop: int) -> int | None:
         """Index below `stop` of the newest checkpoint of a tenant with 1 to `tenant_size` leaves."""
-        end = max(0, stop - _SEARCH_LEAVES)
-        while stop > end:
-            start = max(end, stop - _PAGE_LEAVES)
-            page: list[StoredLeaf] = []
-            while start + len(page) < stop:
-                page += self._store.leaves(self._log.log_id, start + len(page), stop, _PAGE_BYTES)
-            for leaf in reversed(page):
-                name, _, size = leaf.event_id.rpartition(":")
-                if name == tenant and 1 <= int(size) <= tenant_size:
-                    return leaf.index
-            stop = start
+        for leaf in self._newest_first(stop):
+            name, _, size = leaf.event_id.rpartition(":")
+            if name == tenant and 1 <= int(size) <= tenant_size:
+                return leaf.index
         return None
 
     def _append(self, store: LogStore, grown: Sequence[tuple[str, Head]]) -> dict[str, Recorded]:
@@ -247,23 +246,35 @@ class PlatformLog:
     def _contains(self, earlier: Head) -> bool:
         if earlier.size > self._log.head.size:
             return False
-        return root_at(earlier.size, partial(self._store.subtree_hashes, self._log.log_id)) == earlier.root
+        try:
+            return root_at(earlier.size, partial(self._store.subtree_hashes, self._log.log_id)) == earlier.root
+        except StoreFailed:
+            return False
 
     def _newest_below(self, size: int, tenants: set[str]) -> dict[str, Recorded]:
         """Newest checkpoint of each tenant among the platform's first `size` leaves, as far back as is worth looking."""
         found: dict[str, Recorded] = {}
-        stop, end = size, max(0, size - _SEARCH_LEAVES)
-        while stop > end and len(found) < len(tenants):
-            start = max(end, stop - _PAGE_LEAVES)
-            page: list[StoredLeaf] = []
-            while start + len(page) < stop:
-                page += self._store.leaves(self._log.log_id, start + len(page), stop, _PAGE_BYTES)
-            for leaf in reversed(page):
-                tenant, _, tenant_size = leaf.event_id.rpartition(":")
-                if tenant in tenants:
-                    found.setdefault(tenant, Recorded(int(tenant_size), leaf.index))
-            stop = start
+        for leaf in self._newest_first(size):
+            tenant, _, tenant_size = leaf.event_id.rpartition(":")
+            if tenant in tenants:
+                found.setdefault(tenant, Recorded(int(tenant_size), leaf.index))
+            if len(found) == len(tenants):
+                break
         return found
+
+    def _newest_first(self, stop: int) -> Iterator[StoredLeaf]:
+        """Leaves of the platform log below `stop`, the newest first, as far back as is worth looking. Raises StoreFailed."""
+        end = max(0, stop - _SEARCH_LEAVES)
+        while stop > end:
+            start = max(end, stop - _PAGE_LEAVES)
+            leaves: list[StoredLeaf] = []
+            while start + len(leaves) < stop:
+                page = self._store.leaves(self._log.log_id, start + len(leaves), stop, _PAGE_BYTES)
+                if not page or page[0].index != start + len(leaves):
+                    raise StoreFailed(f"leaf {start + len(leaves)} of {self._log.origin} is not in the store: restore the store")
+                leaves += page
+            yield from reversed(leaves)
+            stop = start
 
 
 def open_platform_log(platform: str, store: LogStore, keys: KeyDirectory, signed: SignedCheckpoints) -> TenantLog:

@@ -150,9 +150,10 @@ def _verify(stored: StoredLog, store: LogStore, signer: Signer, last_signed: str
     frontier = Frontier(stored.size, read(subtrees_of(0, stored.size)))
     if frontier.root() != stored.root:
         raise LogReadOnly(f"the stored tree of {origin} has another root than was signed: restore the store from its backup")
-    for leaf in store.leaves(stored.log_id, max(0, stored.size - TAIL_LEAVES), stored.size, _TAIL_BYTES):
-        if leaf_hash(leaf.data) != leaf.completed[0]:
-            raise LogReadOnly(f"leaf {leaf.index} of {origin} is not what was hashed: restore the store from its backup")
+    tail = store.leaves(stored.log_id, max(0, stored.size - TAIL_LEAVES), stored.size, _TAIL_BYTES)
+    for index, leaf in enumerate(tail, start=max(0, stored.size - TAIL_LEAVES)):
+        if leaf.index != index or leaf_hash(leaf.data) != leaf.completed[0]:
+            raise LogReadOnly(f"leaf {index} of {origin} is not what was hashed: restore the store from its backup")
     if last_signed is None:
         raise LogReadOnly(f"the file of signed checkpoints does not know {origin}: restore that file from its backup")
     second = _opened(last_signed, signer, "the second place")
