@@ -145,6 +145,19 @@ async def test_proofs_after_a_restart_lead_to_the_head_that_was_attested_then(pl
             await platform_log.prove("bank", 1)
 
 
+async def test_a_tenant_that_was_quiet_for_long_is_proven_after_a_restart(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    quiet, busy = TENANTS[:2]
+    async with platform(place) as (logs, platform_log):
+        await logs.append(intent(quiet), want_receipt=False)
+        for _ in range(4):
+            await logs.append(intent(busy), want_receipt=False)
+            await platform_log.advance()
+    monkeypatch.setattr("lionrock.audit.platform_log._SEARCH_LEAVES", 2)
+    async with platform(place) as (logs, platform_log):
+        proven = await platform_log.prove(quiet, 0)
+        check_pair(proven.receipt, proven.platform_proof, logs.verifier_keys(quiet)[0], platform_log.verifier_key)
+
+
 @pytest.mark.parametrize("leaves", [2, TAIL_LEAVES + 2])
 async def test_a_platform_log_that_lacks_leaves_records_nothing_and_tenants_go_on(place: Place, leaves: int) -> None:
     async with platform(place) as (logs, platform_log):
@@ -152,6 +165,8 @@ async def test_a_platform_log_that_lacks_leaves_records_nothing_and_tenants_go_o
             for tenant in TENANTS:
                 await logs.append(intent(tenant), want_receipt=False)
             await platform_log.advance()
+        for tenant in TENANTS:  # so that the next start has to look for what was recorded of them
+            await logs.append(intent(tenant), want_receipt=False)
         log_id = platform_log.published[1]
     with closing(sqlite3.connect(place.store_file)) as store:
         store.execute("DELETE FROM leaves WHERE log_id = ? AND leaf_index = 0", (log_id,))

@@ -116,18 +116,19 @@ class PlatformLog:
                 self._logs.stop_signing(why)
             if self._log.read_only is not None:  # it may lack what its head says; tenants' logs go on
                 return {}, {}
-            recorded = {}
             size = 0 if witnessed and attested is None else (attested or self._log.head).size
-            try:
-                newest = self._newest_below(size, set(heads))
-            except StoreFailed as failure:
-                self._log.read_only = str(failure)
-                return {}, {}
+            recorded = {}
             for tenant, head in heads.items():
                 leaf = self._store.leaf_of_event(self._log.log_id, _event_id(tenant, head.size))
                 if leaf is not None:
                     recorded[tenant] = Recorded(head.size, leaf.index)
-            return recorded, newest
+            covered = {tenant: place for tenant, place in recorded.items() if place.index < size}
+            try:
+                covered |= self._newest_below(size, heads.keys() - covered.keys())
+            except StoreFailed as failure:
+                self._log.read_only = str(failure)
+                return {}, {}
+            return recorded, covered
 
         self._recorded, self._covered = await self._logs.read(read)
         self._attested = attested or self._log.head
@@ -254,6 +255,8 @@ class PlatformLog:
     def _newest_below(self, size: int, tenants: set[str]) -> dict[str, Recorded]:
         """Newest checkpoint of each tenant among the platform's first `size` leaves, as far back as is worth looking."""
         found: dict[str, Recorded] = {}
+        if not tenants:
+            return found
         for leaf in self._newest_first(size):
             tenant, _, tenant_size = leaf.event_id.rpartition(":")
             if tenant in tenants:
