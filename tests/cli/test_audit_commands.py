@@ -127,6 +127,10 @@ async def test_an_auditor_exports_and_checks_everything_offline(desk: Desk, tmp_
     assert (told["verified"], told["without_gap"], told["whole_time"]) == (True, True, True)
     assert told["payloads_opened"] >= 2
     assert told["platform"]["origin"] == "test/audit"
+    witness = tmp_path / "witnesses.txt"
+    witness.write_text("w1.example+b05dc6d0+BDBAo1qJU1lNidX0u9QBZdUGWF47hQ+1VEztNiX2z8Vg\n")
+    missed = await desk.locally("verify", str(archive), "--keys-file", str(keys), "--witnesses-file", str(witness), "--json")
+    assert (missed.status, missed.rows[0]["verified"]) == (1, False)
     alone = tmp_path / "alone"
     alone.mkdir()
     with zipfile.ZipFile(archive) as opened:

@@ -45,6 +45,19 @@ class Trusted:
     witnesses: Sequence[str]
     threshold: int | None
 
+    @classmethod
+    def given(
+        cls,
+        keys: Sequence[str],
+        keys_file: Path | None,
+        witnesses: Sequence[str],
+        witnesses_file: Path | None,
+        threshold: int | None,
+    ) -> Trusted:
+        """Read what the command line names. Raises CommandError."""
+        more = read_keys(witnesses_file) if witnesses_file is not None else []
+        return cls(keys, keys_file, [*witnesses, *more], threshold)
+
     def witnesses_needed(self) -> int:
         """How many."""
         return len({key.partition("+")[0] for key in self.witnesses}) if self.threshold is None else self.threshold

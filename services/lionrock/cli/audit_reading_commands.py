@@ -108,7 +108,7 @@ def prove(
 @app.command(
     epilog=examples(
         "lionrock audit verify export.zip --key 'bank.example/audit/bank+1f2e…' --key 'bank.example/audit+3d4c…'",
-        "lionrock audit verify export.zip --keys-file keys.txt --witness-key 'w1.example+5d6e…' --witnesses 1",
+        "lionrock audit verify export.zip --keys-file keys.txt --witnesses-file witnesses.txt --witnesses 1",
         "lionrock audit verify export.zip --keys-file keys.txt --extract 4711",
     )
 )
@@ -117,6 +117,7 @@ def verify(
     key: KeyOption = None,
     keys_file: KeysFileOption = None,
     witness_key: Annotated[list[str] | None, typer.Option(help="Verifier key of a witness. May be repeated.")] = None,
+    witnesses_file: Annotated[Path | None, typer.Option(help="File with keys of witnesses, one a line.")] = None,
     witnesses: Annotated[
         int | None, typer.Option(min=0, help="Witnesses that must have cosigned. Default: all that are given.", show_default=False)
     ] = None,
@@ -133,7 +134,7 @@ def verify(
     from lionrock.cli import audit_export as command
     from lionrock.cli.state import StateDir
 
-    trusted = command.Trusted(key or [], keys_file, witness_key or [], witnesses)
+    trusted = command.Trusted.given(key or [], keys_file, witness_key or [], witnesses_file, witnesses)
     given = StateDir.at(state_dir)
     raise typer.Exit(
         command.verify(given, file, trusted, platform_proof=platform_proof, extract=extract, output=output, as_json=as_json)
