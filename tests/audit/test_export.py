@@ -24,7 +24,7 @@ from rfc6962_reference import tree_hash
 
 from lionrock.audit.export.paths import Paths
 from lionrock.audit.export.zip_stream import ZipStream
-from lionrock.audit.failures import QueueFull, RoleNotPermitted
+from lionrock.audit.failures import QueueFull, RoleNotPermitted, StoreFailed
 from lionrock.audit.publisher import LogPublisher, PublishedLog
 from lionrock.audit.records.holds import RecordScope
 from lionrock.audit.store import StoredLeaf
@@ -370,6 +370,10 @@ def test_paths_of_runs_are_those_of_single_proofs(size: int, data: st.DataObject
         reader.learn(missing, [stored[subtree] for subtree in missing])
         expected = [inclusion_proof(index, size, lambda subtrees: [stored[subtree] for subtree in subtrees]) for index in run]
         assert reader.paths(page) == expected
+        if page:
+            altered = replace(page[-1], data=b"another")
+            with pytest.raises(StoreFailed):
+                reader.paths([altered])
 
 
 @settings(max_examples=50, deadline=None)

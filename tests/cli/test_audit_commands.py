@@ -16,7 +16,11 @@ from typing import Any
 import pytest
 
 from audit_process import AuditProcess
+from lionrock.audit.v1.records_pb2 import ExportRequest
+from lionrock.audit.v1.records_pb2_grpc import RecordsServiceStub
 from lionrock.audit.verify import check_opening, verify_platform_proof, verify_receipt
+from lionrock.chassis.channel import open_channel
+from lionrock.chassis.settings import PeerSettings
 from lionrock.cli.audit import app
 from lionrock.cli.errors import EXIT_REFUSED, EXIT_UNAVAILABLE, EXIT_USAGE, CommandError, report
 from lionrock.common.v1 import chat_pb2
@@ -141,6 +145,34 @@ async def test_an_auditor_exports_and_checks_everything_offline(desk: Desk, tmp_
     out, _ = await asyncio.wait_for(proven.communicate(), _TIMEOUT_S)
     assert proven.returncode == 0
     assert out.startswith(b"PROVEN ")
+
+
+async def begun(records: Any, asked: ExportRequest) -> tuple[Any, bytes]:
+    """Begin an export, as soon as there is room for it: what was cancelled takes a moment to end. Returns call and first piece."""
+    while True:
+        call = records.Export(asked)
+        try:
+            return call, (await anext(aiter(call))).data
+        except grpc.aio.AioRpcError as refusal:
+            assert refusal.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_exports_that_are_given_up_in_the_middle_leave_room_for_others(desk: Desk, tmp_path: Path) -> None:
+    identity = desk.mesh.ca.issue(spiffe_id=spiffe_id("auditor"))
+    async with desk.mesh.calling() as gateway:
+        for number in range(20):
+            await chat(gateway, f"question {number}")
+    peer = PeerSettings(target=desk.mesh.targets["gateway"], service="gateway", timeout_s=30)
+    async with open_channel(peer, identity, name="test") as channel:
+        records = RecordsServiceStub(channel)
+        for _ in range(6):  # two more than run at a time
+            call, first = await begun(records, ExportRequest(with_payloads=True))
+            assert first
+            call.cancel()
+        call, last = await begun(records, ExportRequest())
+        async for piece in call:
+            last = piece.data
+    assert last.endswith(b"\0\0")  # the end of an archive: its comment has no bytes
 
 
 async def test_an_export_is_refused_to_other_roles_and_leaves_no_file(desk: Desk, tmp_path: Path) -> None:
