@@ -15,6 +15,7 @@ from typing import Any
 
 import grpc
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from audit_process import AuditProcess
 from lionrock.audit.v1.records_pb2 import ExportRequest
@@ -27,6 +28,7 @@ from lionrock.cli.errors import EXIT_REFUSED, EXIT_UNAVAILABLE, EXIT_USAGE, Comm
 from lionrock.common.v1 import chat_pb2
 from lionrock.gateway.authorization import ROLE_ACTIONS
 from lionrock.gateway.v1 import gateway_pb2 as gw
+from lionrock.tlog.keys import Cosigner
 from lionrock.tlog.proof import TlogProof
 from mesh_ca import TRUST_DOMAIN, DevCa
 from scripted_mesh import ScriptedMesh, tenant
@@ -133,9 +135,9 @@ async def test_an_auditor_exports_and_checks_everything_offline(desk: Desk, tmp_
     assert told["payloads_opened"] >= 2
     assert told["platform"]["origin"] == "test/audit"
     witness = tmp_path / "witnesses.txt"
-    witness.write_text("w1.example+b05dc6d0+BDBAo1qJU1lNidX0u9QBZdUGWF47hQ+1VEztNiX2z8Vg\n")
+    witness.write_text(f"{Cosigner('w1.example', Ed25519PrivateKey.from_private_bytes(bytes(32))).verifier_key}\n")
     missed = await desk.locally("verify", str(archive), "--keys-file", str(keys), "--witnesses-file", str(witness), "--json")
-    assert (missed.status, missed.rows[0]["verified"]) == (1, False)
+    assert (missed.status, missed.rows[0]["reason"]) == (1, "WITNESSES_TOO_FEW")
     alone = tmp_path / "alone"
     alone.mkdir()
     with zipfile.ZipFile(archive) as opened:

@@ -1049,7 +1049,7 @@ def main(arguments: Sequence[str]) -> int:
     except SystemExit as error:
         return int(error.code or 0)
     except OSError as error:
-        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"{error.filename or given.file}: {error.strerror}", file=sys.stderr)
         return 2
     except VerificationFailed as failure:
         print(f"NOT PROVEN {failure.reason.name}: {failure}", file=sys.stderr)
