@@ -22,6 +22,7 @@ from lionrock.audit.records.contents import Vault
 from lionrock.audit.records.recording import Recorder
 from lionrock.audit.records.records import Records
 from lionrock.audit.records.upkeep import Upkeep
+from lionrock.audit.store import LogStore
 from lionrock.audit.vault.key_cache import KeyCache
 from lionrock.audit.vault.key_management import LocalKeyManagement
 from lionrock.audit.vault.key_store import KeyStore
@@ -72,9 +73,12 @@ def check(archive: bytes, keys: Sequence[str], witnesses: Sequence[str] = WITNES
 
 
 @asynccontextmanager
-async def exporting(root: Path, *, vaulted: tuple[str, ...] = ("bank",), cover_wait_s: float = 0.0) -> AsyncIterator[Exporting]:
+async def exporting(
+    root: Path, *, vaulted: tuple[str, ...] = ("bank",), cover_wait_s: float = 0.0, store: LogStore | None = None
+) -> AsyncIterator[Exporting]:
+    """Open everything. `store`: a SQLite file, unless another is given."""
     place = Place(root)
-    async with place.open_all() as (logs, platform_log):
+    async with place.open_all(store) as (logs, platform_log):
         with closing(KeyStore(root / "vault" / "keys.db")) as key_store:
             keys = RecordKeys(key_store, LocalKeyManagement(root / "kek"), KeyCache(1024, 60), Clock())
             try:

@@ -28,6 +28,7 @@ from lionrock.audit.failures import QueueFull, RoleNotPermitted, StoreFailed
 from lionrock.audit.publisher import LogPublisher, PublishedLog
 from lionrock.audit.records.holds import RecordScope
 from lionrock.audit.store import StoredLeaf
+from lionrock.audit.store.postgres import PostgresLogStore
 from lionrock.audit.store.sqlite import SqliteLogStore
 from lionrock.audit.tenant_log import Head
 from lionrock.audit.tile_sinks import DirectorySink
@@ -73,6 +74,17 @@ async def test_an_export_of_three_leaves_is_proven(open_export: Exporting) -> No
     names = contents(archive)
     assert {"README.txt", "verify.py", "keys.txt", "report.html", "checkpoint", "platform-proof.tlog-proof"} <= names.keys()
     assert all(key in names["keys.txt"].decode() for key in [*open_export.keys, *WITNESS_KEYS])
+
+
+async def test_an_export_from_postgres_is_proven_like_one_from_sqlite(database: str, tmp_path: Path) -> None:
+    async with exporting(tmp_path, store=PostgresLogStore(database)) as export:
+        for _ in range(3):
+            await export.opened.say(case_id="case-1")
+        await export.cosign()
+        verified = check(await export.archive(with_payloads=True), export.keys)
+        assert (verified.leaves, verified.opened, verified.whole_time) == (6, 6, True)
+        await export.cosign()  # the leaf of the export
+        assert check(await export.archive(case_id="case-1", with_payloads=True), export.keys).opened == 6
 
 
 async def test_the_export_is_a_leaf_before_its_first_byte(open_export: Exporting) -> None:
