@@ -449,8 +449,9 @@ _NEEDED_FILES = frozenset(
 _PLATFORM_PROOF = "platform-proof.tlog-proof"
 _LINE = re.compile(
     rb'\{"index":(0|[1-9][0-9]{0,15}),"(leaf|withheld)":"([A-Za-z0-9+/]+={0,2})",'
-    rb'"path":\[((?:"[A-Za-z0-9+/]{43}="(?:,"[A-Za-z0-9+/]{43}="){0,62})?)\]\}'
+    rb'"path":\[((?:"[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]="(?:,"[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]="){0,62})?)\]\}'
 )
+"""Of the hashes in a path, canonical Base64 alone: the last digit of 32 bytes has two bits that must be zero."""
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z", re.ASCII)
 _DISORDER = timedelta(seconds=60)
 """How far times of leaves may be out of the order of their indices: they are taken when a leaf is asked for."""
@@ -587,43 +588,38 @@ class _Archive:
 
 
 class _Tree:
-    """Checks leaf after leaf against one root. What a leaf's path has in common with the one before is compared, not hashed.
+    """Checks leaf after leaf against one root, in order of their indices. What two paths have in common is compared, not hashed.
 
-    Kept, for each level that the last path went through: the node, its hash, and how many siblings are above it.
+    Kept, for each level that a path went through: the last node, its hash, and how many siblings are above it. A node of a path
+    before the last one never comes again, since indices rise.
     """
 
     def __init__(self, size: int, root: bytes) -> None:
         self._size = size
         self._root = root
         self._path = b""
-        self._nodes: dict[int, tuple[int, bytes, int]] = {}
+        self._nodes: list[tuple[int, bytes, int]] = [(-1, b"", 0)] * 128
 
     def check(self, index: int, hash_of_leaf: bytes, path: bytes) -> None:
         """Check a leaf whose path is written as JSON writes strings, with commas between them (RFC 9162, 2.1.3.2)."""
-        count = (len(path) + 1) // 47
         node, last, level, climbed = index, self._size - 1, 0, hash_of_leaf
-        new: dict[int, tuple[int, bytes, int]] = {}
-        for step in range(count + 1):
-            left = count - step
-            known = self._nodes.get(level)
-            if known is not None and known[0] == node:
+        nodes, left, at = self._nodes, (len(path) + 1) // 47, 1
+        while True:
+            known, known_hash, known_left = nodes[level]
+            if known == node:
                 tail = left * 47 - 1
-                same = known[2] == left and (not left or path[-tail:] == self._path[-tail:])
-                if not same or known[1] != climbed:
+                if known_hash != climbed or known_left != left or (left and path[-tail:] != self._path[-tail:]):
                     _fail(Reason.INCLUSION_INVALID, f"leaf {index}: the path leads to another root")
                 break
-            new[level] = (node, climbed, left)
+            nodes[level] = (node, climbed, left)
             if not left:
                 if last != 0 or climbed != self._root:
                     _fail(Reason.INCLUSION_INVALID, f"leaf {index}: the path leads to another root")
-                level = 64
                 break
             if last == 0:
                 _fail(Reason.INCLUSION_INVALID, f"leaf {index}: the path is too long")
-            encoded = path[47 * step + 1 : 47 * step + 45]
-            sibling = binascii.a2b_base64(encoded)
-            if binascii.b2a_base64(sibling, newline=False) != encoded:
-                _fail(Reason.INCLUSION_INVALID, f"leaf {index}: the path is not canonical Base64")
+            sibling = binascii.a2b_base64(path[at : at + 44])
+            left, at = left - 1, at + 47
             if node & 1 or node == last:
                 climbed = sha256(b"\x01" + sibling + climbed).digest()
                 while not node & 1 and node:
@@ -632,7 +628,6 @@ class _Tree:
                 climbed = sha256(b"\x01" + climbed + sibling).digest()
             node, last, level = node >> 1, last >> 1, level + 1
         self._path = path
-        self._nodes = {below: kept for below, kept in self._nodes.items() if below >= level} | new
 
 
 @dataclass(slots=True)
