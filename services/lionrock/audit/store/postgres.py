@@ -21,7 +21,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -275,9 +275,12 @@ class PostgresLogStore:
         return [OpenIntent(*row) for row in rows]
 
     def close(self) -> None:
-        """Release the store."""
+        """Release the store; whoever waits may have it at once."""
         with self._reader_lock:
             self._deadlines.close_session(self._reader)
+        if self._doubt is None and not self._writer.closed:
+            with suppress(psycopg.Error), self._deadlines.within(self._writer, self._deadline_s):
+                self._writer.execute("SELECT pg_advisory_unlock(%s)", (_LOCK_KEY,))
         self._deadlines.close_session(self._writer)
         self._deadlines.close()
 
