@@ -3,9 +3,10 @@
 import asyncio
 import logging
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, closing, suppress
 from functools import partial
+from typing import Any
 
 from lionrock.audit.export.exporter import Exporter
 from lionrock.audit.failures import AuditError
@@ -19,6 +20,7 @@ from lionrock.audit.records.records import Records
 from lionrock.audit.records.servicer import SERVICE_NAME as RECORDS_SERVICE_NAME
 from lionrock.audit.records.servicer import RecordsServicer
 from lionrock.audit.recovery import OrphanSweep
+from lionrock.audit.rotation import Rotation
 from lionrock.audit.servicer import AuditServicer
 from lionrock.audit.settings import AuditSettings
 from lionrock.audit.signed_checkpoints import SignedCheckpoints
@@ -54,6 +56,7 @@ async def main(settings: AuditSettings) -> None:
                 open_records(settings.vault, logs, settings.tenants) as records,
                 _witnesses(settings, logs, platform_log),
                 _tiles(settings, logs, platform_log, store),
+                _running(Rotation(logs, platform, keys, signed, settings.region).run(settings.sweep_interval_s), "audit-rotation"),
             ):
                 await _serve(settings, logs, platform_log, records)
 
@@ -85,7 +88,14 @@ async def _witnesses(settings: AuditSettings, logs: AuditLogs, platform_log: Pla
     # What a witness must be given before it cosigns.
     ours = {"origin": platform_log.origin, "verifier_key": platform_log.verifier_key}
     logging.getLogger("lionrock.audit").info("the platform's log", extra=ours | {"witnesses": len(settings.witnesses)})
-    task = asyncio.create_task(witnessing.run(settings.platform_interval_s), name="audit-witnessing")
+    async with _running(witnessing.run(settings.platform_interval_s), "audit-witnessing"):
+        yield
+
+
+@asynccontextmanager
+async def _running(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
+    """Do something beside the block, to its end."""
+    task = asyncio.create_task(work, name=name)
     try:
         yield
     finally:
@@ -104,9 +114,6 @@ async def _tiles(settings: AuditSettings, logs: AuditLogs, platform_log: Platfor
 
 
 async def _serve(settings: AuditSettings, logs: AuditLogs, platform_log: PlatformLog, records: Records) -> None:
-    sweep = OrphanSweep(logs, orphan_after_s=settings.orphan_after_s)
-    sweeping = asyncio.create_task(sweep.run(settings.sweep_interval_s))
-
     async def say_what_is_read_only(port: int) -> None:
         del port
         for tenant, why in logs.read_only_reasons().items():
@@ -114,17 +121,14 @@ async def _serve(settings: AuditSettings, logs: AuditLogs, platform_log: Platfor
 
     witness_keys = [witness.verifier_key for witness in settings.witnesses]
     served = RecordsServicer(records, exporter=Exporter(logs, records, platform_log, witness_keys=witness_keys))
-    try:
-        registrations = (
-            Registration(add_AuditServiceServicer_to_server, AuditServicer(logs, platform_log), SERVICE_NAME, CALLERS),
-            Registration(add_RecordsServiceServicer_to_server, served, RECORDS_SERVICE_NAME, CALLERS),
-        )
+    registrations = (
+        Registration(add_AuditServiceServicer_to_server, AuditServicer(logs, platform_log), SERVICE_NAME, CALLERS),
+        Registration(add_RecordsServiceServicer_to_server, served, RECORDS_SERVICE_NAME, CALLERS),
+    )
+    sweep = OrphanSweep(logs, orphan_after_s=settings.orphan_after_s)
+    async with _running(sweep.run(settings.sweep_interval_s), "audit-sweep"):
         serving = serve(settings, "audit", registrations, on_ready=say_what_is_read_only, readiness=_readiness(logs))
         await (serving if settings.store_file is not None else until_store_is_lost(serving, logs))
-    finally:
-        sweeping.cancel()
-        with suppress(asyncio.CancelledError):
-            await sweeping
 
 
 async def _readiness(logs: AuditLogs) -> AsyncIterator[bool]:

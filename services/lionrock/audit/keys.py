@@ -2,14 +2,15 @@
 
 Knows: where a key lies, that only its owner may read it, how it is made. Does not know: what is signed with it.
 A key is made once, durably, before anything is signed with it. Making a new one where a log already exists is never done here:
-tenant_log.py refuses to sign instead.
+tenant_log.py refuses to sign instead. The key that is to follow lies beside the one in use, `<tenant>.next.key`, until it takes its
+place (rotation.py).
 """
 
 import secrets
 from pathlib import Path
 
 from lionrock.audit.failures import KeyUnusable
-from lionrock.chassis.durable_files import create_through, make_directory_through
+from lionrock.chassis.durable_files import create_through, make_directory_through, sync_directory
 from lionrock.chassis.private_files import PrivateFileUnusable, read_private
 from lionrock.tlog.encoding import MalformedNote
 from lionrock.tlog.keys import SEED_BYTES, SignatureType, Signer, decode_signer, signer_from_seed
@@ -32,9 +33,19 @@ class KeyDirectory:
         """Return the file of a tenant's key. `tenant` is a DNS label, so it cannot leave the directory."""
         return self._directory / f"{tenant}.key"
 
+    def next_path(self, tenant: str) -> Path:
+        """Return the file of the key that is to follow. No tenant's name has a dot."""
+        return self._directory / f"{tenant}.next.key"
+
     def load(self, tenant: str, key_name: str) -> Signer | None:
         """Signer of a tenant's log, None when it has no key. Raises KeyUnusable."""
-        path = self.path(tenant)
+        return self._load(self.path(tenant), key_name)
+
+    def load_next(self, tenant: str, key_name: str) -> Signer | None:
+        """Signer that is to follow, None when there is none. Raises KeyUnusable."""
+        return self._load(self.next_path(tenant), key_name)
+
+    def _load(self, path: Path, key_name: str) -> Signer | None:
         try:
             signer = decode_signer(read_private(path, _KEY_MAX_BYTES))
         except FileNotFoundError:
@@ -51,6 +62,18 @@ class KeyDirectory:
 
     def create(self, tenant: str, key_name: str) -> Signer:
         """Make a key and write it through to the disk. Raises FileExistsError, OSError."""
+        return self._create(self.path(tenant), key_name)
+
+    def create_next(self, tenant: str, key_name: str) -> Signer:
+        """Make the key that is to follow, and write it through to the disk. Raises FileExistsError, OSError."""
+        return self._create(self.next_path(tenant), key_name)
+
+    def promote(self, tenant: str) -> None:
+        """Put the key that was to follow in the place of the one in use, which is gone then. Raises OSError."""
+        self.next_path(tenant).replace(self.path(tenant))
+        sync_directory(self._directory)
+
+    def _create(self, path: Path, key_name: str) -> Signer:
         signer = signer_from_seed(key_name, self._signature, secrets.token_bytes(SEED_BYTES))
-        create_through(self.path(tenant), f"{signer.encode()}\n".encode())
+        create_through(path, f"{signer.encode()}\n".encode())
         return signer

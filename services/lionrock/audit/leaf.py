@@ -260,7 +260,16 @@ class Export:
     selected_case: str = ""
 
 
-Body = Intent | Outcome | Access | Erasure | Expiry | Hold | HoldRelease | Correction | Refusal | Export
+@dataclass(frozen=True, slots=True)
+class KeyChange:
+    """From here on another key signs the log (rotation.py). Keys by SHA-256 over their verifier keys ("<name>+<id>+<key>")."""
+
+    origin: str
+    previous_key: str
+    next_key: str
+
+
+Body = Intent | Outcome | Access | Erasure | Expiry | Hold | HoldRelease | Correction | Refusal | Export | KeyChange
 _TYPES: Mapping[type[Body], str] = {
     Intent: "intent",
     Outcome: "outcome",
@@ -272,6 +281,7 @@ _TYPES: Mapping[type[Body], str] = {
     Correction: "correction",
     Refusal: "refusal",
     Export: "export",
+    KeyChange: "key_change",
 }
 
 

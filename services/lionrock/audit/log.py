@@ -14,6 +14,7 @@ from functools import partial
 from typing import Self, TypeVar
 
 from lionrock.audit.failures import LeafNotFound, LogNotFound, LogReadOnly, StoreFailed, TreeSizeOutOfRange, WitnessPolicyUnmet
+from lionrock.audit.key_links import KeyLink, key_links
 from lionrock.audit.keys import KeyDirectory
 from lionrock.audit.leaf import Event, Outcome, build_leaf, new_salt
 from lionrock.audit.records.recording import Recorder, Recording
@@ -222,9 +223,17 @@ class AuditLogs:
             yield page
             start = page[-1].index + 1
 
+    def opened(self, tenant: str) -> TenantLog:
+        """Return the log itself, whose head and key the sequencer's thread alone changes. Raises LogNotFound, LogReadOnly."""
+        return self._log(tenant)
+
     def verifier_keys(self, tenant: str) -> Sequence[str]:
         """Keys under which the log's checkpoints verify, newest first. Raises LogNotFound, LogReadOnly."""
-        return [self._log(tenant).verifier_key]
+        return self._log(tenant).verifier_keys
+
+    async def key_links(self, opened: TenantLog) -> Sequence[KeyLink]:
+        """Return what leads from its earlier keys to the one of today, newest first. Raises StoreFailed."""
+        return await self.read(lambda: key_links(self._store, opened.log_id)) if opened.retired else []
 
     def size(self, tenant: str) -> int:
         """Leaves under the latest head. Raises LogNotFound, LogReadOnly."""

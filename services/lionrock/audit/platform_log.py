@@ -73,9 +73,19 @@ class PlatformLog:
         return self._log.origin
 
     @property
+    def opened(self) -> TenantLog:
+        """Return the log itself, whose head and key the sequencer's thread alone changes."""
+        return self._log
+
+    @property
     def verifier_key(self) -> str:
-        """Key under which its checkpoints verify."""
+        """Key under which its latest checkpoint verifies."""
         return self._log.verifier_key
+
+    @property
+    def verifier_keys(self) -> Sequence[str]:
+        """Keys under which its checkpoints verify, newest first."""
+        return self._log.verifier_keys
 
     @property
     def read_only(self) -> str | None:

@@ -108,7 +108,14 @@ class AuditServicer(AuditServiceServicer):
         who = permitted(request.context, Action.VERIFY_LOG)
         with mesh_errors():
             verifier_keys = self._logs.verifier_keys(who.tenant)
-        return pb.ListKeysResponse(verifier_keys=verifier_keys, platform_verifier_keys=[self._platform_log.verifier_key])
+            links = await self._logs.key_links(self._logs.opened(who.tenant))
+            platform_links = await self._logs.key_links(self._platform_log.opened)
+        return pb.ListKeysResponse(
+            verifier_keys=verifier_keys,
+            platform_verifier_keys=self._platform_log.verifier_keys,
+            links=[pb.KeyLink(verifier_key=link.verifier_key, tlog_proof=link.tlog_proof) for link in links],
+            platform_links=[pb.KeyLink(verifier_key=link.verifier_key, tlog_proof=link.tlog_proof) for link in platform_links],
+        )
 
 
 def _leaf_message(leaf: StoredLeaf, roles: Sequence[str]) -> pb.Leaf:

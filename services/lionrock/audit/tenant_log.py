@@ -6,6 +6,7 @@ A log that does not pass is opened read-only and says why and what to do. Nothin
 key are worse than no service.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,6 +14,7 @@ from lionrock.audit.failures import KeyUnusable, LogReadOnly, StoreFailed
 from lionrock.audit.keys import KeyDirectory
 from lionrock.audit.signed_checkpoints import SignedCheckpoints
 from lionrock.audit.store import UNFINISHED, LogId, LogStore, StoredLeaf, StoredLog
+from lionrock.audit.store.tables import RETIRED_KEYS
 from lionrock.tlog.checkpoint import Checkpoint
 from lionrock.tlog.encoding import MalformedNote
 from lionrock.tlog.keys import Signer, UntrustedNote, VerifierKey
@@ -30,6 +32,8 @@ from lionrock.tlog.merkle import (
 from lionrock.tlog.note import open_note, sign_note
 from lionrock.tlog.proof import TlogProof
 
+RETIRED_KEYS_MAX = 1000
+"""A log that changes its key every day for years has fewer."""
 TAIL_LEAVES = 256
 """Leaves whose hashes are computed again at start: a torn write hits the end of the log."""
 _TAIL_BYTES = 2**20
@@ -71,12 +75,22 @@ class TenantLog:
     frontier: Frontier
     read_only: str | None = None
     """Why nothing more is signed, and what to do; None: writable."""
+    retired: tuple[str, ...] = ()
+    """Verifier keys that signed before, newest first."""
 
-    def sign(self, size: int, root: bytes) -> Head:
-        """Sign a checkpoint. The caller has made sure that it extends the last one. Raises LogReadOnly."""
+    @property
+    def verifier_keys(self) -> Sequence[str]:
+        """Keys under which its checkpoints verify, newest first."""
+        return self.verifier_key, *self.retired
+
+    def sign(self, size: int, root: bytes, *others: Signer) -> Head:
+        """Sign a checkpoint. The caller has made sure that it extends the last one.
+
+        `others` sign beside the log's key. Raises LogReadOnly.
+        """
         if self.read_only is not None or self.signer is None:
             raise LogReadOnly(self.read_only or "the log has no key")
-        return Head(size, root, sign_note(Checkpoint(self.origin, size, root).text(), self.signer))
+        return Head(size, root, sign_note(Checkpoint(self.origin, size, root).text(), self.signer, *others))
 
 
 def open_tenant_log(tenant: str, origin: str, store: LogStore, keys: KeyDirectory, signed: SignedCheckpoints) -> TenantLog:
@@ -88,6 +102,8 @@ def open_tenant_log(tenant: str, origin: str, store: LogStore, keys: KeyDirector
     last_signed = signed.last().get(origin)
     try:
         signer = keys.load(tenant, origin)
+        if stored is not None and (signer is None or str(signer.verifier_key) != stored.verifier_key):
+            signer = _changed_to(stored, tenant, keys) or signer
     except KeyUnusable as error:
         if stored is None:
             raise LogReadOnly(str(error)) from error
@@ -97,7 +113,8 @@ def open_tenant_log(tenant: str, origin: str, store: LogStore, keys: KeyDirector
     try:
         if signer is None:
             raise LogReadOnly(f"the key of {origin} is gone: restore {keys.path(tenant)} from its backup")
-        frontier = _verify(stored, store, signer, last_signed)
+        retired = retired_keys(store, stored.log_id)
+        frontier = _verify(stored, store, signer, retired, last_signed)
     except LogReadOnly as refusal:
         return _read_only(tenant, stored, str(refusal))
     except StoreFailed as failure:
@@ -105,7 +122,20 @@ def open_tenant_log(tenant: str, origin: str, store: LogStore, keys: KeyDirector
     if last_signed != stored.checkpoint:
         signed.record({origin: stored.checkpoint})  # the crash came between the two places
     head = Head(stored.size, stored.root, stored.checkpoint)
-    return TenantLog(tenant, origin, stored.log_id, stored.verifier_key, signer, head, frontier)
+    before = tuple(map(str, reversed(retired)))
+    return TenantLog(tenant, origin, stored.log_id, stored.verifier_key, signer, head, frontier, retired=before)
+
+
+def _changed_to(stored: StoredLog, tenant: str, keys: KeyDirectory) -> Signer | None:
+    """Finish a change of keys that ended between store and key directory (rotation.py). Raises KeyUnusable."""
+    following = keys.load_next(tenant, stored.origin)
+    if following is None or str(following.verifier_key) != stored.verifier_key:
+        return None
+    try:
+        keys.promote(tenant)
+    except OSError as error:
+        raise KeyUnusable(f"{keys.next_path(tenant)} cannot take its place: {error.strerror}") from error
+    return following
 
 
 def _create(
@@ -121,7 +151,7 @@ def _create(
     if last_signed is not None:
         if signer is None:
             raise LogReadOnly(f"{origin} was signed for, but its key and its store are gone: restore both from their backups")
-        if _opened(last_signed, signer, "the second place").size > 0:
+        if _opened(last_signed, [signer.verifier_key], "the second place").size > 0:
             raise LogReadOnly(f"{origin} was signed for, but the store does not hold it: restore the store from its backup")
     if signer is None:
         signer = keys.create(tenant, origin)
@@ -132,7 +162,9 @@ def _create(
     return TenantLog(tenant, origin, stored.log_id, verifier_key, signer, Head(0, EMPTY_ROOT, checkpoint), Frontier(0, []))
 
 
-def _verify(stored: StoredLog, store: LogStore, signer: Signer, last_signed: str | None) -> Frontier:
+def _verify(
+    stored: StoredLog, store: LogStore, signer: Signer, retired: Sequence[VerifierKey], last_signed: str | None
+) -> Frontier:
     """Check that everything agrees. Raises LogReadOnly, StoreFailed."""
     origin = stored.origin
     if str(signer.verifier_key) != stored.verifier_key:
@@ -141,7 +173,7 @@ def _verify(stored: StoredLog, store: LogStore, signer: Signer, last_signed: str
         )
     if stored.checkpoint == UNFINISHED:
         raise LogReadOnly(f"{origin} was not wholly moved to this store: finish `lionrock audit migrate` or use the old store")
-    in_store = _opened(stored.checkpoint, signer, "the store")
+    in_store = _opened(stored.checkpoint, [signer.verifier_key], "the store")
     if (in_store.size, in_store.root) != (stored.size, stored.root):
         raise LogReadOnly(f"the store of {origin} names another head than its signed checkpoint: restore the store from its backup")
     if store.next_index(stored.log_id) != stored.size:
@@ -156,7 +188,7 @@ def _verify(stored: StoredLog, store: LogStore, signer: Signer, last_signed: str
             raise LogReadOnly(f"leaf {index} of {origin} is not what was hashed: restore the store from its backup")
     if last_signed is None:
         raise LogReadOnly(f"the file of signed checkpoints does not know {origin}: restore that file from its backup")
-    second = _opened(last_signed, signer, "the second place")
+    second = _opened(last_signed, [signer.verifier_key, *retired], "the second place")
     if second.size > stored.size:
         raise LogReadOnly(
             f"the store of {origin} ends at {stored.size} leaves, but {second.size} were signed: the store was rolled back; "
@@ -173,10 +205,19 @@ def _verify(stored: StoredLog, store: LogStore, signer: Signer, last_signed: str
     return frontier
 
 
-def _opened(checkpoint: str, signer: Signer, where: str) -> Checkpoint:
-    key: VerifierKey = signer.verifier_key
+def retired_keys(store: LogStore, log_id: LogId) -> list[VerifierKey]:
+    """Keys that signed the log before, oldest first. Raises StoreFailed."""
     try:
-        opened = Checkpoint.parse(open_note(checkpoint, [key]).text)
+        return [VerifierKey.parse(text) for _, text, _ in store.tables.page(RETIRED_KEYS, log_id, None, RETIRED_KEYS_MAX)]
+    except MalformedNote as error:
+        raise StoreFailed(f"a key that signed before is stored wrongly: {error}") from error
+
+
+def _opened(checkpoint: str, keys: Sequence[VerifierKey], where: str) -> Checkpoint:
+    """`keys`: of one log."""
+    key = keys[0]
+    try:
+        opened = Checkpoint.parse(open_note(checkpoint, keys).text)
     except (MalformedNote, UntrustedNote) as error:
         raise LogReadOnly(
             f"the checkpoint of {key.name} in {where} is not signed by its key ({error}): restore it from its backup"

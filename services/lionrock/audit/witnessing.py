@@ -55,12 +55,12 @@ class CosignedFile:
         """Use `path`. Nothing is read yet."""
         self._path = path
 
-    def load(self, log_key: VerifierKey, witness_keys: Sequence[VerifierKey], threshold: int) -> Cosigned | None:
+    def load(self, log_keys: Sequence[VerifierKey], witness_keys: Sequence[VerifierKey], threshold: int) -> Cosigned | None:
         """Read what was kept; None when nothing was, or it does not meet the policy of today. Raises StoreFailed."""
         try:
             with self._path.open("rb") as file:
                 note = file.read(NOTE_MAX_BYTES + 1).decode("utf-8")
-            opened = open_note(note, [log_key, *witness_keys])
+            opened = open_note(note, [*log_keys, *witness_keys])
             checkpoint = Checkpoint.parse(opened.text)
         except FileNotFoundError:
             return None
@@ -70,7 +70,7 @@ class CosignedFile:
             log.error("the cosigned checkpoint that was kept is not used", extra={"file": str(self._path), "why": str(error)})
             return None
         since_s = met_at(opened.signatures, witness_keys, threshold)
-        if since_s is None or not opened.signed_by(log_key) or checkpoint.origin != log_key.name:
+        if since_s is None or not any(map(opened.signed_by, log_keys)) or checkpoint.origin != log_keys[0].name:
             return None
         return Cosigned(Head(checkpoint.size, checkpoint.root, note), since_s)
 
@@ -126,8 +126,8 @@ class Witnessing:
     async def begin(self) -> None:
         """Go on from what was kept. Raises StoreFailed."""
         if self._witnesses is not None:
-            log_key = VerifierKey.parse(self._platform_log.verifier_key)
-            kept = await asyncio.to_thread(self._kept.load, log_key, self._witnesses.keys, self._policy.threshold)
+            log_keys = [VerifierKey.parse(key) for key in self._platform_log.verifier_keys]
+            kept = await asyncio.to_thread(self._kept.load, log_keys, self._witnesses.keys, self._policy.threshold)
             self._cosigned = kept
         attested = None if self._cosigned is None else self._cosigned.head
         await self._platform_log.begin(attested, witnessed=self._witnesses is not None)

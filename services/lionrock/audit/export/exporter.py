@@ -230,7 +230,7 @@ class Exporter:
 
     def _keys(self, tenant: str) -> bytes:
         lines = ["# Verifier keys as the exporting service names them. Hints: compare them with keys from somewhere else.", "# log"]
-        lines += [*self._logs.verifier_keys(tenant), "# platform's log", self._platform_log.verifier_key]
+        lines += [*self._logs.verifier_keys(tenant), "# platform's log", *self._platform_log.verifier_keys]
         if self._witness_keys:
             lines += ["# witnesses", *self._witness_keys]
         return ("\n".join(lines) + "\n").encode()

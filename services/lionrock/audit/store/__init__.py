@@ -100,6 +100,9 @@ class Transaction(Protocol):
     def forget_retry_salts(self, before_us: int, limit: int) -> int:
         """Destroy at most `limit` salts recorded before a time. Returns how many."""
 
+    def set_key(self, log_id: LogId, verifier_key: str) -> None:
+        """Say that another key signs the log from its next head on."""
+
     def advance(self, log_id: LogId, old_size: int, old_root: bytes, size: int, root: bytes, checkpoint: str) -> None:
         """Move the head. Raises StoreConflict unless it stands at (old_size, old_root)."""
 

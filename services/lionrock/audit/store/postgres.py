@@ -389,6 +389,9 @@ class _PostgresTransaction:
         self.flush()
         return forgotten[0]
 
+    def set_key(self, log_id: LogId, verifier_key: str) -> None:
+        self._write("UPDATE logs SET verifier_key = %s WHERE log_id = %s", (verifier_key, log_id))
+
     def advance(self, log_id: LogId, old_size: int, old_root: bytes, size: int, root: bytes, checkpoint: str) -> None:
         def check(cursor: psycopg.Cursor[Any]) -> None:
             if cursor.rowcount != 1:

@@ -45,6 +45,12 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         *record_tables(text='text COLLATE "C"', integer="bigint", blob="bytea", options=""),
         "ALTER TABLE payloads ALTER sealed SET STORAGE EXTERNAL",
     ),
+    # 3: keys that signed before.
+    (
+        """CREATE TABLE retired_keys (
+            log_id bigint NOT NULL, leaf_index bigint NOT NULL, verifier_key text NOT NULL, checkpoint text NOT NULL,
+            PRIMARY KEY (log_id, leaf_index))""",
+    ),
 )
 
 

@@ -191,6 +191,9 @@ class _SqliteTransaction:
             (before_us, limit),
         ).rowcount
 
+    def set_key(self, log_id: LogId, verifier_key: str) -> None:
+        self._connection.execute("UPDATE logs SET verifier_key = ? WHERE log_id = ?", (verifier_key, log_id))
+
     def advance(self, log_id: LogId, old_size: int, old_root: bytes, size: int, root: bytes, checkpoint: str) -> None:
         moved = self._connection.execute(
             "UPDATE logs SET size = ?, root = ?, checkpoint = ? WHERE log_id = ? AND size = ? AND root = ?",

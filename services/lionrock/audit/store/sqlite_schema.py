@@ -33,6 +33,12 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
     ),
     # 2: records beside the leaves.
     record_tables(text="TEXT", integer="INTEGER", blob="BLOB", options=" STRICT, WITHOUT ROWID"),
+    # 3: keys that signed before.
+    (
+        """CREATE TABLE retired_keys (
+            log_id INTEGER NOT NULL REFERENCES logs, leaf_index INTEGER NOT NULL, verifier_key TEXT NOT NULL,
+            checkpoint TEXT NOT NULL, PRIMARY KEY (log_id, leaf_index)) STRICT, WITHOUT ROWID""",
+    ),
 )
 _VERSIONS: Final = "CREATE TABLE IF NOT EXISTS schema_versions (version INTEGER PRIMARY KEY, applied_at TEXT NOT NULL)"
 _SCHEMA: Final = "SELECT type, name, tbl_name, sql FROM sqlite_schema"

@@ -25,6 +25,8 @@ class Table:
         return self.key + self.rest
 
 
+RETIRED_KEYS: Final = Table("retired_keys", ("leaf_index",), ("verifier_key", "checkpoint"))
+"""Keys that signed until a log took another: the leaf that says so, and the first checkpoint over it, which both keys signed."""
 TABLES: Final[Sequence[Table]] = (
     Table("open_intents", ("request_id", "leaf_index")),
     Table("retry_salts", ("recorded_at_us", "leaf_index"), ("salt",)),
@@ -37,6 +39,7 @@ TABLES: Final[Sequence[Table]] = (
     Table("payloads", ("request_id", "leaf_index", "kind"), ("event_id", "sealed")),
     Table("holds", ("hold_id",), ("leaf_index", "placed_at_us", "restricted", "sealed")),
     Table("destructions", ("destruction_id",), ("plan",)),
+    RETIRED_KEYS,
 )
 
 
