@@ -3,6 +3,7 @@
     python verify.py RECEIPT.tlog-proof 'lionrock.local/audit/bank+1f2e3d4c+AZ…'
     python verify.py RECEIPT.tlog-proof KEY… --platform-proof PLATFORM.tlog-proof --witness KEY… --threshold 2
     python verify.py EXPORT.zip --key KEY --key KEY-OF-THE-PLATFORM --witness-key KEY --witnesses 1
+    python verify.py EXPORT.zip --key EARLIER-KEY --linked-key KEY --link LINK.tlog-proof …
 
 It shares no code with the log that wrote them, so a mistake there is not repeated here. Of a receipt it checks, in this order:
 
@@ -92,6 +93,7 @@ class Reason(Enum):
     LEAVES_INCOMPLETE = "leaves of the export are missing or do not belong to it"
     PAYLOAD_MALFORMED = "a file of payloads is not one"
     CONSISTENCY_INVALID = "an earlier checkpoint is not a prefix of the export's"
+    KEY_NOT_LINKED = "no link leads from a key that you trust to this one"
 
 
 class VerificationFailed(Exception):
@@ -172,6 +174,40 @@ def verify_platform_proof(
     """
     keys, witnesses = [_parse_key(key) for key in platform_keys], _witnesses(witness_keys)
     return _verify_platform(_text_of(text), leaf.origin, leaf.checkpoint, keys, witnesses, threshold)
+
+
+def follow_links(verifier_keys: Sequence[str], linked: Sequence[str], links: Sequence[str | bytes]) -> list[str]:
+    """Return the keys that you trust and the `linked` ones, to which links lead from them, one after the other.
+
+    A link is a tlog-proof of the leaf with which a log changed its key, under a checkpoint that the earlier key signed; the leaf
+    names both keys by their SHA-256. Raises VerificationFailed.
+    """
+    trusted, missing = list(verifier_keys), [key for key in linked if key not in verifier_keys]
+    texts = [_text_of(link) for link in links]
+    while missing:
+        reached = [key for key in missing if any(_leads_to(key, text, trusted) for text in texts)]
+        if not reached:
+            _fail(Reason.KEY_NOT_LINKED, f"{len(missing)} keys, {len(texts)} links")
+        trusted += reached
+        missing = [key for key in missing if key not in reached]
+    return trusted
+
+
+def _leads_to(following: str, text: str, trusted: Sequence[str]) -> bool:
+    keys = {_parse_key(key): f"sha256:{sha256(key.encode()).hexdigest()}" for key in trusted}
+    try:
+        proven = _verify_proof(text, list(keys))
+    except VerificationFailed as failure:
+        if failure.reason is Reason.SIGNER_UNKNOWN:  # a later link, of keys that are not reached yet
+            return False
+        raise
+    change = _parse_leaf(proven.leaf)
+    return (
+        change.get("type") == "key_change"
+        and change.get("origin") == proven.origin == _parse_key(following).name
+        and change.get("previous_key") in {keys[signature.key] for signature in proven.signatures}
+        and change.get("next_key") == f"sha256:{sha256(following.encode()).hexdigest()}"
+    )
 
 
 def _witnesses(keys: Sequence[str]) -> list[_Key]:
@@ -1036,6 +1072,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("file", type=Path, help="receipt (a tlog-proof file with the leaf) or export (a ZIP archive)")
     parser.add_argument("key", nargs="*", help="verifier key of the log, and of the platform's log where its proof is given")
     parser.add_argument("--key", action="append", default=[], dest="more_keys", metavar="KEY", help="the same")
+    parser.add_argument("--linked-key", action="append", default=[], metavar="KEY", help="later key, to which links lead")
+    parser.add_argument("--link", action="append", default=[], type=Path, metavar="FILE", help="link from one key to the next")
     parser.add_argument("--platform-proof", type=Path, help="tlog-proof file of the receipt's checkpoint in the platform's log")
     parser.add_argument("--witness", nargs="+", default=[], metavar="KEY", help="verifier key of a witness")
     parser.add_argument("--witness-key", action="append", default=[], metavar="KEY", help="the same")
@@ -1049,6 +1087,7 @@ def main(arguments: Sequence[str]) -> int:
         keys, witnesses = [*given.key, *given.more_keys], [*given.witness, *given.witness_key]
         if not keys:
             parser.error("give a key that you trust: --key; the keys in an archive prove nothing")
+        keys = follow_links(keys, given.linked_key, [link.read_bytes() for link in given.link])
         threshold = len({key.partition("+")[0] for key in witnesses}) if given.threshold is None else given.threshold
         with given.file.open("rb") as stream:
             is_export = stream.read(4) == b"PK\x03\x04"

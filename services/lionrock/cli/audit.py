@@ -63,6 +63,26 @@ def migrate(
 
 
 @app.command(
+    "rotate-key",
+    epilog=examples(
+        "lionrock audit rotate-key --config audit.yaml --tenant retail", "lionrock audit rotate-key --config audit.yaml --platform"
+    ),
+)
+def rotate_key(
+    config: Annotated[Path, typer.Option(help="Settings of the audit service, as it is run with.")],
+    tenant: Annotated[str | None, typer.Option(help="Tenant whose log gets another key.")] = None,
+    platform: Annotated[bool, typer.Option("--platform", help="The platform's log gets another key.")] = False,
+) -> None:
+    """Make the key that is to follow a log's; the running service changes to it within its sweep_interval_s.
+
+    Prints the new verifier key. Witnesses must be told of the platform's before the service changes.
+    """
+    from lionrock.cli.audit_rotate_key import run
+
+    raise typer.Exit(run(config, tenant, platform=platform))
+
+
+@app.command(
     epilog=examples(
         "lionrock audit monitor --once --state-dir ./seen --source ./tiles/bank.example/audit --key 'bank.example/audit+1f2e…'",
         "lionrock audit monitor --config monitor.yaml   # keys: docs/audit.md",

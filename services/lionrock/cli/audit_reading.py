@@ -99,10 +99,15 @@ def stats(where: Where, *, as_json: bool) -> int:
     return 0
 
 
-def keys(where: Where, *, as_json: bool) -> int:
-    """Print the verifier keys of the tenant's log and of the platform's, newest first."""
+def keys(where: Where, links: Path | None, *, as_json: bool) -> int:
+    """Print the verifier keys of the tenant's log and of the platform's, newest first; write what links them into `links`."""
     with open_door(where) as door:
         told = door.audit.ListKeys(pb.ListKeysRequest(), timeout=door.timeout_s)
+    if links is not None:
+        for log, changes in (("log", told.links), ("platform", told.platform_links)):
+            for link in changes:
+                key_id = link.verifier_key.split("+")[1]
+                write_atomically(links / f"{log}-from-{key_id}.tlog-proof", link.tlog_proof)
     if as_json:
         print_json({"verifier_keys": list(told.verifier_keys), "platform_verifier_keys": list(told.platform_verifier_keys)})
         return 0

@@ -190,12 +190,13 @@ def keys(
     gateway: GatewayOption = None,
     certificates: CertificatesOption = None,
     timeout: TimeoutOption = 30.0,
+    links: Annotated[Path | None, typer.Option(help="Directory for what leads from earlier keys to the later ones.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print the verifier keys of the tenant's log and of the platform's log."""
+    """Print the verifier keys of the tenant's log and of the platform's log, newest first."""
     from lionrock.cli import audit_reading as command
 
-    raise typer.Exit(command.keys(where(state_dir, gateway, certificates, timeout), as_json=as_json))
+    raise typer.Exit(command.keys(where(state_dir, gateway, certificates, timeout), links, as_json=as_json))
 
 
 @app.command(
