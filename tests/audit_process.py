@@ -22,7 +22,7 @@ class AuditProcess:
         """`more`: settings that the tests want otherwise."""
         tls = {key: str(value) for key, value in ca.issue("audit").model_dump().items()}
         ready = directory / "audit.port"
-        config = directory / "audit.yaml"
+        self.config = config = directory / "audit.yaml"
         self.store_file, self.signed_file = directory / "audit.sqlite", directory / "keys" / "signed-checkpoints.jsonl"
         settings = {
             "server": {"tls": tls, "trust_domain": TRUST_DOMAIN, "ready_file": str(ready)},
@@ -31,6 +31,7 @@ class AuditProcess:
             "store_file": str(self.store_file),
             "key_dir": str(directory / "keys"),
             "platform_interval_s": 0.1,
+            "sweep_interval_s": 0.2,
             "vault": {
                 "tenants": ["bank"],
                 "key_store_file": str(directory / "vault" / "keys.sqlite"),

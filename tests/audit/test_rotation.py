@@ -16,10 +16,12 @@ from lionrock.audit.keys import KeyDirectory
 from lionrock.audit.log import AuditLogs, Limits, open_logs
 from lionrock.audit.platform_log import KEY_NAME, PlatformLog, open_platform_log
 from lionrock.audit.rotation import Rotation
-from lionrock.audit.signed_checkpoints import SignedCheckpoints
+from lionrock.audit.signed_checkpoints import SignedCheckpoints, read_batches
 from lionrock.audit.store import LogStore
 from lionrock.audit.store.postgres import PostgresLogStore
 from lionrock.audit.store.sqlite import SqliteLogStore
+from lionrock.audit.store.sqlite_reader import SqliteLogReader
+from lionrock.audit.store_check import check_store
 from lionrock.audit.verify import Reason, VerificationFailed, follow_links, main, verify_platform_proof, verify_receipt
 from lionrock.tlog.keys import SignatureType, VerifierKey
 from lionrock.tlog.note import open_note
@@ -228,6 +230,22 @@ async def test_the_platforms_log_changes_its_key_too(place: Place, sqlite: OpenS
         assert log.platform_log.read_only is None
         await log.append()
         assert (await log.platform_log.advance())[0].size == 4
+
+
+async def test_a_store_whose_logs_changed_their_keys_passes_an_auditors_check(place: Place, sqlite: OpenStore) -> None:
+    async with running(place, sqlite) as log:
+        await log.append()
+        await log.platform_log.advance()
+        await log.change()
+        log.keys.create_next(KEY_NAME, f"{PLATFORM}/audit")
+        assert await log.rotation.look(log.platform_log.opened)
+        await log.append()
+        await log.platform_log.advance()
+        keys = [VerifierKey.parse(key) for key in (*log.logs.verifier_keys("bank"), *log.platform_log.verifier_keys)]
+    with closing(SqliteLogReader.open(place.store_file)) as reader:
+        second_place = [pair for batch in read_batches(place.signed_file) for pair in batch.items()]
+        check = check_store(reader, keys, lambda: second_place)
+    assert (check.findings, check.leaves) == ([], 6)
 
 
 async def test_links_of_other_logs_and_other_leaves_lead_nowhere(place: Place, sqlite: OpenStore, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from audit_process import AuditProcess
 from lionrock.audit.v1.records_pb2 import ExportRequest
 from lionrock.audit.v1.records_pb2_grpc import RecordsServiceStub
-from lionrock.audit.verify import check_opening, verify_platform_proof, verify_receipt
+from lionrock.audit.verify import check_opening, follow_links, verify_platform_proof, verify_receipt
 from lionrock.chassis.channel import open_channel
 from lionrock.chassis.settings import PeerSettings
 from lionrock.cli.audit import app
@@ -299,6 +299,31 @@ async def test_a_store_is_checked_as_an_auditor_does(desk: Desk, tmp_path: Path)
     missing = await desk.locally("check", "--store", str(tmp_path / "none"), "--signed", signed, "--keys-file", str(keys))
     assert missing.status == 1
     assert "there is no store" in missing.err
+
+
+async def changed_key(desk: Desk, old: str, *options: str) -> dict[str, Any]:
+    """Ask for the keys until there is another one than `old`. Returns them."""
+    async with asyncio.timeout(_TIMEOUT_S):
+        while True:
+            told = (await desk.run("auditor", "keys", "--json", *options)).rows[0]
+            if told["verifier_keys"][0] != old:
+                return told
+
+
+async def test_a_log_changes_its_key_while_it_is_served_and_a_link_leads_to_it(desk: Desk, tmp_path: Path) -> None:
+    (old, *_) = (await desk.run("auditor", "keys", "--json")).rows[0]["verifier_keys"]
+    rotate = ("rotate-key", "--config", str(desk.audit.config))
+    made = await desk.locally(*rotate, "--tenant", "bank")
+    assert made.status == 0, made.err
+    told = await changed_key(desk, old, "--links", str(tmp_path))
+    new = made.out.strip()
+    assert told["verifier_keys"][:2] == [new, old]
+    link = read(str(tmp_path / f"log-from-{old.split('+')[1]}.tlog-proof"))
+    assert follow_links([old], [new], [link]) == [old, new]
+    assert (await desk.run("auditor", "stats")).status == 0
+    for wrong in (["--tenant", "nobody"], [], ["--tenant", "bank", "--platform"]):
+        refused = await desk.locally(*rotate, *wrong)
+        assert refused.status == EXIT_USAGE, refused.err
 
 
 async def test_without_a_gateway_the_fix_is_said(desk: Desk, tmp_path: Path) -> None:
