@@ -20,6 +20,8 @@ from lionrock.audit.keys import KeyDirectory
 from lionrock.audit.platform_log import KEY_NAME
 from lionrock.audit.v1 import audit_pb2 as pb
 from lionrock.audit.v1.audit_pb2_grpc import AuditServiceStub
+from lionrock.audit.v1.records_pb2 import GetLogStatsRequest
+from lionrock.audit.v1.records_pb2_grpc import RecordsServiceStub
 from lionrock.audit.verify import verify_platform_proof, verify_receipt
 from lionrock.chassis.channel import open_channel
 from lionrock.chassis.errors import remote_error
@@ -126,7 +128,8 @@ async def test_an_answer_is_proven_up_to_witnesses_and_stops_where_settings_want
             await lives.enter_async_context(each.run())
         _, port = await stack.enter_async_context(audit_process(place, config))
         peer = PeerSettings(target=f"127.0.0.1:{port}", service="audit", timeout_s=10)
-        stub: Any = AuditServiceStub(await stack.enter_async_context(open_channel(peer, ca.issue("gateway"), name="test")))
+        channel = await stack.enter_async_context(open_channel(peer, ca.issue("gateway"), name="test"))
+        stub: Any = AuditServiceStub(channel)
         await until_append_gives(stub, None)
         request = intent()
         await stub.Append(request)
@@ -137,6 +140,8 @@ async def test_an_answer_is_proven_up_to_witnesses_and_stops_where_settings_want
         assert leaf.fields["event_id"] == request.event_id
         above = verify_platform_proof(pair.platform_proof, leaf, [platform_key], [each.verifier_key for each in witnesses], 2)
         assert set(above.cosigned) == {"w1.example", "w2.example"}
+        stats = await RecordsServiceStub(channel).GetLogStats(GetLogStatsRequest(context=request.context))
+        assert stats.witnessed_at.seconds >= max(above.cosigned.values())
 
         await lives.aclose()
         await until_append_gives(stub, "WITNESS_POLICY_UNMET")

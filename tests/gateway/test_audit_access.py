@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,10 +10,10 @@ from typing import Any
 
 import grpc
 import pytest
-import yaml
 from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor
 
+from audit_process import AuditProcess
 from lionrock.audit.records import permissions
 from lionrock.audit.v1 import audit_pb2 as audit
 from lionrock.audit.v1 import audit_pb2_grpc as audit_rpc
@@ -42,52 +37,6 @@ SERVICES = {
     "AuditService": audit.DESCRIPTOR.services_by_name["AuditService"],
 }
 METHODS: list[MethodDescriptor] = [method for service in SERVICES.values() for method in service.methods]
-
-
-class AuditProcess:
-    """The audit service with a vault, in a process of its own."""
-
-    def __init__(self, directory: Path, ca: DevCa) -> None:
-        tls = {key: str(value) for key, value in ca.issue("audit").model_dump().items()}
-        ready = directory / "audit.port"
-        config = directory / "audit.yaml"
-        settings = {
-            "server": {"tls": tls, "trust_domain": TRUST_DOMAIN, "ready_file": str(ready)},
-            "platform": "test",
-            "tenants": ["bank", "broker"],
-            "store_file": str(directory / "audit.sqlite"),
-            "key_dir": str(directory / "keys"),
-            "vault": {
-                "tenants": ["bank"],
-                "key_store_file": str(directory / "vault" / "keys.sqlite"),
-                "local_key_dir": str(directory / "tenant-keys"),
-                "retention": {
-                    "classes": {"standard": {}, "advice": {"keep_days": 365}},
-                    "by_purpose": {"drafting": "advice"},
-                },
-            },
-        }
-        config.write_text(yaml.safe_dump(settings))
-        command = [sys.executable, "-m", "lionrock.audit", "--config", str(config)]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        assert self.process.stderr is not None
-        self.log: list[str] = []
-        for line in self.process.stderr:
-            self.log.append(line)
-            if '"serving"' in line:
-                break
-        else:
-            raise AssertionError(f"the audit service did not start: {self.log}")
-        self.target = f"127.0.0.1:{int(ready.read_text())}"
-        self._reader = threading.Thread(target=lambda: self.log.extend(self.process.stderr or ()), daemon=True)
-        self._reader.start()
-
-    def stop(self) -> None:
-        os.kill(self.process.pid, signal.SIGTERM)
-        self.process.wait(30)
-        self._reader.join(5)
-        assert self.process.stderr is not None
-        self.process.stderr.close()
 
 
 @pytest.fixture(scope="module")

@@ -54,11 +54,11 @@ async def main(settings: AuditSettings) -> None:
             platform_log = PlatformLog(platform, logs, store, signed)
             async with (
                 open_records(settings.vault, logs, settings.tenants) as records,
-                _witnesses(settings, logs, platform_log),
+                _witnesses(settings, logs, platform_log) as witnessing,
                 _tiles(settings, logs, platform_log, store),
                 _running(Rotation(logs, platform, keys, signed, settings.region).run(settings.sweep_interval_s), "audit-rotation"),
             ):
-                await _serve(settings, logs, platform_log, records)
+                await _serve(settings, logs, platform_log, records, witnessing)
 
 
 async def _open_store(settings: AuditSettings) -> LogStore:
@@ -71,7 +71,7 @@ async def _open_store(settings: AuditSettings) -> LogStore:
 
 
 @asynccontextmanager
-async def _witnesses(settings: AuditSettings, logs: AuditLogs, platform_log: PlatformLog) -> AsyncIterator[None]:
+async def _witnesses(settings: AuditSettings, logs: AuditLogs, platform_log: PlatformLog) -> AsyncIterator[Witnessing]:
     """Keep the platform's log growing, and cosigned where settings name witnesses, while the block runs."""
     policy = settings.witness_policy
     witnesses = None
@@ -89,7 +89,7 @@ async def _witnesses(settings: AuditSettings, logs: AuditLogs, platform_log: Pla
     ours = {"origin": platform_log.origin, "verifier_key": platform_log.verifier_key}
     logging.getLogger("lionrock.audit").info("the platform's log", extra=ours | {"witnesses": len(settings.witnesses)})
     async with _running(witnessing.run(settings.platform_interval_s), "audit-witnessing"):
-        yield
+        yield witnessing
 
 
 @asynccontextmanager
@@ -113,14 +113,17 @@ async def _tiles(settings: AuditSettings, logs: AuditLogs, platform_log: Platfor
         yield
 
 
-async def _serve(settings: AuditSettings, logs: AuditLogs, platform_log: PlatformLog, records: Records) -> None:
+async def _serve(
+    settings: AuditSettings, logs: AuditLogs, platform_log: PlatformLog, records: Records, witnessing: Witnessing
+) -> None:
     async def say_what_is_read_only(port: int) -> None:
         del port
         for tenant, why in logs.read_only_reasons().items():
             logging.getLogger("lionrock.audit").error("a log is read-only", extra={"tenant": tenant, "why": why})
 
     witness_keys = [witness.verifier_key for witness in settings.witnesses]
-    served = RecordsServicer(records, exporter=Exporter(logs, records, platform_log, witness_keys=witness_keys))
+    exporter = Exporter(logs, records, platform_log, witness_keys=witness_keys)
+    served = RecordsServicer(records, witnessing.witnessed_at, exporter)
     registrations = (
         Registration(add_AuditServiceServicer_to_server, AuditServicer(logs, platform_log), SERVICE_NAME, CALLERS),
         Registration(add_RecordsServiceServicer_to_server, served, RECORDS_SERVICE_NAME, CALLERS),

@@ -189,7 +189,7 @@ def mesh_error(failure: failures.AuditError) -> MeshError:
                 "the outcome names no intent of its request", field_violations=[("outcome.intent_index", str(failure))]
             )
         case failures.QueueFull():
-            return Overloaded("too many appends wait", retry_after_s=_RETRY_AFTER_S)
+            return Overloaded(str(failure), retry_after_s=_RETRY_AFTER_S)
         case failures.LogReadOnly():
             log.error("a log is read-only", extra={"why": str(failure)})
             return LogReadOnly("the tenant's audit log is read-only; the audit service's own log says why and what to do")

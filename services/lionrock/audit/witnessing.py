@@ -118,6 +118,10 @@ class Witnessing:
         """Last checkpoint that met the policy."""
         return self._cosigned
 
+    def witnessed_at(self) -> int | None:
+        """When it was cosigned, by the witnesses' statements, seconds since 1970; None: there is none."""
+        return None if self._cosigned is None else self._cosigned.since_s
+
     @property
     def age_s(self) -> float | None:
         """Age of that checkpoint; None: there is none."""

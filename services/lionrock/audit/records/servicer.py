@@ -3,7 +3,7 @@
 Streams are bounded by their requests, and gRPC's flow control holds them back for a slow reader.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from typing import Any, Final
 
@@ -33,18 +33,18 @@ _STATES: Final[Mapping[str, "pb.RecordState.ValueType"]] = {
 _SECONDS_END: Final = 253_402_300_800
 _SCOPES: Final[Mapping[str, str]] = {"subject": "subject_id", "case": "case_id", "request": "request_id"}
 
-LastWitnessed = Callable[[str], Awaitable[float | None]]
-"""When the latest checkpoint of a tenant that met the witness policy was signed, seconds since 1970; None: never."""
+WitnessedAt = Callable[[], int | None]
+"""When the last checkpoint that met the witness policy was cosigned, seconds since 1970; None: never, or there are no witnesses."""
 
 
 class RecordsServicer(RecordsServiceServicer):
     """lionrock.audit.v1.RecordsService over Records."""
 
-    def __init__(self, records: Records, last_witnessed: LastWitnessed | None = None, exporter: Exporter | None = None) -> None:
-        """`last_witnessed`: None where no witnesses are configured. `exporter`: None where nothing is exported."""
+    def __init__(self, records: Records, witnessed_at: WitnessedAt = lambda: None, exporter: Exporter | None = None) -> None:
+        """Serve `records`. `exporter`: None where nothing is exported."""
         self._records = records
         self._exporter = exporter
-        self._last_witnessed = last_witnessed
+        self._witnessed_at = witnessed_at
 
     async def ReadRecord(self, request: pb.ReadRecordRequest, context: _Context) -> pb.ReadRecordResponse:  # noqa: N802
         """Return what was said."""
@@ -180,9 +180,9 @@ class RecordsServicer(RecordsServiceServicer):
             vault_bytes=counts.payload_bytes,
             holds=counts.holds,
         )
-        witnessed_at_s = None if self._last_witnessed is None else await self._last_witnessed(who.tenant)
+        witnessed_at_s = self._witnessed_at()
         if witnessed_at_s is not None:
-            response.witnessed_at.CopyFrom(_timestamp(round(witnessed_at_s * 1e6)))
+            response.witnessed_at.CopyFrom(_timestamp(witnessed_at_s * 1_000_000))
         return response
 
 
