@@ -18,6 +18,7 @@ from lionrock.audit.platform_log import PlatformLog, open_platform_log
 from lionrock.audit.signed_checkpoints import SignedCheckpoints
 from lionrock.audit.store import LogStore
 from lionrock.audit.store.sqlite import SqliteLogStore
+from lionrock.audit.wall_clock import ClockUs, wall_clock_us
 from lionrock.chassis.ids import uuid7
 from lionrock.tlog.merkle import leaf_hash
 
@@ -84,11 +85,12 @@ class Place:
         tenants: tuple[str, ...] = TENANTS,
         max_pending: int = 4096,
         retry_window_s: float = 3600,
+        clock_us: ClockUs = wall_clock_us,
     ) -> AsyncIterator[tuple[AuditLogs, PlatformLog]]:
         with closing(store or SqliteLogStore(self.store_file)) as opened, closing(SignedCheckpoints(self.signed_file)) as signed:
             limits = Limits(max_pending, 1024, retry_window_s)
             keys = KeyDirectory(self.key_dir)
-            logs = open_logs(opened, keys, signed, tenants, platform=PLATFORM, region="HK", limits=limits)
+            logs = open_logs(opened, keys, signed, tenants, platform=PLATFORM, region="HK", limits=limits, clock_us=clock_us)
             platform_log = PlatformLog(open_platform_log(PLATFORM, opened, keys, signed), logs, opened, signed)
             async with logs:
                 await platform_log.begin(None)

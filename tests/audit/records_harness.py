@@ -35,7 +35,7 @@ RETENTION = Retention(CLASSES, {"chit_chat": "short", "advice": "long"}, "free")
 
 
 class Clock:
-    """The time of day, moved by hand. Leaves keep the real one."""
+    """The time of day, moved by hand."""
 
     def __init__(self) -> None:
         self.ahead_us = 0
@@ -76,7 +76,7 @@ class RecordsPlace:
         **options: Any,
     ) -> AsyncIterator[Opened]:
         clock = clock or Clock()
-        async with self.place.open(store, **options) as logs:
+        async with self.place.open(store, clock_us=clock, **options) as logs:
             with closing(KeyStore(self.key_store_file)) as key_store:
                 keys = RecordKeys(
                     key_store, management or LocalKeyManagement(self.tenant_key_dir), KeyCache(cached_keys, 60), clock
@@ -85,8 +85,8 @@ class RecordsPlace:
                     recorder = Recorder(keys, retention, vaulted)
                     logs.record_with(recorder)
                     vault = Vault(keys, recorder, retention)
-                    records = Records(logs, vault, clock_us=clock, at=at)
-                    upkeep = Upkeep(logs, records, vault, batch=batch, clock_us=clock)
+                    records = Records(logs, vault, at=at)
+                    upkeep = Upkeep(logs, records, vault, batch=batch)
                     await upkeep.finish_all()
                     yield Opened(logs, records, upkeep, key_store, keys)
                     await records.settle()

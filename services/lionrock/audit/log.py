@@ -6,7 +6,6 @@ Reads stop at the last head that is durable in both places (tenant_log.Head): no
 """
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from lionrock.audit.signed_checkpoints import SignedCheckpoints
 from lionrock.audit.store import LogId, LogStore, OpenIntent, StoredLeaf, Transaction
 from lionrock.audit.store.records import RecordReader, StoredHold
 from lionrock.audit.tenant_log import Head, TenantLog, open_tenant_log
+from lionrock.audit.wall_clock import ClockUs, wall_clock_us
 from lionrock.tlog.merkle import Subtree, consistency_proof
 
 _T = TypeVar("_T")
@@ -44,7 +44,13 @@ class AuditLogs:
     """One log a tenant in one store, with one sequencer. Open it with `open_logs`, then `async with` it."""
 
     def __init__(
-        self, store: LogStore, sequencer: Sequencer, logs: dict[str, TenantLog], unusable: dict[str, str], region: str
+        self,
+        store: LogStore,
+        sequencer: Sequencer,
+        logs: dict[str, TenantLog],
+        unusable: dict[str, str],
+        region: str,
+        clock_us: ClockUs,
     ) -> None:
         """Hold what `open_logs` has opened. `unusable`: tenants without even a head to read, and why."""
         self._store = store
@@ -52,6 +58,7 @@ class AuditLogs:
         self._logs = logs
         self._unusable = unusable
         self._region = region
+        self._clock_us = clock_us
         self._recorder: Recorder | None = None
         self._refusal: Callable[[], str | None] = _nothing
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="audit-reader")
@@ -70,6 +77,10 @@ class AuditLogs:
     def tenants(self) -> Sequence[str]:
         """Tenants with a log that can be read."""
         return sorted(self._logs)
+
+    def now_us(self) -> int:
+        """Time by the clock that leaves are stamped with, microseconds since 1970: for whatever runs beside the logs."""
+        return self._clock_us()
 
     def read_only_reasons(self) -> dict[str, str]:
         """Tenants whose logs refuse to sign, and why."""
@@ -119,7 +130,7 @@ class AuditLogs:
         if self._recorder is not None:
             event = self._recorder.classified(event)
         salt = new_salt(event)
-        recorded_at_us = time.time_ns() // 1000
+        recorded_at_us = self._clock_us()
         build = partial(self._build, event)
         if sum(map(len, event.payloads.values())) < _LARGE_PAYLOAD_BYTES:
             data = build(recorded_at_us, salt)
@@ -305,6 +316,7 @@ def open_logs(
     platform: str,
     region: str,
     limits: Limits,
+    clock_us: ClockUs = wall_clock_us,
 ) -> AuditLogs:
     """Open or create the log of every tenant, checking each (tenant_log.py). Raises StoreFailed.
 
@@ -318,6 +330,11 @@ def open_logs(
         except LogReadOnly as refusal:
             unusable[tenant] = str(refusal)
     sequencer = Sequencer(
-        store, signed, max_pending=limits.max_pending, max_batch=limits.max_batch, retry_window_s=limits.retry_window_s
+        store,
+        signed,
+        max_pending=limits.max_pending,
+        max_batch=limits.max_batch,
+        retry_window_s=limits.retry_window_s,
+        clock_us=clock_us,
     )
-    return AuditLogs(store, sequencer, logs, unusable, region)
+    return AuditLogs(store, sequencer, logs, unusable, region, clock_us)

@@ -8,7 +8,6 @@ Origin `<platform>/audit`. A leaf is the bytes of the signed note itself, as its
 on the sequencer's thread between batches: the store keeps its one writer, and what ends writing there ends it here.
 """
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -238,7 +237,7 @@ class PlatformLog:
     def _append(self, store: LogStore, grown: Sequence[tuple[str, Head]]) -> dict[str, Recorded]:
         """On the sequencer's thread: one transaction, then the second place, then what readers see."""
         opened, frontier = self._log, self._log.frontier.copy()
-        now_us = time.time_ns() // 1000
+        now_us = self._logs.now_us()
         leaves, recorded = [], {}
         for tenant, head in grown:
             data = head.checkpoint.encode()

@@ -16,7 +16,6 @@ has to be told of the platform's new key before that signs alone, as it has to b
 
 import asyncio
 import logging
-import time
 from collections.abc import Iterable
 from functools import partial
 
@@ -82,7 +81,7 @@ class Rotation:
         tenant = "" if changing is self._platform else changing.tenant
         body = KeyChange(changing.origin, key_digest(previous), key_digest(verifier_key))
         event = Event(uuid7(), "", _context(tenant), body, {})
-        now_us = time.time_ns() // 1000
+        now_us = self._logs.now_us()
         data = build_leaf(event, recorded_at_us=now_us, salt=b"", region=self._region)
         frontier = changing.frontier.copy()
         index = frontier.size

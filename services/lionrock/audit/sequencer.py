@@ -34,6 +34,7 @@ from lionrock.audit.signed_checkpoints import SignedCheckpoints
 from lionrock.audit.store import LogId, LogStore, OpenIntent, StoredLeaf, Transaction
 from lionrock.audit.store.records import KEPT, NOTHING, Beside, SealedPayload, StoredHold, StoredRecord
 from lionrock.audit.tenant_log import Head, TenantLog
+from lionrock.audit.wall_clock import ClockUs
 from lionrock.tlog.merkle import Frontier, Subtree, leaf_hash
 
 log = logging.getLogger("lionrock.audit")
@@ -155,7 +156,14 @@ class Sequencer:
     """A thread that owns the writing side of a store."""
 
     def __init__(
-        self, store: LogStore, signed: SignedCheckpoints, *, max_pending: int, max_batch: int, retry_window_s: float
+        self,
+        store: LogStore,
+        signed: SignedCheckpoints,
+        *,
+        max_pending: int,
+        max_batch: int,
+        retry_window_s: float,
+        clock_us: ClockUs,
     ) -> None:
         """Own `store` and `signed` from `start` to `close`. `retry_window_s` 0: salts are never stored."""
         self._store = store
@@ -163,6 +171,7 @@ class Sequencer:
         self._max_pending = max_pending
         self._max_batch = max_batch
         self._retry_window_us = round(retry_window_s * 1e6)
+        self._clock_us = clock_us
         self._pending: collections.deque[PendingAppend | PendingWork] = collections.deque()
         self._arrival = threading.Condition()  # guards the four around it
         self._broken: str | None = None
@@ -381,7 +390,7 @@ class Sequencer:
     def _forget_salts(self, transaction: Transaction) -> None:
         if not self._is_time_to_forget():
             return
-        before_us = time.time_ns() // 1000 - self._retry_window_us
+        before_us = self._clock_us() - self._retry_window_us
         if transaction.forget_retry_salts(before_us, _FORGET_AT_ONCE) < _FORGET_AT_ONCE:
             self._forgot_at = time.monotonic()
 

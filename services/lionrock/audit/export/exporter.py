@@ -16,7 +16,7 @@ import base64
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from typing import Any, Final
@@ -103,7 +103,6 @@ class Exporter:
         *,
         witness_keys: Sequence[str] = (),
         cover_wait_s: float = _COVER_WAIT_S,
-        clock_us: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
         """`cover_wait_s`: how long an export waits until the platform's log has a checkpoint that holds all of its leaves."""
         self._logs = logs
@@ -111,7 +110,6 @@ class Exporter:
         self._platform_log = platform_log
         self._witness_keys = witness_keys
         self._cover_wait_s = cover_wait_s
-        self._clock_us = clock_us
         self._running = 0
 
     async def export(
@@ -137,7 +135,7 @@ class Exporter:
         self, asker: Context, from_us: int | None, to_us: int | None, case_id: str, *, with_payloads: bool
     ) -> _Archive:
         """Choose, record, and find the checkpoint."""
-        selection = Selection(from_us or 0, self._clock_us() if to_us is None else to_us, case_id, with_payloads)
+        selection = Selection(from_us or 0, self._logs.now_us() if to_us is None else to_us, case_id, with_payloads)
         run = await find_run(self._logs, asker.tenant, selection)
         total, restricted = await self._count(asker, run, case_id)
         body = Export(
@@ -191,7 +189,7 @@ class Exporter:
                 await asyncio.to_thread(archive.add, f"payloads/{record_id}.json", _payload_file(record_id, opened))
                 for piece in archive.pieces(PIECE_BYTES // 4):
                     yield piece
-        manifest = _manifest(archive, self._clock_us())
+        manifest = _manifest(archive, self._logs.now_us())
         archive.add("report.html", archive.report.html(manifest))
         listed: dict[str, JsonValue] = {entry.name: {"sha256": entry.digest, "bytes": entry.size} for entry in archive.entries}
         archive.zip.add("manifest.json", canonical_json({**manifest, "files": listed}))

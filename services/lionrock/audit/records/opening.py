@@ -35,7 +35,7 @@ async def open_records(settings: VaultSettings | None, logs: AuditLogs, tenants:
         yield Records(logs, None)
         return
     with closing(KeyStore(settings.key_store_file)) as store:
-        keys = RecordKeys(store, _key_management(settings), KeyCache(settings.cached_keys, settings.cached_key_s))
+        keys = RecordKeys(store, _key_management(settings), KeyCache(settings.cached_keys, settings.cached_key_s), logs.now_us)
         retention = settings.retention.retention()
         vault = Vault(keys, Recorder(keys, retention, settings.tenants or tenants), retention)
         records = Records(logs, vault)

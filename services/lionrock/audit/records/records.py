@@ -11,7 +11,6 @@ gRPC, SQL, how keys are wrapped.
 """
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -68,14 +67,12 @@ class Records:
         logs: AuditLogs,
         vault: Vault | None,
         *,
-        clock_us: Callable[[], int] = lambda: time.time_ns() // 1000,
         at: Callable[[str], None] = go_on,
     ) -> None:
         """`vault`: None where no payloads are kept. `at`: see Destruction."""
         self._logs = logs
         self._contents = Contents(logs)
         self._vault = vault
-        self._clock_us = clock_us
         self._locks: dict[str, asyncio.Lock] = {}
         self._destroying: set[asyncio.Task[Any]] = set()
         if vault is not None:
@@ -153,7 +150,7 @@ class Records:
                 reason=reason,
                 by=asker.actor,
                 salt=salt,
-                placed_at_us=self._clock_us(),
+                placed_at_us=self._logs.now_us(),
                 restricted=restricted,
             )
             body = HoldBody(hold_id, scope.kind, scope.commitment(salt), reason)
@@ -250,7 +247,7 @@ class Records:
         self, vault: Vault, tenant: str, records: Sequence[StoredRecord], *, allow_partial: bool
     ) -> tuple[list[StoredRecord], Counter[str]]:
         """Return what may be destroyed and count what may not, by reason. Raises the first reason unless part of it will do."""
-        now_us, until_us = self._clock_us(), 0
+        now_us, until_us = self._logs.now_us(), 0
         held = await self._holds.held(tenant, records)
         open_ids = await self.open_among(tenant, records)
         doomed, kept = [], Counter[str]()

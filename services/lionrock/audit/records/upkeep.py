@@ -7,8 +7,7 @@ their own, whose leaves are of that class.
 
 import asyncio
 import logging
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from lionrock.audit.failures import AuditError
@@ -39,14 +38,12 @@ class Upkeep:
         vault: Vault,
         *,
         batch: int,
-        clock_us: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
         """`batch`: records that one EXPIRY leaf covers at most."""
         self._logs = logs
         self._records = records
         self._vault = vault
         self._batch = batch
-        self._clock_us = clock_us
 
     async def run(self, interval_s: float) -> None:
         """Look for ever."""
@@ -71,7 +68,7 @@ class Upkeep:
         for name, retention in sorted(self._vault.retention.classes.items()):
             if retention.expire_days is None:
                 continue
-            before_us = self._clock_us() - retention.expire_days * DAY_US
+            before_us = self._logs.now_us() - retention.expire_days * DAY_US
             for restricted in (False, True):
                 expired += await self._expire_class(tenant, name, before_us, restricted=restricted)
         return expired
@@ -81,7 +78,7 @@ class Upkeep:
         swept, after = 0, ""
         while True:
             async with self._records.alone(tenant) as (vault, _, _):
-                ids = await vault.keys.made_before(tenant, self._clock_us() - ORPHANED_AFTER_US, after, _PAGE)
+                ids = await vault.keys.made_before(tenant, self._logs.now_us() - ORPHANED_AFTER_US, after, _PAGE)
                 if not ids:
                     return swept
                 orphans = await self._orphans(tenant, ids)

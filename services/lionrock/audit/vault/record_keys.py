@@ -11,7 +11,6 @@ Keys that are being made at the same time are kept in one transaction of the key
 import asyncio
 import hmac
 import secrets
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from lionrock.audit.failures import EventAlreadyRecorded, KeysUnavailable, Queue
 from lionrock.audit.vault.key_cache import KeyCache
 from lionrock.audit.vault.key_management import KEY_BYTES, KeyManagement, seal, unseal
 from lionrock.audit.vault.key_store import KeyStore, StoredKey, StoredScopeKey
+from lionrock.audit.wall_clock import ClockUs, wall_clock_us
 
 _T = TypeVar("_T")
 _MAX_WAITING: Final = 8192
@@ -50,7 +50,7 @@ class RecordKeys:
         store: KeyStore,
         management: KeyManagement,
         cache: KeyCache,
-        clock_us: Callable[[], int] = lambda: time.time_ns() // 1000,
+        clock_us: ClockUs = wall_clock_us,
     ) -> None:
         self._store = store
         self._management = management
