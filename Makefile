@@ -91,6 +91,7 @@ bench-operator: $(VENV)/.installed-dev
 bench-audit: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.audit $(if $(QUICK),--quick) $(ARGS)
 	$(BIN)/python -m benchmarks.audit_export $(if $(QUICK),--quick)
+	$(BIN)/python -m benchmarks.audit_day $(if $(QUICK),--quick)
 	if command -v go >/dev/null; then $(BIN)/python -m benchmarks.audit_tessera $(if $(QUICK),--quick); fi
 
 clean:

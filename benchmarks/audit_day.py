@@ -54,6 +54,7 @@ BUSY = (2, 1, 1, 1, 1, 2, 4, 10, 25, 40, 48, 45, 30, 38, 48, 46, 40, 28, 16, 12,
 """Requests by hour, as shares."""
 _CLASSES = {name: RetentionClass(KEEP_DAYS[name], EXPIRE_DAYS[name]) for name in KEEP_DAYS}
 RETENTION = Retention(_CLASSES | {LOG_BOOK: RetentionClass(LOG_BOOK_KEEP_DAYS, None)}, CLASS_OF, "standard")
+FILES = ("store", "key store", "full tiles", "partial tiles")
 _DIGEST = "sha256:" + "5f" * 32
 _VERDICT = Verdict("allow", {"hkid": 1}, "default", "2026.11", _DIGEST)
 _MODEL = Model("smollm2", tokenizer_digest=_DIGEST, weights_digest=_DIGEST, engine="torch", image_digest=_DIGEST)

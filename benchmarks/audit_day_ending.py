@@ -41,22 +41,21 @@ async def _check_tenant(service: Service, tenant: str, model: TenantModel) -> li
     regulator = context_of(tenant, ("regulator",))
     _, counts = await service.records.stats(regulator)
     wrong = Doings(tenant, model, b"", Random(0)).differs_from(counts)
-    kept = [record for record in model.records.values() if record.state == "kept"][-_READ_AT_MOST:]
-    for record in kept:
-        opened = await service.records.opened(regulator, record.request_id)
-        if [Part(part.kind, part.payload, part.recorded_at_us) for part in opened] != record.parts:
-            wrong.append(f"{tenant}: a record is not what was said")
-    for record in model.records.values():
-        if record.state == "kept":
+    seen: Counter[str] = Counter()
+    for record in reversed(model.records.values()):
+        seen[record.state] += 1
+        if record.state == "kept" and seen["kept"] > _READ_AT_MOST:
             continue
         try:
-            await service.records.opened(regulator, record.request_id)
-        except RecordErased:
-            continue
+            opened = await service.records.opened(regulator, record.request_id)
         except AuditError as refusal:
-            wrong.append(f"{tenant}: a destroyed record is refused by {type(refusal).__name__}")
-        else:
-            wrong.append(f"{tenant}: a destroyed record can be read")
+            if record.state == "kept" or not isinstance(refusal, RecordErased):
+                wrong.append(f"{tenant}: a record that is {record.state} is refused by {type(refusal).__name__}")
+            continue
+        if record.state != "kept":
+            wrong.append(f"{tenant}: a record that is {record.state} can be read")
+        elif [Part(part.kind, part.payload, part.recorded_at_us) for part in opened] != record.parts:
+            wrong.append(f"{tenant}: a record is not what was said")
     return wrong + _check_leaves(service.store, tenant, model)
 
 
