@@ -83,7 +83,8 @@ class Told:
     disagreements: list[str] = field(default_factory=list)
     requests: int = 0
     expired: int = 0
-    swept: int = 0
+    recovered: int = 0
+    """Requests that the restart cut off, closed by recovery."""
     wall_s: float = 0.0
     verified: list[float] = field(default_factory=list)
     """Seconds that the verification of each export took."""
@@ -234,7 +235,9 @@ class Day:
             if expired != expected:
                 self._note([f"{tenant}: {expired} records expired instead of {expected}"])
             self.told.expired += expired
-            self.told.swept += await service.upkeep.sweep_keys(tenant)
+            swept = await service.upkeep.sweep_keys(tenant)
+            if swept:
+                self._note([f"{tenant}: {swept} keys belonged to nothing"])
 
     async def _sweep(self, service: Service) -> None:
         closed = await service.sweep.sweep()
@@ -244,6 +247,7 @@ class Day:
             self._note([f"recovery closed {closed} intents instead of {len(self._lost)}"])
         for waiting in self._lost:
             self.models[waiting.tenant].end(waiting.record)
+        self.told.recovered += closed
         self._lost = []
 
     async def _settle_round(self) -> None:
@@ -260,7 +264,7 @@ async def replay(size: Size, directory: Path, open_store: Callable[[], LogStore]
     clock = DayClock(START_US - DAY_S * 1_000_000)
     at = Directory(directory, clock, open_store)
     day = Day(size, clock, seed)
-    pace = Pace(orphan_after_s=6 * size.tick_s, stall_after_s=4 * size.round_s)
+    pace = Pace(orphan_after_s=6 * size.tick_s, refresh_s=size.round_s / 2, stall_after_s=4 * size.round_s)
     counts: Counter[str] = Counter()
     begin = time.perf_counter()
     async with running(at, day.tenants, RETENTION, pace) as service:
@@ -316,6 +320,7 @@ def table(day: Day, counts: dict[str, int]) -> list[Row]:
         *(higher(f"calls: {kind}", done[kind]) for kind in sorted(done) if kind not in ("intent", "outcome")),
         *(higher(f"calls refused: {reason}", refused[reason]) for reason in sorted(refused)),
         *(higher(f"records {state}", states[state]) for state in sorted(states)),
+        higher("requests cut off by the restart and closed", told.recovered),
         higher("exports verified", len(told.verified)),
         row("verification of an export", told.verified or [0.0], "s", "lower"),
         higher("looks of the monitor", counts["looks"]),

@@ -79,9 +79,14 @@ class DayClock:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Times of the day's clock, in seconds: a request that nobody answers is closed; a log that stands still is an alarm."""
+    """Times of the day's clock, in seconds.
+
+    When a request that nobody answers is closed; when a checkpoint is cosigned again although nothing was added; for how long the
+    platform's log may stand still before that is an alarm.
+    """
 
     orphan_after_s: float
+    refresh_s: float
     stall_after_s: float
     expiry_batch: int = 256
 
@@ -235,7 +240,7 @@ async def running(at: Directory, tenants: Sequence[str], retention: Retention, p
                 upkeep = Upkeep(logs, records, vault, batch=pace.expiry_batch)
                 witnesses = Witnesses([peer], platform_log.consistency_proof, timeout_s=30, clock=at.clock.seconds)
                 kept = CosignedFile(at.key_dir / "cosigned-checkpoint")
-                policy = Policy(1, refresh_s=0, require_within_s=None)
+                policy = Policy(1, pace.refresh_s, require_within_s=None)
                 service = Service(
                     at,
                     pace,

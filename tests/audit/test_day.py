@@ -31,6 +31,7 @@ async def test_after_a_day_everything_agrees_and_the_monitor_was_quiet(tmp_path:
         assert done[kind] > 0, f"the day has no {kind}"
     states = Counter(record.state for model in day.models.values() for record in model.records.values())
     assert min(states[state] for state in ("kept", "erased", "expired")) > 0
+    assert day.told.recovered > 0
     assert len(day.told.verified) == SIZE.exports
     cases = {entry.case: entry.value for entry in table(day, counts)}
     assert cases["disagreements"] == 0
