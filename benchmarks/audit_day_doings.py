@@ -276,5 +276,5 @@ class Doings:
             wrong += self._differ(not (verified.without_gap and verified.whole_time), "an export has a gap")
         if whole and from_start:
             wrong += self._differ(verified.first_index not in (0, None), "an export from the beginning begins later")
-            wrong += self._differ(verified.tree_size <= size, "an export is proven against an older tree")
+            wrong += self._differ(verified.tree_size < size, "an export is proven against an older tree")
         return wrong
