@@ -180,7 +180,7 @@ class Day:
     async def tick(self, service: Service, now_us: int, tick_s: int, arriving: Sequence[str], doing: Sequence[str]) -> None:
         """Let requests begin and end, then people do what they do; tenants side by side."""
         self.clock.set(now_us)
-        self._waiting += await gathered([self._begin(service, tenant, tick_s) for tenant in arriving])
+        self._waiting += await gathered([self._begin(service, tenant) for tenant in arriving])
         self.clock.set(now_us + tick_s * 400_000)
         await self._end(service)
         self.clock.set(now_us + tick_s * 800_000)
@@ -190,7 +190,7 @@ class Day:
     async def _do(self, service: Service, tenant: str, count: int) -> list[str]:
         return [answer for _ in range(count) for answer in await self.doings[tenant].one(service)]
 
-    async def _begin(self, service: Service, tenant: str, tick_s: int) -> _Waiting:
+    async def _begin(self, service: Service, tenant: str) -> _Waiting:
         """Ask. Most requests end within the tick, some go on for some more, all within 3."""
         draw, model, now_us = self.random, self.models[tenant], self.clock()
         purpose = draw.choices(list(CLASS_OF), [3, 6, 2])[0]
@@ -205,7 +205,7 @@ class Day:
         prompt = self.marker + b"question of " + context.request_id.encode() + b" " * draw.randrange(400)
         body = Intent("chat", Model("smollm2", tokenizer_digest=_DIGEST), Sampling(temperature="0.7", seed="7"), _VERDICT, 128)
         event = Event(uuid7(), "0af7651916cd43dd8448eb211c80319c", context, body, {"prompt": prompt}, subjects)
-        longer_s = draw.choices([0, 1, 2], [90, 6, 4])[0] * tick_s
+        longer_s = draw.choices([0, 1, 2], [90, 6, 4])[0] * self.size.tick_s
         appended = await service.logs.append(event, want_receipt=True)
         record.parts.append(Part("prompt", prompt, now_us))
         model.begin(record)
