@@ -10,7 +10,7 @@ In the end everything is checked: the store by `store_check`, the log and record
 the monitor, every export by `verify.py`; of what was said, nothing may be read from any file, and of what was erased or has
 expired, nothing by any call. Exit status 1 when anything disagrees, or the monitor ever raised an alarm.
 
-    python -m benchmarks.audit_day [--quick] [--requests 50000] [--seed 1] [--postgres]
+    python -m benchmarks.audit_day [--quick] [--requests 20000] [--seed 1] [--postgres]
 """
 
 from __future__ import annotations
@@ -104,8 +104,9 @@ class _Waiting:
 class Day:
     """Yesterday in short, then the day."""
 
-    def __init__(self, size: Size, clock: DayClock, seed: int) -> None:
+    def __init__(self, size: Size, clock: DayClock, seed: int, on_hour: Callable[[int], None]) -> None:
         self.size = size
+        self._on_hour = on_hour
         self.clock = clock
         self.random = random.Random(seed)
         self.marker = new_marker()
@@ -120,12 +121,12 @@ class Day:
         self._lost: list[_Waiting] = []
         self._round: asyncio.Task[None] | None = None
 
-    def plan(self, count: int, tick_s: int) -> list[list[str]]:
-        """Tenants by tick: who does something then, busier hours and larger tenants more often."""
+    def plan(self, count: int, tick_s: int, weights: Sequence[float] | None = None) -> list[list[str]]:
+        """Tenants by tick: who does something then, in busier hours more often. `weights`: of tenants, by their sizes if not given."""
         ticks: list[list[str]] = [[] for _ in range(DAY_S // tick_s)]
         hours = [BUSY[tick * tick_s // 3600] for tick in range(len(ticks))]
         drawn = self.random.choices(range(len(ticks)), hours, k=count)
-        for tick, tenant in zip(drawn, self.random.choices(self.tenants, self._weights, k=count), strict=True):
+        for tick, tenant in zip(drawn, self.random.choices(self.tenants, weights or self._weights, k=count), strict=True):
             ticks[tick].append(tenant)
         return ticks
 
@@ -158,11 +159,12 @@ class Day:
         if start_s == 0:
             self._requests = self.plan(size.requests, size.tick_s)
             self._doings = self.plan(size.doings, size.tick_s)
-            self._exports = self.plan(size.exports, 3600)
+            self._exports = self.plan(size.exports, 3600, [1.0] * len(self.tenants))
         for second in range(start_s, stop_s, size.tick_s):
             now_us, tick = START_US + second * 1_000_000, second // size.tick_s
             await self.tick(service, now_us, size.tick_s, self._requests[tick], self._doings[tick])
             if second % size.expiry_s < size.tick_s:
+                self._on_hour(second // 3600)
                 await self._upkeep(service)
                 for tenant in self._exports[second // 3600]:
                     self._note(await self.doings[tenant].export(service, self.told.verified))
@@ -259,11 +261,16 @@ class Day:
         self.told.disagreements += disagreements
 
 
-async def replay(size: Size, directory: Path, open_store: Callable[[], LogStore], seed: int) -> tuple[Day, dict[str, int]]:
-    """Live through the day and check it. Returns the day, and leaves, looks, alarms and bytes of files by name."""
+async def replay(
+    size: Size, directory: Path, open_store: Callable[[], LogStore], seed: int, on_hour: Callable[[int], None] = lambda _: None
+) -> tuple[Day, dict[str, int]]:
+    """Live through the day and check it. Returns the day, and leaves, looks, alarms and bytes of files by name.
+
+    `on_hour` is called when an hour begins.
+    """
     clock = DayClock(START_US - DAY_S * 1_000_000)
     at = Directory(directory, clock, open_store)
-    day = Day(size, clock, seed)
+    day = Day(size, clock, seed, on_hour)
     pace = Pace(orphan_after_s=6 * size.tick_s, refresh_s=size.round_s / 2, stall_after_s=4 * size.round_s)
     counts: Counter[str] = Counter()
     begin = time.perf_counter()
@@ -348,20 +355,24 @@ def stores(directory: Path, *, postgres: bool) -> Iterator[tuple[Callable[[], Lo
         yield lambda: PostgresLogStore(dsn), size
 
 
+def say_hour(hour: int) -> None:
+    print(f"  {hour:02d}:00", file=sys.stderr)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer requests, coarser time; printed, not recorded")
-    parser.add_argument("--requests", type=int, default=50_000)
+    parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--postgres", action="store_true", help="the logs in PostgreSQL instead of SQLite")
     arguments = parser.parse_args()
     requests = arguments.requests
-    size = QUICK if arguments.quick else Size(50, requests, max(1000, requests // 10), 100, tick_s=60, round_s=900)
+    size = QUICK if arguments.quick else Size(50, requests, max(1000, requests // 10), 50, tick_s=60, round_s=900)
     with (
         tempfile.TemporaryDirectory(prefix="lionrock-bench-day-") as root,
         stores(Path(root), postgres=arguments.postgres) as (open_store, size_of),
     ):
-        day, counts = asyncio.run(replay(size, Path(root), open_store, arguments.seed))
+        day, counts = asyncio.run(replay(size, Path(root), open_store, arguments.seed, say_hour))
         if size_of is not None:
             counts["store"] = size_of()
     rows = table(day, counts)
