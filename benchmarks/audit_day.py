@@ -122,7 +122,7 @@ class Day:
         self._round: asyncio.Task[None] | None = None
 
     def plan(self, count: int, tick_s: int, weights: Sequence[float] | None = None) -> list[list[str]]:
-        """Tenants by tick: who does something then, in busier hours more often. `weights`: of tenants, by their sizes if not given."""
+        """Tenants by tick: who does something then, in busier hours more often. `weights`: of tenants; default: their sizes."""
         ticks: list[list[str]] = [[] for _ in range(DAY_S // tick_s)]
         hours = [BUSY[tick * tick_s // 3600] for tick in range(len(ticks))]
         drawn = self.random.choices(range(len(ticks)), hours, k=count)
