@@ -218,6 +218,9 @@ class Doings:
 
     async def _erase(self, service: Service) -> list[str]:
         scope, asker, partial = self._some_scope(), self._who(*_OFFICER), self._draw.random() < 0.5
+        if self._model.holds and self._draw.random() < 0.25:  # what is under dispute is asked for more often
+            held = self._draw.choice(list(self._model.holds.values()))
+            scope = RecordScope(held.kind, held.value)
         now_us = service.logs.now_us()
         expected, doomed, kept = self._model.erasing(asker.roles, scope.kind, scope.value, now_us, partial=partial)
         call = service.records.erase(asker, scope, basis="PDPO s.26", allow_partial=partial)

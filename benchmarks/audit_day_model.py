@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal
 
 CLEARED: Final = frozenset({"mlro", "regulator"})
 DAY_US: Final = 86_400_000_000
@@ -53,7 +53,7 @@ class Record:
 class Held:
     """A hold in force."""
 
-    kind: str
+    kind: Literal["subject", "case", "request"]
     value: str
     restricted: bool
 
