@@ -141,6 +141,7 @@ class Day:
     async def morning(self, service: Service) -> None:
         """Until noon; the largest tenant's key changes on the way."""
         await self._ticks(service, 0, DAY_S // 2, lambda: service.rotate(self.tenants[0]))
+        self._waiting += await gathered([self._begin(service, tenant) for tenant in self.tenants[:3]])
         self._lost, self._waiting = self._waiting, []  # whoever would have ended them is gone with the process
 
     async def afternoon(self, service: Service) -> None:

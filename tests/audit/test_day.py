@@ -17,7 +17,7 @@ from lionrock.audit.records.retention import Retention, RetentionClass
 from lionrock.audit.store.postgres import PostgresLogStore
 from lionrock.audit.store.sqlite import SqliteLogStore
 
-SIZE = Size(tenants=4, requests=160, doings=160, exports=4, tick_s=2400, round_s=7200)
+SIZE = Size(tenants=3, requests=120, doings=140, exports=3, tick_s=3600, round_s=7200)
 
 
 async def test_after_a_day_everything_agrees_and_the_monitor_was_quiet(tmp_path: Path) -> None:
@@ -38,7 +38,7 @@ async def test_after_a_day_everything_agrees_and_the_monitor_was_quiet(tmp_path:
 
 
 async def test_a_day_in_postgresql_agrees_too(tmp_path: Path, database: str) -> None:
-    size = Size(tenants=3, requests=60, doings=60, exports=1, tick_s=3600, round_s=14400)
+    size = Size(tenants=2, requests=40, doings=40, exports=1, tick_s=3600, round_s=14400)
     day, counts = await replay(size, tmp_path, lambda: PostgresLogStore(database), seed=2)
     assert day.told.disagreements == []
     assert counts["checked leaves"] == counts["leaves"] + counts["platform leaves"]
@@ -55,7 +55,7 @@ async def test_a_service_that_erases_too_early_is_found_out(tmp_path: Path, monk
 
 async def test_an_alarm_of_the_monitor_is_a_disagreement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The published checkpoint of one log is put back to an earlier one at noon."""
-    size = Size(tenants=2, requests=60, doings=0, exports=0, tick_s=3600, round_s=3600)
+    size = Size(tenants=2, requests=40, doings=0, exports=0, tick_s=3600, round_s=14400)
     afternoon = audit_day.Day.afternoon
 
     async def rolled_back(day: audit_day.Day, service: audit_day.Service) -> None:
