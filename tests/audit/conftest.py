@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,9 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 import cluster_tools
 from audit_harness import Place
 
+from lionrock.audit.store import LogStore, StoredLog
 from lionrock.audit.store.postgres import PostgresLogStore
+from lionrock.audit.store.sqlite import SqliteLogStore
 from postgres_server import PostgresServer, running_postgres
 
 
@@ -44,6 +47,28 @@ async def logs(request: pytest.FixtureRequest, place: Place) -> AsyncIterator[ob
     store = PostgresLogStore(request.getfixturevalue("database")) if request.param == "postgres" else None
     async with place.open(store) as opened:
         yield opened
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], LogStore]:
+    """Open one and the same store again and again, of both kinds."""
+    if request.param == "sqlite":
+        return lambda: SqliteLogStore(tmp_path / "audit.db")
+    database = request.getfixturevalue("database")
+    return lambda: PostgresLogStore(database)
+
+
+@pytest.fixture
+def store(open_store: Callable[[], LogStore]) -> Iterator[LogStore]:
+    """Open an empty store."""
+    with closing(open_store()) as opened:
+        yield opened
+
+
+@pytest.fixture
+def bank(store: LogStore) -> StoredLog:
+    """Make an empty log in it."""
+    return store.create_log("platform/audit/bank", "key", b"\x00" * 32, "checkpoint 0")
 
 
 NOT_RUN = pytest.StashKey[set[str]]()

@@ -6,7 +6,7 @@ import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -14,30 +14,10 @@ import pytest
 
 from lionrock.audit.failures import StoreConflict, StoreFailed, StoreHeld
 from lionrock.audit.store import LogStore, OpenIntent, StoredLeaf, StoredLog
-from lionrock.audit.store.postgres import PostgresLogStore
 from lionrock.audit.store.sqlite import SqliteLogStore
 from lionrock.tlog.merkle import Frontier, leaf_hash, root_at, subtrees_of
 
 OpenStore = Callable[[], LogStore]
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> OpenStore:
-    if request.param == "sqlite":
-        return lambda: SqliteLogStore(tmp_path / "audit.db")
-    database = request.getfixturevalue("database")
-    return lambda: PostgresLogStore(database)
-
-
-@pytest.fixture
-def store(open_store: OpenStore) -> Iterator[LogStore]:
-    with closing(open_store()) as opened:
-        yield opened
-
-
-@pytest.fixture
-def bank(store: LogStore) -> StoredLog:
-    return store.create_log("platform/audit/bank", "key", b"\x00" * 32, "checkpoint 0")
 
 
 def leaves(count: int, start: int = 0) -> list[StoredLeaf]:

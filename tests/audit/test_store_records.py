@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,30 +12,9 @@ from records_harness import Clock, RecordsPlace, who
 from lionrock.audit import failures
 from lionrock.audit.records.holds import RecordScope
 from lionrock.audit.store import LogStore, OpenIntent, StoredLog
-from lionrock.audit.store.postgres import PostgresLogStore
 from lionrock.audit.store.records import SealedPayload, StoredDestruction, StoredHold, StoredRecord
-from lionrock.audit.store.sqlite import SqliteLogStore
 
 OpenStore = Callable[[], LogStore]
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> OpenStore:
-    if request.param == "sqlite":
-        return lambda: SqliteLogStore(tmp_path / "audit.db")
-    database = request.getfixturevalue("database")
-    return lambda: PostgresLogStore(database)
-
-
-@pytest.fixture
-def store(open_store: OpenStore) -> Iterator[LogStore]:
-    with closing(open_store()) as opened:
-        yield opened
-
-
-@pytest.fixture
-def bank(store: LogStore) -> StoredLog:
-    return store.create_log("platform/audit/bank", "key", b"\x00" * 32, "checkpoint 0")
 
 
 def record(number: int, **changes: object) -> StoredRecord:
