@@ -41,6 +41,7 @@ class Record:
     purpose: str
     restricted: bool
     payloads: list[tuple[str, bytes]]
+    day: int
     state: str = "kept"
     open: bool = False
 
@@ -66,11 +67,14 @@ class Model:
         cleared = not CLEARED_ROLES.isdisjoint(roles.split("+"))
         return [record for record in reversed(self.records) if record.is_in(scope) and (cleared or not record.restricted)]
 
+    def age_days(self, record: Record) -> int:
+        return self.days - record.day
+
     def held(self, record: Record) -> bool:
         return any(record.is_in(scope) for scope, _ in self.holds.values())
 
     def why_kept(self, record: Record) -> str | None:
-        if self.days < CLASSES[RETENTION.class_of(record.purpose)].keep_days:
+        if self.age_days(record) < CLASSES[RETENTION.class_of(record.purpose)].keep_days:
             return "RETENTION_APPLIES"
         if self.held(record):
             return "LEGAL_HOLD_APPLIES"
@@ -137,7 +141,9 @@ class RecordsMachine(RuleBasedStateMachine):
         data_class = "suspicion" if restricted else "personal"
         asked = concerning(intent(prompt=text, case_id=case, purpose=purpose, data_class=data_class), tuple(sorted(subjects)))
         index = self.run(self.opened.logs.append(asked, want_receipt=False)).leaf_index
-        record = Record(asked.context.request_id, frozenset(subjects), case, purpose, restricted, [("prompt", text)], open=True)
+        record = Record(
+            asked.context.request_id, frozenset(subjects), case, purpose, restricted, [("prompt", text)], self.model.days, open=True
+        )
         self.intents[record.request_id] = (asked, index)
         self.model.records.append(record)
         if not stays_open:
@@ -229,7 +235,7 @@ class RecordsMachine(RuleBasedStateMachine):
             record
             for record in self.model.records
             if record.state == "kept"
-            and self.model.days >= (CLASSES[RETENTION.class_of(record.purpose)].expire_days or 1 << 30)
+            and self.model.age_days(record) >= (CLASSES[RETENTION.class_of(record.purpose)].expire_days or 1 << 30)
             and not self.model.held(record)
             and not record.open
         ]
