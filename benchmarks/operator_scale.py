@@ -108,8 +108,10 @@ def measure(nodes: int, models: int, changes: int, steady_s: float) -> list[Row]
         with _said("no request of the operator for 10 s"):
             _wait_for_rest(log, USER)
         rows = [row(f"{models} models placed on {nodes} nodes", [filled_s], "s", "lower")]
-        rows += _steady(operator, log, steady_s)
-        rows += _changes(control_plane, objects, log, models, changes)
+        with _said("at rest", rows):
+            rows += _steady(operator, log, steady_s)
+        with _said("changes", rows):
+            rows += _changes(control_plane, objects, log, models, changes)
         kuberay.resume()
         for model in _model_names(models):
             objects.delete(_model(model))
@@ -123,10 +125,13 @@ def _running(stack: ExitStack, program: Program) -> Program:
 
 
 @contextmanager
-def _said(what: str) -> Iterator[None]:
-    start = time.monotonic()
+def _said(what: str, rows: Sequence[Row] = ()) -> Iterator[None]:
+    """Say how long something took, and which rows it added: a run takes half an hour, and may end before its table."""
+    start, known = time.monotonic(), len(rows)
     yield
     print(f"{what}: {time.monotonic() - start:.1f} s", flush=True)
+    for added in rows[known:]:
+        print(f"  {added.case}: {added.value:.4g} {added.unit}", flush=True)
 
 
 def _nodes(count: int) -> Iterator[Manifest]:
