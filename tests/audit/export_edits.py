@@ -37,8 +37,11 @@ async def make_export(directory: Path, *, requests: int) -> PristineExport:
             if number == requests // 2:
                 await export.cosign(*WITNESSES)
                 older = await export.archive(who("auditor"), with_payloads=True)
+                keys = export.keys  # one a log: what followed is in the archive
+                await export.change_key()
+                await export.change_key(of_platform=True)
         await export.cosign(*WITNESSES)
-        return PristineExport(await export.archive(who("auditor"), with_payloads=True), older, export.keys)
+        return PristineExport(await export.archive(who("auditor"), with_payloads=True), older, keys)
 
 
 def unpacked(archive: bytes) -> dict[str, bytes]:
@@ -120,6 +123,7 @@ class ForgedExport(ExportBytes):
             self._payload_field,
             self._note,
             self._proof,
+            self._link,
         ]
 
     def edit(self, chance: random.Random) -> str:
@@ -133,7 +137,7 @@ class ForgedExport(ExportBytes):
         files = unpacked(self.archive)
         leaves = [_meaning_of_line(line) for line in files["leaves.jsonl"].split(b"\n")]
         payloads = {name: data for name, data in files.items() if name.startswith("payloads/")}
-        return leaves, payloads, files["checkpoint"], files["platform-proof.tlog-proof"]
+        return leaves, payloads, files["checkpoint"], files["platform-proof.tlog-proof"], files["key-links.json"]
 
     def _lines(self, files: Mapping[str, bytes]) -> list[bytes]:
         return files["leaves.jsonl"].splitlines(keepends=True)
@@ -230,6 +234,22 @@ class ForgedExport(ExportBytes):
         lines[at] = edit_bytes(lines[at] or b"-", chance, b"")[0]
         files[name] = b"\n".join(lines)
         return f"line {at} of the platform's proof"
+
+    def _link(self, chance: random.Random, files: dict[str, bytes]) -> str:
+        links = json.loads(files["key-links.json"])["links"]
+        at, field = chance.randrange(len(links)), chance.choice(["previous_key", "next_key", "tlog_proof"])
+        match chance.randrange(4):
+            case 0:
+                del links[at]
+            case 1:
+                links.insert(0, links[at])
+            case 2:
+                links[at][field] = links[at - 1][field]
+            case _:
+                altered = edit_bytes(links[at][field].encode(), chance, b"")[0]
+                links[at][field] = altered.decode(errors="replace")
+        files["key-links.json"] = json.dumps({"links": links}, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+        return f"link {at} from a key to the next"
 
 
 def _meaning_of_line(line: bytes) -> object:

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from records_harness import RETENTION, Clock, Opened, who
 
 from lionrock.audit.export.exporter import Exporter, Piece
+from lionrock.audit.keys import KeyDirectory
 from lionrock.audit.leaf import Context
 from lionrock.audit.log import AuditLogs
 from lionrock.audit.platform_log import PlatformLog
@@ -22,6 +23,8 @@ from lionrock.audit.records.contents import Vault
 from lionrock.audit.records.recording import Recorder
 from lionrock.audit.records.records import Records
 from lionrock.audit.records.upkeep import Upkeep
+from lionrock.audit.rotation import Rotation
+from lionrock.audit.signed_checkpoints import SignedCheckpoints
 from lionrock.audit.store import LogStore
 from lionrock.audit.vault.key_cache import KeyCache
 from lionrock.audit.vault.key_management import LocalKeyManagement
@@ -43,6 +46,8 @@ class Exporting:
     platform_log: PlatformLog
     opened: Opened
     exporter: Exporter
+    key_dir: Path
+    signed: SignedCheckpoints
     asked: list[Context] = field(default_factory=list)
 
     async def cosign(self, *witnesses: Cosigner) -> None:
@@ -51,6 +56,13 @@ class Exporting:
         text = head.checkpoint.partition("\n\n")[0] + "\n"
         lines = [signature_line(text, witness) for witness in witnesses or WITNESSES[:2]]
         self.platform_log.attest(replace(head, checkpoint=add_signatures(head.checkpoint, lines)), recorded)
+
+    async def change_key(self, *, of_platform: bool = False) -> str:
+        """Change the key of bank's log, or of the platform's. Returns the new one."""
+        keys, opened = KeyDirectory(self.key_dir), self.platform_log.opened if of_platform else self.logs.opened("bank")
+        following = keys.create_next(opened.tenant, opened.origin)
+        assert await Rotation(self.logs, self.platform_log.opened, keys, self.signed, "HK").look(opened)
+        return str(following.verifier_key)
 
     async def pieces(self, asker: Context = AUDITOR, **chosen: Any) -> AsyncIterator[Piece]:
         given: dict[str, Any] = {"from_us": None, "to_us": None, "case_id": "", "with_payloads": False}
@@ -62,7 +74,7 @@ class Exporting:
 
     @property
     def keys(self) -> list[str]:
-        return [*self.logs.verifier_keys("bank"), self.platform_log.verifier_key]
+        return [*self.logs.verifier_keys("bank"), *self.platform_log.verifier_keys]
 
 
 WITNESS_KEYS = [str(witness.verifier_key) for witness in WITNESSES]
@@ -88,7 +100,8 @@ async def exporting(
                 records = Records(logs, vault)
                 exporter = Exporter(logs, records, platform_log, witness_keys=WITNESS_KEYS, cover_wait_s=cover_wait_s)
                 upkeep = Upkeep(logs, records, vault, batch=100)
-                yield Exporting(logs, platform_log, Opened(logs, records, upkeep, key_store, keys), exporter)
+                opened = Opened(logs, records, upkeep, key_store, keys)
+                yield Exporting(logs, platform_log, opened, exporter, place.key_dir, platform_log._signed)
                 await records.settle()
             finally:
                 await keys.close()

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from audit_harness import PLATFORM, Place, intent
+from export_edits import packed
 from export_harness import AUDITOR, WITNESS_KEYS, WITNESSES, Exporting, check, exporting, now_us, who
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -404,6 +405,101 @@ def test_archives_are_read_by_other_programs(files: dict[str, bytes]) -> None:
     with zipfile.ZipFile(io.BytesIO(b"".join(pieces))) as opened:
         assert opened.testzip() is None
         assert {name: opened.read(name) for name in opened.namelist()} == files
+
+
+async def rotated(export: Exporting) -> tuple[list[str], list[str], int]:
+    """Change each key twice, requests between. Returns keys of log and platform's log, oldest first, and a time between."""
+    await export.opened.say()
+    await export.cosign()
+    await export.change_key()
+    start = now_us()
+    await export.opened.say()
+    await export.change_key(of_platform=True)
+    await export.cosign()
+    for of_platform in (False, True):
+        await export.change_key(of_platform=of_platform)
+    await export.opened.say()
+    await export.cosign()
+    return list(export.logs.verifier_keys("bank"))[::-1], list(export.platform_log.verifier_keys)[::-1], start
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+async def test_one_key_a_log_checks_an_export_of_logs_that_changed_theirs(open_export: Exporting, place: int) -> None:
+    log_keys, platform_keys, start = await rotated(open_export)
+    archive = await open_export.archive(from_us=start, with_payloads=True)
+    verified = check(archive, [log_keys[place], platform_keys[place]])
+    origin = f"{PLATFORM}/audit/bank"
+    assert verified.key_changes == {origin: 2, f"{PLATFORM}/audit": 2}
+    assert verified.platform is not None
+    ((size, cosigned),) = verified.earlier  # signed by the first key alone
+    assert (size, cosigned is not None) == (2, True)
+    assert check(archive, [log_keys[place]], [], 0).key_changes == {origin: 2}
+
+
+async def test_a_log_that_never_changed_its_key_exports_no_links(open_export: Exporting) -> None:
+    await open_export.opened.say()
+    await open_export.cosign()
+    archive = await open_export.archive()
+    assert "key-links.json" not in contents(archive)
+    assert check(archive, open_export.keys).key_changes == {}
+
+
+async def test_the_program_follows_the_links_in_the_archive_from_the_first_key(
+    open_export: Exporting, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log_keys, platform_keys, _ = await rotated(open_export)
+    archive = await open_export.archive()
+    (tmp_path / "export.zip").write_bytes(archive)
+    (tmp_path / "bare.zip").write_bytes(packed(without(contents(archive), "key-links.json")))
+    options = ["--key", log_keys[0], "--key", platform_keys[0], "--witness-key", WITNESS_KEYS[0], "--witnesses", "1"]
+    assert main([str(tmp_path / "export.zip"), *options]) == 0
+    assert f"FOLLOWED 2 changes of the key of {PLATFORM}/audit/bank" in capsys.readouterr().out
+    assert main([str(tmp_path / "bare.zip"), *options]) == 1
+    assert "SIGNER_UNKNOWN" in capsys.readouterr().err
+
+
+def without(files: dict[str, bytes], name: str) -> dict[str, bytes]:
+    return {other: data for other, data in files.items() if other != name}
+
+
+async def test_a_key_that_was_given_up_signs_no_export_for_whoever_trusts_the_next(open_export: Exporting) -> None:
+    await open_export.opened.say()
+    await open_export.cosign()
+    early = contents(await open_export.archive())  # signed by the first key alone
+    await open_export.change_key()
+    await open_export.cosign()
+    first, second = reversed(open_export.logs.verifier_keys("bank"))
+    links = contents(await open_export.archive())["key-links.json"]
+    forged = packed({**early, "key-links.json": links})
+    assert check(forged, [first, open_export.platform_log.verifier_key]).leaves == 2
+    with pytest.raises(VerificationFailed) as refused:
+        check(forged, [second, open_export.platform_log.verifier_key])
+    assert refused.value.reason is Reason.SIGNER_UNKNOWN
+
+
+async def test_links_that_leave_out_swap_or_repeat_a_change_are_refused(open_export: Exporting, tmp_path: Path) -> None:
+    log_keys, platform_keys, _ = await rotated(open_export)
+    files = contents(await open_export.archive())
+    links = json.loads(files["key-links.json"])["links"]
+    assert [link["next_key"] for link in links] == [*log_keys[1:], *platform_keys[1:]]
+    async with exporting(tmp_path / "other") as stranger:
+        await stranger.change_key()
+        await stranger.opened.say()
+        strange = json.loads(contents(await stranger.archive())["key-links.json"])["links"]
+    halves = [{**links[0], name: links[1][name]} for name in links[0]]
+    for altered in (
+        [],
+        links[::-1],
+        [links[0], *links],
+        [*links, links[0]],
+        strange,
+        [*strange, *links],
+        *([half] for half in halves),
+    ):
+        data = json.dumps({"links": altered}, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+        with pytest.raises(VerificationFailed) as refused:
+            check(packed({**files, "key-links.json": data}), [log_keys[0], platform_keys[0]])
+        assert refused.value.reason in (Reason.KEY_NOT_LINKED, Reason.SIGNER_UNKNOWN)
 
 
 async def test_each_tenant_exports_its_own_log_alone(open_export: Exporting) -> None:

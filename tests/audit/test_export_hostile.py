@@ -58,7 +58,8 @@ def test_arbitrary_bytes_are_refused(pristine: PristineExport, data: bytes) -> N
     assert reason(pristine, b"PK\x03\x04" + data) is Reason.ARCHIVE_MALFORMED
 
 
-FILES = ("README.txt", "checkpoint", "consistency.json", "keys.txt", "leaves.jsonl", "platform-proof.tlog-proof", "report.html")
+FILES = ("README.txt", "checkpoint", "consistency.json", "key-links.json", "keys.txt", "leaves.jsonl")
+FILES += ("platform-proof.tlog-proof", "report.html")
 VALUES = st.recursive(st.none() | st.booleans() | st.integers() | st.text() | st.floats(), st.lists, max_leaves=6)
 TEXTS = (VALUES | st.dictionaries(st.text(), VALUES, max_size=4)).map(lambda value: json.dumps(value).encode())
 
@@ -166,7 +167,9 @@ def test_a_directory_of_another_length_is_refused(pristine: PristineExport, coun
 
 def test_keys_in_the_archive_are_not_trusted(pristine: PristineExport, tmp_path: Path) -> None:
     other = asyncio.run(make_export(tmp_path / "other", requests=3))
-    assert reason(pristine, other.archive) is Reason.SIGNER_UNKNOWN
+    assert reason(pristine, other.archive) is Reason.KEY_NOT_LINKED
+    unlinked = {name: data for name, data in unpacked(other.archive).items() if name != "key-links.json"}
+    assert reason(pristine, packed(unlinked)) is Reason.SIGNER_UNKNOWN
     assert verified(other, other.archive).leaves > 0
 
 

@@ -26,6 +26,8 @@ Of an export (a ZIP archive), all of it:
     c. every leaf as in 3 and 4, and where no case was chosen that their indices have no gap and reach over both ends of the time
     d. every payload opens the commitment of a leaf that is there: HMAC-SHA256(salt, payload)
     e. earlier checkpoints are prefixes of this one                            RFC 9162, section 2.1.4.2
+    f. where keys changed, that the leaves which say so make one chain, each under a checkpoint that both keys signed. One key of it
+       is enough: what it leads on to may sign what the export shows; the keys before it, earlier checkpoints alone
 
 keys.txt in an archive is for comparison with your keys and is not used. report.html is for reading: that it is the page that was
 exported is checked, not what it says. Memory does not grow with the number of leaves, but with that of the payload files.
@@ -194,7 +196,7 @@ def follow_links(verifier_keys: Sequence[str], linked: Sequence[str], links: Seq
 
 
 def _leads_to(following: str, text: str, trusted: Sequence[str]) -> bool:
-    keys = {_parse_key(key): f"sha256:{sha256(key.encode()).hexdigest()}" for key in trusted}
+    keys = {_parse_key(key): _key_digest(key) for key in trusted}
     try:
         proven = _verify_proof(text, list(keys))
     except VerificationFailed as failure:
@@ -206,8 +208,12 @@ def _leads_to(following: str, text: str, trusted: Sequence[str]) -> bool:
         change.get("type") == "key_change"
         and change.get("origin") == proven.origin == _parse_key(following).name
         and change.get("previous_key") in {keys[signature.key] for signature in proven.signatures}
-        and change.get("next_key") == f"sha256:{sha256(following.encode()).hexdigest()}"
+        and change.get("next_key") == _key_digest(following)
     )
+
+
+def _key_digest(verifier_key: str) -> str:
+    return f"sha256:{sha256(verifier_key.encode()).hexdigest()}"
 
 
 def _witnesses(keys: Sequence[str]) -> list[_Key]:
@@ -482,7 +488,7 @@ _PAYLOAD_NAME = re.compile(rf"payloads/({_UUID})\.json", re.ASCII)
 _NEEDED_FILES = frozenset(
     {"README.txt", "verify.py", "checkpoint", "consistency.json", "keys.txt", "leaves.jsonl", "report.html", "manifest.json"}
 )
-_PLATFORM_PROOF = "platform-proof.tlog-proof"
+_PLATFORM_PROOF, _KEY_LINKS = "platform-proof.tlog-proof", "key-links.json"
 _INDEX = re.compile(rb":(0|[1-9][0-9]{0,15}),")
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z", re.ASCII)
 _DISORDER = timedelta(seconds=60)
@@ -514,6 +520,8 @@ class VerifiedExport:
     """Payloads that open the commitments of their leaves."""
     earlier: Sequence[tuple[int, Mapping[str, int] | None]]
     """Sizes of earlier checkpoints that are prefixes, with their cosignatures where they were checked."""
+    key_changes: Mapping[str, int]
+    """Changes of keys that were followed, by origin of the log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -740,11 +748,12 @@ def _verify_export(
         if not _PAYLOAD_NAME.fullmatch(name):
             contents[name] = _listed(archive, name, _SMALL_FILE_MAX, listed)
     note = _utf8(contents["checkpoint"], Reason.CHECKPOINT_MALFORMED)
+    former, key_changes = _follow_chains(contents.get(_KEY_LINKS), keys)
     origin, size, root, signed_by = _signed_checkpoint(note, keys)
     if (manifest["origin"], manifest["tree_size"]) != (origin, size):
         _fail(Reason.MANIFEST_MALFORMED, "it names another log or tree than the checkpoint")
     platform = _export_platform(contents.get(_PLATFORM_PROOF), origin, note, keys, witnesses, threshold)
-    earlier = _check_earlier(contents["consistency.json"], origin, size, root, keys, witnesses)
+    earlier = _check_earlier(contents["consistency.json"], origin, size, root, keys, former, witnesses)
     seen = _Seen()
     for name in listed:
         if found := _PAYLOAD_NAME.fullmatch(name):
@@ -770,6 +779,7 @@ def _verify_export(
         whole_time,
         seen.opened,
         earlier,
+        key_changes,
     )
     return verified, None if extracted is None else (*extracted, note)
 
@@ -800,7 +810,7 @@ def _is_count(value: object) -> bool:
 def _read_manifest(archive: _Archive) -> tuple[Mapping[str, Any], Mapping[str, str]]:
     """Return the manifest and the digests that it lists, which are those of the files that are there."""
     names = archive.files.keys()
-    known = (*_NEEDED_FILES, _PLATFORM_PROOF)
+    known = (*_NEEDED_FILES, _PLATFORM_PROOF, _KEY_LINKS)
     if not names >= _NEEDED_FILES or any(name not in known and not _PAYLOAD_NAME.fullmatch(name) for name in names):
         _fail(Reason.ARCHIVE_MALFORMED, "a file is missing, or one is there that no export has")
     malformed = Reason.MANIFEST_MALFORMED
@@ -835,6 +845,60 @@ def _listed(archive: _Archive, name: str, limit: int, listed: Mapping[str, str])
     return data
 
 
+def _follow_chains(data: bytes | None, keys: list[_Key]) -> tuple[list[_Key], dict[str, int]]:
+    """Add to `keys` what the links in an archive lead on to. Return the keys before them, and the changes by origin.
+
+    A log's links stand in the order of its changes, each beginning with the key that the last one ended with. Both keys of a link
+    signed its checkpoint, so either is reached from the other; keys that were given up are returned apart, for somebody else may
+    have them. A log of which no key was given is not looked at.
+    """
+    if data is None:
+        return [], {}
+    malformed = Reason.KEY_NOT_LINKED
+    links = _canonical(data, malformed).get("links")
+    if not isinstance(links, list) or not links:
+        _fail(malformed, "no list of links")
+    chains: dict[str, list[_Key]] = {}
+    for link in links:
+        previous, following = _check_link(link)
+        chain = chains.setdefault(previous.name, [previous])
+        if chain[-1] != previous or following in chain:
+            _fail(malformed, "the links are not in the order of the changes")
+        chain.append(following)
+    trusted_names, former, changes = {key.name for key in keys}, [], {}
+    for name in chains.keys() & trusted_names:
+        chain = chains[name]
+        first = next((place for place, key in enumerate(chain) if key in keys), None)
+        if first is None:
+            _fail(malformed, "the links in the archive do not go through a key that you trust")
+        keys += [key for key in chain[first:] if key not in keys]
+        former += chain[:first]
+        changes[name] = len(chain) - 1
+    return former, changes
+
+
+def _check_link(link: object) -> tuple[_Key, _Key]:
+    """Return the keys between which a link leads, whoever trusts them."""
+    malformed = Reason.KEY_NOT_LINKED
+    names = ("previous_key", "next_key", "tlog_proof")
+    if not isinstance(link, dict) or link.keys() != set(names) or not all(isinstance(value, str) for value in link.values()):
+        _fail(malformed, "not a link between two keys")
+    before, after, proof = (link[name] for name in names)
+    if not all(map(_is_text, link.values())):
+        _fail(malformed, "a link is not text")
+    keys = [_parse_key(before), _parse_key(after)]
+    proven = _verify_proof(_text_of(proof), keys)
+    change = _parse_leaf(proven.leaf)
+    named = [change.get(field) for field in ("type", "origin", "previous_key", "next_key")]
+    if named != ["key_change", proven.origin, _key_digest(before), _key_digest(after)] or {key.name for key in keys} != {
+        proven.origin
+    }:
+        _fail(malformed, "a link does not say that these keys followed each other")
+    if {signature.key for signature in proven.signatures} != set(keys):
+        _fail(malformed, "a link is not signed by both of its keys")
+    return keys[0], keys[1]
+
+
 def _signed_checkpoint(note: str, keys: Sequence[_Key]) -> tuple[str, int, bytes, list[str]]:
     text, signatures = _open_note(note, keys)
     origin, size, root = _parse_checkpoint(text)
@@ -859,7 +923,7 @@ def _export_platform(
 
 
 def _check_earlier(
-    data: bytes, origin: str, size: int, root: bytes, keys: Sequence[_Key], witnesses: Sequence[_Key]
+    data: bytes, origin: str, size: int, root: bytes, keys: Sequence[_Key], former: Sequence[_Key], witnesses: Sequence[_Key]
 ) -> list[tuple[int, Mapping[str, int] | None]]:
     malformed = Reason.CONSISTENCY_INVALID
     links = _canonical(data, malformed).get("earlier")
@@ -874,7 +938,7 @@ def _check_earlier(
             _fail(malformed, "not an earlier checkpoint with its proof")
         if not note.isascii() and not _is_text(note):
             _fail(malformed, "the earlier checkpoint is not text")
-        earlier_origin, earlier_size, earlier_root, _ = _signed_checkpoint(note, keys)
+        earlier_origin, earlier_size, earlier_root, _ = _signed_checkpoint(note, [*keys, *former])
         if earlier_origin != origin or not 1 <= earlier_size <= size:
             _fail(malformed, "the earlier checkpoint is of another log, or not earlier")
         hashes = [_base64(one, malformed) if isinstance(one, str) and one.isascii() else b"" for one in path]
@@ -1165,6 +1229,7 @@ def describe(export: VerifiedExport) -> list[str]:
     else:
         lines.append(f"PROVEN checkpoint {export.platform.leaf_index} of {export.platform.tree_size} in {export.platform.origin}")
         lines += [f"COSIGNED by {name} at {when(time_s)}" for name, time_s in export.platform.cosigned.items()]
+    lines += [f"FOLLOWED {count} changes of the key of {origin}" for origin, count in sorted(export.key_changes.items())]
     for size, cosigned in export.earlier:
         by = "".join(f", cosigned by {name} at {when(time_s)}" for name, time_s in (cosigned or {}).items())
         lines.append(f"EXTENDS the checkpoint of {size} leaves{by}")

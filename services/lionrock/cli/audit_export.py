@@ -222,5 +222,6 @@ def _fields(export: VerifiedExport) -> dict[str, Any]:
         "payloads_opened": export.opened,
         "platform": platform,
         "extends": [size for size, _ in export.earlier],
+        "key_changes": dict(export.key_changes),
         "left_out": export.manifest.get("left_out", {}),
     }

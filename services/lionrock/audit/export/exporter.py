@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
+from itertools import pairwise
 from typing import Any, Final
 
 from lionrock.audit.canonical_json import JsonValue, canonical_json
@@ -35,7 +36,7 @@ from lionrock.audit.records.permissions import Action, is_cleared, is_withheld, 
 from lionrock.audit.records.recording import SUSPICION
 from lionrock.audit.records.records import Records
 from lionrock.audit.store import StoredLeaf
-from lionrock.audit.tenant_log import Head
+from lionrock.audit.tenant_log import Head, TenantLog
 from lionrock.chassis.ids import uuid7
 
 SCHEMA_VERSION: Final = 1
@@ -173,6 +174,8 @@ class Exporter:
         archive.add("verify.py", files("lionrock.audit").joinpath("verify.py").read_bytes())
         await self._add_proofs(archive)
         archive.add("keys.txt", self._keys(archive.asker.tenant))
+        if links := [*await self._links(self._logs.opened(archive.asker.tenant)), *await self._links(self._platform_log.opened)]:
+            archive.add("key-links.json", canonical_json({"links": links}))
         archive.zip.begin("leaves.jsonl")
         paths = Paths(archive.head.size, archive.head.root)
         async for page, counts in self._pages(archive):
@@ -232,6 +235,14 @@ class Exporter:
         if self._witness_keys:
             lines += ["# witnesses", *self._witness_keys]
         return ("\n".join(lines) + "\n").encode()
+
+    async def _links(self, opened: TenantLog) -> list[JsonValue]:
+        """Return what leads from each key of a log to the next, oldest first, with both of them."""
+        keys = opened.verifier_keys  # before the links, so that there is one for each
+        links = {link.verifier_key: link.tlog_proof for link in await self._logs.key_links(opened)}
+        return [
+            {"previous_key": before, "next_key": after, "tlog_proof": links[before]} for before, after in pairwise(reversed(keys))
+        ]
 
     async def _payloads(self, archive: _Archive) -> AsyncIterator[tuple[str, Sequence[Opened]]]:
         """Open the records of the selection that the caller may see and that are kept, each at its first leaf in the run."""
