@@ -64,8 +64,10 @@ def test_models_go_to_the_right_chips_whole_or_say_why_not(
         assert 20 < placed < len(models), "the fleet holds neither every model nor none"
     finally:
         history.close()
-        for manifest in [*fleet.models, *fleet.pools]:
-            objects.delete(manifest)
+        for model in fleet.models:
+            objects.delete(model)
+        for pool in fleet.pools:  # the next fleet's have the same names, and the operator lets them go when their models are gone
+            objects.delete_and_wait(pool, timeout_s=120)
 
 
 def settle(objects: Objects, namespace: str, history: PodHistory) -> list[Manifest]:
