@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,7 +16,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hypothesis import given
 from hypothesis import strategies as st
 from tile_harness import ORIGIN, GrowingLog, signer
@@ -363,6 +367,53 @@ def test_the_command_follows_many_logs_from_a_file_until_it_is_told_to_stop(site
         process.stdout.close()
 
 
+async def test_the_service_answers_probes_whatever_the_logs_show_and_is_ready_when_it_looked(site: Site, tmp_path: Path) -> None:
+    site.grow(10)
+    (site.directory / "tile/0/000.p/10").unlink()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        listen = f"127.0.0.1:{free.getsockname()[1]}"
+    config = {
+        "state_dir": str(tmp_path / "cli"),
+        "interval_s": 0.05,
+        "probe_listen": listen,
+        "logs": [{"source": str(site.directory), "keys": [str(site.log.key)]}],
+    }
+    (tmp_path / "monitor.yaml").write_text(json.dumps(config), encoding="utf-8")
+    command = [sys.executable, "-m", "lionrock.audit.monitoring", "--config", str(tmp_path / "monitor.yaml")]
+    process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        assert json.loads(await process.stdout.readline())["event"] == "corrupt"
+        async with asyncio.timeout(20), grpc.aio.insecure_channel(listen) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            alive = await stub.Check(health_pb2.HealthCheckRequest(service="liveness"))
+            assert alive.status == health_pb2.HealthCheckResponse.SERVING
+            while (await stub.Check(health_pb2.HealthCheckRequest())).status != health_pb2.HealthCheckResponse.SERVING:
+                pass  # the event comes before the end of the round
+        process.terminate()
+        assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+def test_the_service_refuses_settings_and_state_that_it_cannot_use(site: Site, tmp_path: Path) -> None:
+    site.grow(1)
+    config = tmp_path / "monitor.yaml"
+    command = [sys.executable, "-m", "lionrock.audit.monitoring", "--config", str(config)]
+    for said, status, values in (
+        ("logs", 2, {"state_dir": str(tmp_path / "seen")}),
+        ("state_dir", 2, {"logs": []}),
+        ("state", 1, {"state_dir": str(config), "logs": [{"source": str(site.directory), "keys": [str(site.log.key)]}]}),
+    ):
+        config.write_text(json.dumps(values), encoding="utf-8")
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout) == (status, "")
+        assert said in done.stderr or str(config) in done.stderr
+        assert "Traceback" not in done.stderr
+
+
 METRICS = """
 import json, sys
 from opentelemetry import metrics
@@ -393,6 +444,7 @@ def test_metrics_say_what_the_events_say(site: Site, tmp_path: Path) -> None:
         status, points = json.loads(done.stdout.splitlines()[-1])
         assert status == int(broken)
         assert points["lionrock.audit.monitor.size/"] == [300, ORIGIN]
+        assert points["lionrock.audit.monitor.looked/"][0] == pytest.approx(time.time(), abs=60)
         found = {
             name.removeprefix("lionrock.audit.monitor.alarm/") for name, (value, _) in points.items() if "alarm/" in name and value
         }

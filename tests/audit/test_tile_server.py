@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from lionrock.chassis.http_server import start_http_server
 from lionrock.chassis.http_settings import HttpServerSettings
 from lionrock.chassis.identity import SpiffeId
 from lionrock.chassis.settings import TlsSettings
+from lionrock.chassis.tls import WatchedClientContext
 from lionrock.tlog.tile_client import SourceFailed, TreeReader, open_checkpoint, read_checkpoint
 from lionrock.tlog.tiles import split_bundle
 from mesh_ca import TRUST_DOMAIN, DevCa
@@ -161,11 +163,12 @@ def test_nothing_is_written(published: Any, ca: DevCa) -> None:
         assert bank.request(method, f"/{PLATFORM}/audit/bank/checkpoint").status_code == 405
 
 
-def tls_context(tls: TlsSettings) -> ssl.SSLContext:
+def shown(tls: TlsSettings) -> Callable[[], ssl.SSLContext]:
+    """What a reader shows to a server whose address is not in its certificate."""
     made = ssl.create_default_context(cafile=tls.ca_file)
     made.check_hostname = False
     made.load_cert_chain(tls.cert_file, tls.key_file)
-    return made
+    return lambda: made
 
 
 async def test_the_tile_client_reads_a_log_through_the_real_server(published: Any, ca: DevCa) -> None:
@@ -177,16 +180,14 @@ async def test_the_tile_client_reads_a_log_through_the_real_server(published: An
         for prefix in (origin, "audit/bank"):  # the second for a host that is called as the origin's first part
 
             def read(prefix: str = prefix) -> int:
-                source = HttpSource(f"https://127.0.0.1:{server.port}/{prefix}", tls=tls_context(ca.issue(spiffe_id=AUDITOR)))
+                source = HttpSource(f"https://127.0.0.1:{server.port}/{prefix}", tls=shown(ca.issue(spiffe_id=AUDITOR)))
                 signed = open_checkpoint(read_checkpoint(source), origin, [logs[origin].key])
                 tree = TreeReader(source, signed.checkpoint)
                 tree.verify_tiles()
                 return sum(len(leaves) for _, leaves in tree.entries(0, signed.checkpoint.size))
 
             assert await asyncio.to_thread(read) == 601
-        named = ssl.create_default_context(cafile=ca.issue("audit").ca_file)
-        own = ca.issue(spiffe_id=AUDITOR)
-        named.load_cert_chain(own.cert_file, own.key_file)
+        named = WatchedClientContext(ca.issue(spiffe_id=AUDITOR)).latest
         address = f"https://127.0.0.1:{server.port}/{origin}"
         checked = HttpSource(address, tls=named, server_name="audit.lionrock.internal")
         assert await asyncio.to_thread(checked.read, "checkpoint", 1000) is not None
@@ -194,9 +195,36 @@ async def test_the_tile_client_reads_a_log_through_the_real_server(published: An
             await asyncio.to_thread(
                 HttpSource(address, tls=named, server_name="gateway.lionrock.internal").read, "checkpoint", 1000
             )
-        clerk = HttpSource(f"https://127.0.0.1:{server.port}/{origin}", tls=tls_context(ca.issue(spiffe_id=CLERK)))
+        clerk = HttpSource(f"https://127.0.0.1:{server.port}/{origin}", tls=shown(ca.issue(spiffe_id=CLERK)))
         with pytest.raises(SourceFailed, match="status 403"):
             await asyncio.to_thread(clerk.read, "checkpoint", 1000)
+    finally:
+        await server.stop()
+
+
+async def test_a_reader_whose_certificate_is_renewed_shows_the_new_one_without_a_restart(
+    published: Any, ca: DevCa, tmp_path: Path
+) -> None:
+    directory, _ = published
+    now_s = 0.0
+    server = await start_http_server(
+        application(directory), HttpServerSettings(tls=ca.issue("audit"), client_certificates="required")
+    )
+    own = ca.issue(spiffe_id=CLERK, directory=tmp_path / "own")
+    try:
+        context = WatchedClientContext(own, clock=lambda: now_s).latest
+        address = f"https://127.0.0.1:{server.port}/{PLATFORM}/audit/bank"
+        source = HttpSource(address, tls=context, server_name="audit.lionrock.internal")
+        with pytest.raises(SourceFailed, match="status 403"):
+            await asyncio.to_thread(source.read, "checkpoint", 1000)
+        (tmp_path / "own" / "tls.key").write_text("half of a renewal")
+        now_s += 2
+        assert context() is context()
+        with pytest.raises(SourceFailed, match="status 403"):  # the last good one
+            await asyncio.to_thread(source.read, "checkpoint", 1000)
+        ca.issue(spiffe_id=AUDITOR, directory=tmp_path / "own")
+        now_s += 2
+        assert await asyncio.to_thread(source.read, "checkpoint", 1000) is not None
     finally:
         await server.stop()
 
@@ -219,7 +247,7 @@ async def test_the_service_publishes_and_serves_its_own_log_of_logs(place: Place
     config.write_text(json.dumps(json.loads(config.read_text()) | {"tiles": tiles}), encoding="utf-8")
     async with audit_process(place, config) as (process, _):
         port = int((tmp_path / "http-port").read_text(encoding="ascii"))
-        source = HttpSource(f"https://127.0.0.1:{port}/{PLATFORM}/audit/bank", tls=tls_context(ca.issue(spiffe_id=AUDITOR)))
+        source = HttpSource(f"https://127.0.0.1:{port}/{PLATFORM}/audit/bank", tls=shown(ca.issue(spiffe_id=AUDITOR)))
         async with asyncio.timeout(20):
             while (note := await asyncio.to_thread(source.read, "checkpoint", 10_000)) is None:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)

@@ -3,17 +3,18 @@
 Knows: names and limits, and how a source is opened. Does not know: what is checked (monitor.py).
 """
 
-import ssl
 from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lionrock.audit.monitor import WatchedLog
 from lionrock.audit.tile_settings import BucketSettings, bucket_store
 from lionrock.audit.tile_sources import DirectorySource, HttpSource
 from lionrock.chassis.settings import TelemetrySettings, TlsSettings
+from lionrock.chassis.tls import TlsFilesUnusable, WatchedClientContext
 from lionrock.tlog.encoding import MalformedNote
 from lionrock.tlog.note import VerifierKey
 from lionrock.tlog.tile_client import TileSource
@@ -23,6 +24,10 @@ _FROZEN = ConfigDict(frozen=True, extra="forbid")
 
 class SourceUnusable(Exception):
     """A source cannot be opened; the message says why."""
+
+
+class SettingsUnusable(Exception):
+    """The file of settings cannot be used; the message says which setting."""
 
 
 class WitnessSettings(BaseModel):
@@ -96,7 +101,11 @@ class WatchedLogSettings(BaseModel):
         scheme = urlsplit(self.source).scheme
         if scheme not in {"http", "https"}:
             return DirectorySource(Path(self.source))
-        return HttpSource(self.source, tls=None if self.tls is None else _tls_context(self.tls), server_name=self.server_name)
+        try:
+            tls = None if self.tls is None else WatchedClientContext(self.tls).latest
+        except TlsFilesUnusable as error:
+            raise SourceUnusable(f"the certificate, its key or the authority cannot be used: {error}") from error
+        return HttpSource(self.source, tls=tls, server_name=self.server_name)
 
 
 class MonitorSettings(BaseModel):
@@ -108,12 +117,38 @@ class MonitorSettings(BaseModel):
     interval_s: float = Field(default=30, gt=0, le=86400, description="time between two looks, in seconds")
     logs: tuple[WatchedLogSettings, ...] = Field(min_length=1, max_length=10_000, description="logs to follow")
     telemetry: TelemetrySettings = Field(default=TelemetrySettings(), description="where metrics go")
+    probe_listen: str | None = Field(
+        default=None,
+        pattern=r"^.+:\d{1,5}$",
+        description="host:port for a kubelet's probes in clear text, which say nothing about the logs; unset: none",
+    )
 
     @model_validator(mode="after")
     def _one_of_each(self) -> Self:
         if len({log.origin for log in self.logs}) < len(self.logs):
             raise ValueError("a log is named twice")
         return self
+
+
+def read_settings(path: Path) -> MonitorSettings:
+    """Read a YAML file. Raises SettingsUnusable."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsUnusable(f"{path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsUnusable(f"{path} is not YAML") from error
+    return settings_of(values)
+
+
+def settings_of(values: object) -> MonitorSettings:
+    """Check settings. Raises SettingsUnusable."""
+    try:
+        return MonitorSettings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise SettingsUnusable(f"{where}: {first['msg']}") from error
 
 
 def _checked(keys: tuple[str, ...]) -> tuple[str, ...]:
@@ -123,13 +158,3 @@ def _checked(keys: tuple[str, ...]) -> tuple[str, ...]:
         except MalformedNote as error:
             raise ValueError(str(error)) from error
     return keys
-
-
-def _tls_context(tls: TlsSettings) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=tls.ca_file)
-        context.load_cert_chain(tls.cert_file, tls.key_file)
-    except (OSError, ssl.SSLError) as error:
-        raise SourceUnusable(f"the certificate, its key or the authority cannot be used: {error.strerror or error}") from error
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    return context

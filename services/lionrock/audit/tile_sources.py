@@ -5,6 +5,7 @@ Knows: how to get at most so many bytes of a file, in how much time. Does not kn
 
 import ssl
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -47,22 +48,27 @@ class DirectorySource:
 class HttpSource:
     """Files of a log below a URL. Redirects are not followed: a log has one address."""
 
-    def __init__(self, prefix: str, *, tls: ssl.SSLContext | None = None, server_name: str | None = None) -> None:
+    def __init__(self, prefix: str, *, tls: Callable[[], ssl.SSLContext] | None = None, server_name: str | None = None) -> None:
         """Read below `prefix`, https:// or http://.
 
-        `tls`: whom to trust and who we are; default: the system's authorities. `server_name`: what the server's certificate has to
-        say, if not the host of the prefix.
+        `tls`: says whom to trust and who we are, asked before every read, so that a renewed certificate is shown without a
+        restart; default: the system's authorities. `server_name`: what the server's certificate has to say, if not the host of the
+        prefix.
         """
         self._prefix = prefix.rstrip("/")
-        named: dict[str, Any] = {} if server_name is None else {"server_hostname": server_name, "assert_hostname": server_name}
-        self._pool = urllib3.PoolManager(num_pools=2, maxsize=4, block=True, timeout=_TIMEOUT, ssl_context=tls, **named)
+        self._tls = tls
+        self._named: dict[str, Any] = (
+            {} if server_name is None else {"server_hostname": server_name, "assert_hostname": server_name}
+        )
+        self._context = None if tls is None else tls()
+        self._pool = self._new_pool()
 
     def read(self, name: str, max_bytes: int) -> bytes | None:
         """Content of a file, decompressed."""
         headers = {"Accept-Encoding": "gzip, identity"}
         end_s = time.monotonic() + _READ_TIMEOUT_S
         try:
-            response = self._pool.request(
+            response = self._connections().request(
                 "GET", f"{self._prefix}/{name}", headers=headers, redirect=False, retries=_RETRIES, preload_content=False
             )
             try:
@@ -83,6 +89,17 @@ class HttpSource:
             reason = error.reason if isinstance(error, MaxRetryError) and error.reason is not None else error
             raise SourceFailed(f"{name}: {type(reason).__name__}") from error
         return _limited(name, bytes(content), max_bytes)
+
+    def _connections(self) -> urllib3.PoolManager:
+        context = None if self._tls is None else self._tls()
+        if context is not self._context:
+            self._pool.clear()
+            self._context = context
+            self._pool = self._new_pool()
+        return self._pool
+
+    def _new_pool(self) -> urllib3.PoolManager:
+        return urllib3.PoolManager(num_pools=2, maxsize=4, block=True, timeout=_TIMEOUT, ssl_context=self._context, **self._named)
 
     def __str__(self) -> str:
         return self._prefix

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ssl
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,3 +87,33 @@ class WatchedIdentity:
                 self._identity = identity
                 self.version += 1
         return self._identity
+
+
+class WatchedClientContext:
+    """What a client of Python's `ssl` shows and trusts, following its files as WatchedIdentity does."""
+
+    def __init__(self, tls: TlsSettings, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Read the files once. Raises TlsFilesUnusable."""
+        self._tls = tls
+        self._watched = WatchedIdentity(tls, clock=clock)
+        self._version = self._watched.version
+        self._context = self._build()
+
+    def latest(self) -> ssl.SSLContext:
+        """Return the context for the next connection: another object whenever the files changed."""
+        self._watched.latest()
+        if self._watched.version != self._version:
+            with suppress(TlsFilesUnusable):  # replaced once more in this moment: the next call sees it
+                self._context = self._build()
+                self._version = self._watched.version
+        return self._context
+
+    def _build(self) -> ssl.SSLContext:
+        tls = self._tls
+        try:
+            context = ssl.create_default_context(cafile=tls.ca_file)
+            context.load_cert_chain(tls.cert_file, tls.key_file)
+        except (OSError, ssl.SSLError) as error:
+            raise TlsFilesUnusable(f"{tls.cert_file.parent}: {error.__class__.__name__}: {error.strerror or 'unusable'}") from None
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        return context
