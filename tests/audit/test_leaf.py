@@ -3,7 +3,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from typing import Any
+from dataclasses import fields, is_dataclass
+from typing import Any, get_args
 
 import pytest
 from audit_harness import context_of, intent, outcome
@@ -14,11 +15,15 @@ from lionrock.audit.canonical_json import INTEGER_MAX, canonical_json
 from lionrock.audit.failures import LeafTooLarge
 from lionrock.audit.leaf import (
     LEAF_MAX_BYTES,
+    Body,
+    Context,
     Event,
     Intent,
     Model,
     Outcome,
+    Plan,
     Sampling,
+    Usage,
     Verdict,
     build_leaf,
     commitment,
@@ -124,6 +129,40 @@ def test_equal_payloads_have_unlinkable_commitments() -> None:
 def test_a_short_salt_commits_to_nothing() -> None:
     with pytest.raises(ValueError, match="32 bytes"):
         commitment(b"short", b"payload")
+
+
+_TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
+_FIELDS = st.none() | _TEXTS | st.integers(-9, 9) | st.booleans() | st.lists(_TEXTS, max_size=2).map(tuple)
+_FIELDS |= st.dictionaries(_TEXTS, st.integers(0, 9), max_size=3)
+
+
+def _records(kind: type, fields_: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.fixed_dictionaries({field.name: fields_ for field in fields(kind)}).map(lambda values: kind(**values))
+
+
+_NESTED = st.one_of(*(_records(kind, _FIELDS) for kind in (Model, Plan, Sampling, Usage, Verdict)))
+_BODIES = st.one_of(*(_records(kind, _FIELDS | _NESTED) for kind in get_args(Body)))
+
+
+@given(_BODIES, _records(Context, _FIELDS), st.dictionaries(_TEXTS, st.binary(max_size=9), max_size=2), _TEXTS, _TEXTS)
+def test_a_leaf_is_written_as_canonical_json_writes_what_has_a_value(
+    body: Any, context: Context, payloads: dict[str, bytes], trace_id: str, region: str
+) -> None:
+    def present(record: Any) -> dict[str, Any]:
+        values = {field.name: getattr(record, field.name) for field in fields(record)}
+        kept = {name: value for name, value in values.items() if value is not None and value not in ("", ())}
+        return {name: present(value) if is_dataclass(value) else value for name, value in kept.items()}
+
+    event, salt = Event("an event", trace_id, context, body, payloads), b"s" * 32
+    leaf: dict[str, Any] = present(context) | present(body)
+    leaf |= {"schema_version": 1, "type": event.type, "event_id": "an event", "ts": "2026-01-01T00:00:00.123456Z"}
+    leaf |= {name: value for name, value in (("trace_id", trace_id), ("region", region)) if value}
+    if payloads:
+        leaf["commitments"] = {kind: hmac.new(salt, payload, hashlib.sha256).hexdigest() for kind, payload in payloads.items()}
+    try:
+        assert build_leaf(event, recorded_at_us=NOW_US, salt=salt, region=region) == canonical_json(leaf)
+    except LeafTooLarge as refusal:
+        assert refusal.size_bytes == len(canonical_json(leaf))  # noqa: PT017
 
 
 def test_events_without_payload_have_no_salt_and_no_commitment() -> None:

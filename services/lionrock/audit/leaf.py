@@ -25,12 +25,14 @@ hash would not do: all Hong Kong identity card numbers hash within the minute.
 
 import hmac
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
-from typing import Final
+from functools import lru_cache
+from operator import attrgetter, itemgetter
+from typing import Any, Final
 
-from lionrock.audit.canonical_json import JsonValue, canonical_json
+from lionrock.audit.canonical_json import canonical_text, quoted
 from lionrock.audit.failures import LeafTooLarge
 
 SCHEMA_VERSION = 1
@@ -331,21 +333,9 @@ def build_leaf(event: Event, *, recorded_at_us: int, salt: bytes, region: str = 
 
     `recorded_at_us`: microseconds since 1970, UTC. Raises LeafTooLarge.
     """
-    leaf: dict[str, JsonValue] = {
-        "schema_version": SCHEMA_VERSION,
-        "type": event.type,
-        "event_id": event.event_id,
-        "ts": rfc3339(recorded_at_us),
-        **_present(event.context),
-        **_present(event.body),
-    }
-    if event.trace_id:
-        leaf["trace_id"] = event.trace_id
-    if region:
-        leaf["region"] = region
-    if event.payloads:
-        leaf["commitments"] = {kind: commitment(salt, payload).hex() for kind, payload in event.payloads.items()}
-    data = canonical_json(leaf)
+    shape = _SHAPES[type(event.body)]
+    commitments = {kind: commitment(salt, payload).hex() for kind, payload in event.payloads.items()} or None
+    data = _object(shape, (SCHEMA_VERSION, event.type, rfc3339(recorded_at_us), region, commitments, *shape.fields(event))).encode()
     limit = LEAF_MAX_BYTES - CLOSING_RESERVE_BYTES if isinstance(event.body, Intent) else LEAF_MAX_BYTES
     if len(data) >= limit:
         raise LeafTooLarge(len(data), limit)
@@ -364,21 +354,57 @@ def commitment(salt: bytes, payload: bytes) -> bytes:
 
 def rfc3339(at_us: int) -> str:
     """Write microseconds since 1970 as RFC 3339 in UTC with all six decimals."""
-    return (_EPOCH + timedelta(microseconds=at_us)).isoformat(timespec="microseconds") + "Z"
+    at_s, microseconds = divmod(at_us, 1_000_000)
+    return f"{_second(at_s)}.{microseconds:06}Z"
 
 
-def _present(record: Context | Body | Sampling | Verdict | Model | Plan | Usage) -> dict[str, JsonValue]:
-    """Fields of a record that have a value; zero and an empty set of findings are values, None and the empty string are not."""
-    present: dict[str, JsonValue] = {}
-    for name in _NAMES[type(record)]:
-        value = getattr(record, name)
-        if value is None or value == "" or value == ():
-            continue
-        present[name] = _present(value) if type(value) in _NESTED else value
-    return present
+@lru_cache(maxsize=16)  # the leaves of a second share it
+def _second(at_s: int) -> str:
+    return (_EPOCH + timedelta(seconds=at_s)).isoformat()
 
 
-_NESTED: Final = frozenset({Sampling, Verdict, Model, Plan, Usage})
-_NAMES: Final[Mapping[type, Sequence[str]]] = {
-    kind: tuple(field.name for field in fields(kind)) for kind in (Context, *_TYPES, *_NESTED)
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """How objects of one class are written: what is read of one, in which order, and each name as it stands before its value."""
+
+    fields: Callable[[Any], tuple[Any, ...]]
+    in_order: Callable[[tuple[Any, ...]], Iterable[Any]]
+    """Puts values in the canonical order of their names."""
+    names: Sequence[str]
+
+
+def _shape(first: Sequence[str], rest: Mapping[str, str]) -> _Shape:
+    """Of objects with the members `first`, whose values the caller has, and `rest`: attributes, by name."""
+    names = [*first, *rest]
+    if len(set(names)) < len(names) or not all(map(str.isascii, names)):
+        raise ValueError("two members of a leaf have one name, or one is not ASCII")
+    order = sorted(range(len(names)), key=names.__getitem__)
+    return _Shape(attrgetter(*rest.values()), itemgetter(*order), [f',"{names[place]}":' for place in order])
+
+
+def _object(shape: _Shape, values: tuple[Any, ...]) -> str:
+    """Write the members that have a value; zero and an empty set of findings are values, None and the empty string are not."""
+    parts = []
+    for name, value in zip(shape.names, shape.in_order(values), strict=True):
+        kind = type(value)
+        if kind is str:
+            if value:
+                parts.append(name + quoted(value))
+        elif value is not None and (value or value not in _ABSENT):
+            nested = _NESTED.get(kind)
+            parts.append(name + (canonical_text(value) if nested is None else _object(nested, nested.fields(value))))
+    return "{" + "".join(parts)[1:] + "}"
+
+
+def _names(kind: type, prefix: str) -> dict[str, str]:
+    return {field.name: prefix + field.name for field in fields(kind)}
+
+
+_ABSENT: Final = ("", ())
+_OWN: Final = ("schema_version", "type", "ts", "region", "commitments")
+"""Members that are neither of the event nor of what it consists of."""
+_NESTED: Final[Mapping[type, _Shape]] = {kind: _shape((), _names(kind, "")) for kind in (Sampling, Verdict, Model, Plan, Usage)}
+_SHAPES: Final[Mapping[type, _Shape]] = {
+    kind: _shape(_OWN, {"event_id": "event_id", "trace_id": "trace_id"} | _names(Context, "context.") | _names(kind, "body."))
+    for kind in _TYPES
 }
