@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from lionrock.audit.monitor_settings import MonitorSettings
 from lionrock.audit.settings import AuditSettings
 from lionrock.gateway.settings import GatewaySettings
 from lionrock.guardrails.settings import GuardrailsSettings
@@ -29,9 +30,12 @@ COMPONENTS: Mapping[str, type[BaseModel]] = {
     "tokenization": TokenizationSettings,
     "guardrails": GuardrailsSettings,
     "audit": AuditSettings,
+    "audit-monitor": MonitorSettings,
     "operator": OperatorSettings,
 }
-_WHOLE = frozenset({"gateway.TenantSettings", "gateway.PrincipalSettings"})
+_WHOLE = frozenset(
+    {"gateway.TenantSettings", "gateway.PrincipalSettings", "audit-monitor.WatchedLogSettings", "audit-monitor.WitnessSettings"}
+)
 """What a user writes whole, and not over something that the chart wrote."""
 _DROPPED = frozenset({"title", "default"})
 

@@ -73,11 +73,11 @@ def test_pods_mount_the_secret_that_is_made_for_them(render: Callable[..., Any],
     release = render(case)
     if case == "everything":
         made = {each["metadata"]["name"]: each["spec"]["secretName"] for each in release.of("Certificate")}
-        assert set(made.values()) == {f"{prefix}-{name}-tls" for name in IDENTITIES | {"test"}}
+        assert set(made.values()) == {f"{prefix}-{name}-tls" for name in IDENTITIES | {"audit-monitor", "test"}}
     for name, pod in release.pods():
         component = pod["metadata"]["labels"]["app.kubernetes.io/component"]
         tls = [volume["secret"] for volume in pod["spec"]["volumes"] if volume["name"] == "tls"]
-        assert bool(tls) == (component in IDENTITIES | {"test"}), name
+        assert bool(tls) == (component in IDENTITIES | {"audit-monitor", "test"}), name
         for secret in tls:
             assert secret["secretName"] == f"{prefix}-{component}-tls"
             assert secret["defaultMode"] == 0o440
@@ -88,7 +88,7 @@ def test_cert_manager_is_asked_for_the_same_identities(render: Callable[..., Any
     for each in render("everything").of("Certificate"):
         spec = each["spec"]
         assert spec["issuerRef"] == {"name": "mesh", "kind": "ClusterIssuer", "group": "cert-manager.io"}
-        if spec["secretName"] == "lionrock-test-tls":
+        if spec["secretName"] in ("lionrock-test-tls", "lionrock-audit-monitor-tls"):
             continue
         planned = next(c for c in plans["mesh.yaml"].certificates if c.secret == spec["secretName"])
         assert tuple(spec["dnsNames"]) == planned.dns_names
@@ -119,3 +119,11 @@ def test_the_operator_has_an_identity_where_there_is_one(render: Callable[..., A
         render("minimal", "operator.enabled=false").one("ConfigMap", "lionrock-certificates")["data"]["mesh.yaml"]
     )
     assert "lionrock-operator-tls" not in {each["secret"] for each in plan["certificates"]}
+
+
+def test_the_monitor_has_an_identity_of_its_own_where_there_is_one(render: Callable[..., Any]) -> None:
+    (monitor,) = [each for each in render("everything").of("Certificate") if each["metadata"]["name"] == "lionrock-audit-monitor"]
+    assert monitor["spec"]["uris"] == ["spiffe://mesh.bank.example/service/audit-monitor"]
+    assert monitor["spec"]["dnsNames"] == ["audit-monitor.lionrock.internal"]
+    issued = render("everything", 'certificates.mode="builtin"').one("ConfigMap", "lionrock-certificates")["data"]["mesh.yaml"]
+    assert "lionrock-audit-monitor-tls" in {each.secret for each in IssuePlan.model_validate(yaml.safe_load(issued)).certificates}

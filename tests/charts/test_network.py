@@ -48,6 +48,7 @@ CALLS = {
     ("operator", "head", 50054),
     ("test", "gateway", 50051),
 }
+MORE_CALLS = {"minimal": set(), "everything": {("audit-monitor", "audit", 7470)}}
 
 
 @pytest.mark.parametrize("case", ["minimal", "everything"])
@@ -58,12 +59,12 @@ def test_exactly_the_calls_of_the_mesh_pass(render: Callable[..., Any], case: st
     found = set()
     for caller, own in pods.items():
         for called, other in pods.items():
-            for port in (50051, 50052, 50053, 50054, 50055, 8081, 8080, 8265):
+            for port in (50051, 50052, 50053, 50054, 50055, 7470, 8081, 8080, 8265):
                 if caller in by_operator or not passes(release, "Egress", own, other, port):
                     continue
                 if called in by_operator or passes(release, "Ingress", other, own, port):
                     found.add((caller, called, port))
-    assert found == CALLS
+    assert found == CALLS | MORE_CALLS[case]
 
 
 def test_the_namespace_denies_both_ways_by_default(render: Callable[..., Any]) -> None:
@@ -148,3 +149,23 @@ def test_witnesses_that_nobody_may_reach_are_refused(render: Callable[..., Any])
 def test_a_database_that_nobody_may_reach_is_refused(render: Callable[..., Any]) -> None:
     with pytest.raises(Exception, match=r"audit\.postgresql\.peers"):
         render("minimal", 'audit.postgresql.existingSecret="audit-database"')
+
+
+def test_tiles_are_read_by_the_monitor_and_by_whom_the_values_name(render: Callable[..., Any]) -> None:
+    readers = render("everything").one("NetworkPolicy", "lionrock-audit")["spec"]["ingress"][1]
+    monitor = {"app.kubernetes.io/name": "lionrock", "app.kubernetes.io/instance": "lionrock"}
+    monitor |= {"app.kubernetes.io/component": "audit-monitor"}
+    assert readers["from"] == [{"ipBlock": {"cidr": "10.8.0.0/16"}}, {"podSelector": {"matchLabels": monitor}}]
+    assert readers["ports"] == [{"protocol": "TCP", "port": 7470}]
+    assert len(render().one("NetworkPolicy", "lionrock-audit")["spec"]["ingress"]) == 1
+    with pytest.raises(Exception, match=r"audit\.tiles\.http\.peers"):
+        render("minimal", 'audit.tiles={"sink":"volume","http":{"enabled":true}}')
+
+
+def test_the_audit_service_alone_reaches_the_bucket_with_its_tiles(render: Callable[..., Any]) -> None:
+    store = {"to": [{"ipBlock": {"cidr": "10.7.0.0/16"}}], "ports": [{"protocol": "TCP", "port": 9000}]}
+    release = render("postgresql")
+    reach = {each["metadata"]["name"] for each in release.of("NetworkPolicy") if store in (each["spec"].get("egress") or [])}
+    assert reach == {"lionrock-audit"}
+    with pytest.raises(Exception, match=r"audit\.tiles\.bucket\.peers"):
+        render("postgresql", "audit.tiles.bucket.peers=[]")

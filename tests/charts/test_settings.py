@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
+from lionrock.audit.monitor_settings import MonitorSettings, read_settings
 from lionrock.audit.settings import AuditSettings
+from lionrock.audit.tile_server import ReaderPolicy
+from lionrock.chassis.identity import SpiffeId
 from lionrock.chassis.settings import load_settings
 from lionrock.gateway.settings import GatewaySettings
 from lionrock.guardrails.settings import GuardrailsSettings
@@ -23,8 +26,9 @@ SETTINGS: dict[str, Any] = {
     "audit": AuditSettings,
     "operator": OperatorSettings,
 }
-CASES = ("minimal", "everything", "spire")
+CASES = ("minimal", "everything", "postgresql", "spire")
 COMPONENTS = [(case, name) for case in CASES for name in SETTINGS if (case, name) != ("spire", "operator")]
+PLATFORM_KEY = "bank.example/audit+f4abeaae+AYqI4910CfGV/VLbLTy6XXLKZwm/HZQSG/N0iAG0D29c"
 
 
 @pytest.fixture
@@ -55,7 +59,25 @@ def test_every_service_accepts_what_the_chart_tells_it(load: Callable[..., Any],
     assert load(component, case).telemetry is not None
 
 
-@pytest.mark.parametrize(("case", "component"), COMPONENTS)
+@pytest.fixture
+def load_monitor(render: Callable[..., Any], tmp_path: Path) -> Callable[..., MonitorSettings]:
+    """Loads the monitor's settings as its container does."""
+
+    def loaded(*sets: str) -> MonitorSettings:
+        rendered = render("everything", *sets)
+        pod = rendered.one("Deployment", "lionrock-audit-monitor")["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        assert container["command"] == ["python3", "-m", "lionrock.audit.monitoring"]
+        assert container["args"] == ["--config", "/etc/lionrock/settings/settings.yaml"]
+        assert {"name": "settings", "configMap": {"name": "lionrock-audit-monitor"}} in pod["volumes"]
+        file = tmp_path / "settings.yaml"
+        file.write_text(json.dumps(rendered.settings("audit-monitor")))
+        return read_settings(file)
+
+    return loaded
+
+
+@pytest.mark.parametrize(("case", "component"), [*COMPONENTS, ("everything", "audit-monitor")])
 def test_every_path_in_settings_is_mounted(render: Callable[..., Any], case: str, component: str) -> None:
     rendered = render(case)
     prefix = "mesh" if case == "spire" else "lionrock"
@@ -178,3 +200,79 @@ def test_payloads_are_kept_where_values_say_so(load: Callable[..., Any]) -> None
     assert str(load("audit", "minimal", "audit.vault.enabled=true").vault.local_key_dir) == "/var/lib/lionrock/keys/tenant-keys"
     mounted = load("audit", "minimal", "audit.vault.enabled=true", 'audit.vault.tenantKeys.existingSecret="tenant-keys"')
     assert str(mounted.vault.local_key_dir) == "/etc/lionrock/tenant-keys"
+
+
+def test_tiles_go_where_the_values_say(load: Callable[..., Any]) -> None:
+    assert not load("audit").tiles.wanted
+    assert str(load("audit", "minimal", 'audit.tiles.sink="store"').tiles.directory) == "/var/lib/lionrock/store/tiles"
+    own = load("audit", "everything").tiles
+    assert (str(own.directory), own.interval_s) == ("/var/lib/lionrock/tiles/tiles", 30)
+    bucket = load("audit", "postgresql").tiles.bucket
+    assert (bucket.endpoint, bucket.bucket) == ("https://objects.bank.example:9000", "audit-tiles")
+    assert str(bucket.secret_access_key_file) == "/etc/lionrock/tiles-bucket/secret-access-key"
+    assert str(bucket.ca_file) == "/etc/lionrock/tiles-bucket-authorities/ca.crt"
+    assert load("audit", "postgresql").tiles.http is None
+
+
+def test_tiles_are_served_to_certificates_at_the_port_of_their_service(
+    load: Callable[..., Any], render: Callable[..., Any]
+) -> None:
+    http = load("audit", "everything").tiles.http
+    assert (http.client_certificates, http.listen) == ("required", "[::]:7470")
+    (port,) = render("everything").one("Service", "lionrock-audit-tiles")["spec"]["ports"]
+    assert port == {"name": "tiles", "port": 8443, "targetPort": "tiles"}
+    (container,) = render("everything").one("StatefulSet", "lionrock-audit")["spec"]["template"]["spec"]["containers"]
+    assert {"name": "tiles", "containerPort": 7470} in container["ports"]
+
+
+def test_the_monitor_may_read_the_logs_whose_keys_it_has_and_no_others(load: Callable[..., Any]) -> None:
+    audit = load("audit", "everything")
+    policy = ReaderPolicy(audit.platform, audit.server.trust_domain, audit.tiles.http_readers)
+    monitor = SpiffeId.parse("spiffe://mesh.bank.example/service/audit-monitor")
+    read = {tenant for tenant in audit.tenants if policy.may_read(monitor, f"bank.example/audit/{tenant}")}
+    assert read == {"retail"}
+    assert policy.may_read(monitor, "bank.example/audit")
+    assert policy.may_read(
+        SpiffeId.parse("spiffe://mesh.bank.example/tenant/regulator/workload/crawler"), "bank.example/audit/retail"
+    )
+    assert load("audit", "everything", "audit.monitor.enabled=false").tiles.http_readers.keys() == {"retail"}
+
+
+def test_the_monitor_follows_the_logs_of_its_keys_over_https(load_monitor: Callable[..., MonitorSettings]) -> None:
+    settings = load_monitor()
+    platform, retail = settings.logs
+    assert (platform.origin, platform.source) == (
+        "bank.example/audit",
+        "https://lionrock-audit-tiles.bank.svc:8443/bank.example/audit",
+    )
+    assert (retail.origin, len(retail.keys), retail.stall_after_s) == ("bank.example/audit/retail", 2, None)
+    assert {str(log.tls.cert_file) for log in settings.logs if log.tls} == {"/etc/lionrock/tls/tls.crt"}
+    assert {log.server_name for log in settings.logs} == {"audit.lionrock.internal"}
+    assert (platform.stall_after_s, settings.interval_s, settings.probe_listen) == (7200, 60, "[::]:8081")
+    assert (settings.telemetry.otlp_endpoint, platform.witnesses) == ("https://collector.telemetry.svc:4318", None)
+
+
+def test_the_monitor_wants_the_cosignatures_that_the_service_asks_for(load_monitor: Callable[..., MonitorSettings]) -> None:
+    key = "witness.regulator.example+73290c3d+BP0XJDhaoMdbZPt4zWAvodmR/ev3axPFjtcC6sg16fYY"
+    servers = f'audit.witnesses.servers=[{{"url":"https://w.example","verifier_key":"{key}"}}]'
+    platform, retail = load_monitor(servers, 'audit.witnesses.peers=[{"ipBlock":{"cidr":"203.0.113.0/24"}}]').logs
+    assert platform.witnesses is not None
+    assert (platform.witnesses.keys, platform.witnesses.needed) == ((key,), 1)
+    assert retail.witnesses is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ('audit.tiles.sink=""', "audit.tiles.http: tiles of what"),
+        ("audit.tiles.http.enabled=false", "audit.tiles.http.enabled"),
+        ("audit.monitor.keys=[]", "lionrock audit keys"),
+        (f'audit.monitor.keys=["{PLATFORM_KEY.replace("bank", "other")}"]', "is no log of this mesh"),
+        ('audit.tiles.http.readers={"unheard":[]}', "no tenant with a log"),
+        ('audit.tiles.sink="bucket"', "audit.tiles.bucket.credentialsSecret"),
+    ],
+)
+def test_tiles_and_a_monitor_that_do_not_fit_together_are_refused(render: Callable[..., Any], wrong: str, words: str) -> None:
+    with pytest.raises(Exception, match="execution error") as refused:
+        render("everything", wrong)
+    assert words in str(refused.value)

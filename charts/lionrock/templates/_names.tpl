@@ -90,3 +90,23 @@ lionrock.io/territory: {{ (index . 0).Values.territory }}
 {{- end -}}
 
 {{- define "lionrock.probeport" -}}8081{{- end -}}
+
+{{/* Port at which the audit service serves tiles. */}}
+{{- define "lionrock.tilesport" -}}7470{{- end -}}
+
+{{/* First part of the origins of all logs. */}}
+{{- define "lionrock.platform" -}}
+{{- .Values.audit.platform | default .Values.trustDomain -}}
+{{- end -}}
+
+{{/* Tenants that have a log, as JSON. */}}
+{{- define "lionrock.loggedtenants" -}}
+{{- $tenants := .Values.audit.formerTenants -}}
+{{- range include "lionrock.tenants" . | fromJsonArray }}{{ $tenants = append $tenants .name }}{{ end -}}
+{{- toJson ($tenants | uniq | sortAlpha) -}}
+{{- end -}}
+
+{{/* Values of a component. Takes (list $ component). */}}
+{{- define "lionrock.values" -}}
+{{- if eq (index . 1) "audit-monitor" }}{{ toJson (index . 0).Values.audit.monitor }}{{ else }}{{ get (index . 0).Values (index . 1) | toJson }}{{ end -}}
+{{- end -}}

@@ -52,6 +52,28 @@
 {{- end }}
 {{- end -}}
 
+{{/* The bucket with the tiles. */}}
+{{- define "lionrock.netpol.tiles" -}}
+{{- with .Values.audit.tiles }}
+{{- if eq .sink "bucket" }}
+{{- if not .bucket.peers }}{{ fail "audit.tiles.bucket.peers: whom may the audit service reach as its object store? (network policy peers)" }}{{ end }}
+- to: {{ toJson .bucket.peers }}
+  ports: [{protocol: TCP, port: {{ regexFind ":[0-9]+$" (urlParse .bucket.endpoint).host | trimPrefix ":" | default "443" }}}]
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* Readers of tiles: whom the values name, and the chart's own monitor. */}}
+{{- define "lionrock.netpol.tilereaders" -}}
+{{- $peers := .Values.audit.tiles.http.peers }}
+{{- if .Values.audit.monitor.enabled }}
+{{- $peers = append $peers (dict "podSelector" (dict "matchLabels" (include "lionrock.selector" (list . "audit-monitor") | fromYaml))) }}
+{{- end }}
+{{- if not $peers }}{{ fail "audit.tiles.http.peers: who may reach the tiles? (network policy peers; audit.monitor.enabled lets the chart's own monitor in)" }}{{ end }}
+- from: {{ toJson $peers }}
+  ports: [{protocol: TCP, port: {{ include "lionrock.tilesport" . }}}]
+{{- end -}}
+
 {{- define "lionrock.otlpport" -}}
 {{- $host := (urlParse .Values.telemetry.otlpEndpoint).host -}}
 {{- if regexMatch ":[0-9]+$" $host }}{{ regexFind "[0-9]+$" $host }}{{ else }}4317{{ end -}}

@@ -167,6 +167,9 @@ spec:
       ports:
         - {name: grpc, containerPort: {{ include "lionrock.port" .component }}}
         - {name: probes, containerPort: {{ include "lionrock.probeport" . }}}
+        {{- if and (eq .component "audit") .root.Values.audit.tiles.http.enabled }}
+        - {name: tiles, containerPort: {{ include "lionrock.tilesport" . }}}
+        {{- end }}
       {{- include "lionrock.probes" .startSeconds | nindent 6 }}
       lifecycle:
         preStop: {sleep: {seconds: 5}}  # until the Endpoints are without this pod

@@ -22,13 +22,17 @@ server:
   # Callers go to other replicas; the audit service has none, and says when to come back.
   leave_on_drain: {{ ne (index . 1) "audit" }}
   max_connection_age_s: {{ $root.Values.connectionAgeSeconds }}
+{{ include "lionrock.settings.telemetry" $root }}
+{{- end -}}
+
+{{- define "lionrock.settings.telemetry" -}}
 telemetry:
-  log_level: {{ $root.Values.telemetry.logLevel }}
-  sample_ratio: {{ $root.Values.telemetry.sampleRatio }}
-  {{- with $root.Values.telemetry.otlpEndpoint }}
+  log_level: {{ .Values.telemetry.logLevel }}
+  sample_ratio: {{ .Values.telemetry.sampleRatio }}
+  {{- with .Values.telemetry.otlpEndpoint }}
   otlp_endpoint: {{ . }}
   {{- end }}
-  {{- if $root.Values.telemetry.otlpCaSecret }}
+  {{- if .Values.telemetry.otlpCaSecret }}
   otlp_ca_file: /etc/lionrock/otlp/ca.crt
   {{- end }}
 {{- end -}}
@@ -80,11 +84,9 @@ policies: {}
 {{- end -}}
 
 {{- define "lionrock.settings.audit" -}}
-{{- $tenants := .Values.audit.formerTenants -}}
-{{- range include "lionrock.tenants" . | fromJsonArray }}{{ $tenants = append $tenants .name }}{{ end -}}
-platform: {{ .Values.audit.platform | default .Values.trustDomain }}
+platform: {{ include "lionrock.platform" . }}
 region: {{ .Values.audit.region | quote }}
-tenants: {{ toJson ($tenants | uniq | sortAlpha) }}
+tenants: {{ include "lionrock.loggedtenants" . }}
 {{- if .Values.audit.postgresql.existingSecret }}
 store_dsn_file: /etc/lionrock/postgresql/{{ .Values.audit.postgresql.key }}
 {{- else }}
@@ -102,6 +104,9 @@ witness_policy: {threshold: {{ toJson .threshold }}, require_within_s: {{ toJson
 {{- end }}
 {{- end }}
 key_dir: /var/lib/lionrock/keys/keys
+{{- with include "lionrock.settings.tiles" . }}
+{{ . }}
+{{- end }}
 {{- with .Values.audit.vault }}
 {{- if .enabled }}
 vault:
@@ -127,4 +132,96 @@ vault:
   {{- end }}
 {{- end }}
 {{- end }}
+{{- end -}}
+
+{{- define "lionrock.settings.tiles" -}}
+{{- with .Values.audit.tiles -}}
+{{- if and .http.enabled (not .sink) }}{{ fail "audit.tiles.http: tiles of what? (audit.tiles.sink)" }}{{ end -}}
+{{- if and (eq .sink "store") $.Values.audit.postgresql.existingSecret }}{{ fail "audit.tiles.sink: with audit.postgresql there is no volume of the store; use volume or bucket" }}{{ end -}}
+{{- if .sink -}}
+tiles:
+  interval_s: {{ .intervalSeconds }}
+  {{- if eq .sink "bucket" }}
+  {{- if not (and .bucket.endpoint .bucket.name) }}{{ fail "audit.tiles.bucket: which bucket? (endpoint and name)" }}{{ end }}
+  bucket:
+    endpoint: {{ .bucket.endpoint }}
+    bucket: {{ .bucket.name | quote }}
+    prefix: {{ .bucket.prefix | quote }}
+    region: {{ .bucket.region | quote }}
+    access_key_id_file: /etc/lionrock/tiles-bucket/access-key-id
+    secret_access_key_file: /etc/lionrock/tiles-bucket/secret-access-key
+    {{- if .bucket.authoritiesConfigMap }}
+    ca_file: /etc/lionrock/tiles-bucket-authorities/ca.crt
+    {{- end }}
+  {{- else }}
+  directory: {{ ternary "/var/lib/lionrock/store/tiles" "/var/lib/lionrock/tiles/tiles" (eq .sink "store") }}
+  {{- end }}
+  {{- if .http.enabled }}
+  http:
+    listen: "[::]:{{ include "lionrock.tilesport" $ }}"
+    tls: {cert_file: /etc/lionrock/tls/tls.crt, key_file: /etc/lionrock/tls/tls.key, ca_file: /etc/lionrock/tls/ca.crt}
+    client_certificates: required
+  http_readers: {{ include "lionrock.tilereaders" $ }}
+  {{- end }}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* SPIFFE ids that read a tenant's log, as JSON: those of the values, and the chart's own monitor where it follows that log. */}}
+{{- define "lionrock.tilereaders" -}}
+{{- $tenants := include "lionrock.loggedtenants" . | fromJsonArray -}}
+{{- $readers := deepCopy .Values.audit.tiles.http.readers -}}
+{{- range $tenant, $ids := $readers -}}
+{{- if not (has $tenant $tenants) }}{{ fail (printf "audit.tiles.http.readers: %s is no tenant with a log" $tenant) }}{{ end -}}
+{{- end -}}
+{{- if .Values.audit.monitor.enabled -}}
+{{- $monitor := printf "spiffe://%s/service/audit-monitor" .Values.trustDomain -}}
+{{- range $origin, $keys := include "lionrock.followedlogs" . | fromJson -}}
+{{- $tenant := trimPrefix (printf "%s/audit" (include "lionrock.platform" $)) $origin | trimPrefix "/" -}}
+{{- if $tenant }}{{ $_ := set $readers $tenant (append (get $readers $tenant | default list) $monitor | uniq) }}{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $readers -}}
+{{- end -}}
+
+{{/* Logs that the monitor follows, by origin, with their keys, as JSON. The name of a key is the origin of its log. */}}
+{{- define "lionrock.followedlogs" -}}
+{{- $platform := printf "%s/audit" (include "lionrock.platform" .) -}}
+{{- $origins := list $platform -}}
+{{- range include "lionrock.loggedtenants" . | fromJsonArray }}{{ $origins = append $origins (printf "%s/%s" $platform .) }}{{ end -}}
+{{- $logs := dict -}}
+{{- range $key := .Values.audit.monitor.keys -}}
+{{- $origin := splitList "+" $key | first -}}
+{{- if not (has $origin $origins) }}{{ fail (printf "audit.monitor.keys: %s is no log of this mesh" $origin) }}{{ end -}}
+{{- $_ := set $logs $origin (append (get $logs $origin | default list) $key) -}}
+{{- end -}}
+{{- toJson $logs -}}
+{{- end -}}
+
+{{/* What the monitor is told, as JSON. */}}
+{{- define "lionrock.settings.audit-monitor" -}}
+{{- $monitor := .Values.audit.monitor -}}
+{{- if not .Values.audit.tiles.http.enabled }}{{ fail "audit.monitor: it reads tiles over HTTPS; set audit.tiles.sink and audit.tiles.http.enabled" }}{{ end -}}
+{{- if not $monitor.keys }}{{ fail "audit.monitor.keys: which logs, by which keys? (lionrock audit keys)" }}{{ end -}}
+{{- $platform := printf "%s/audit" (include "lionrock.platform" .) -}}
+{{- $address := printf "https://%s.%s.svc:%v" (include "lionrock.component" (list . "audit-tiles")) .Release.Namespace .Values.audit.tiles.http.port -}}
+{{- $tls := dict "cert_file" "/etc/lionrock/tls/tls.crt" "key_file" "/etc/lionrock/tls/tls.key" "ca_file" "/etc/lionrock/tls/ca.crt" -}}
+{{- $logs := list -}}
+{{- range $origin, $keys := include "lionrock.followedlogs" . | fromJson -}}
+{{- $log := dict "source" (printf "%s/%s" $address $origin) "server_name" "audit.lionrock.internal" "tls" $tls "keys" $keys -}}
+{{- if eq $origin $platform -}}
+{{- with $monitor.stallAfterSeconds }}{{ $_ := set $log "stall_after_s" . }}{{ end -}}
+{{- with $.Values.audit.witnesses.servers -}}
+{{- $witnesses := list }}{{ range . }}{{ $witnesses = append $witnesses .verifier_key }}{{ end -}}
+{{- $_ := set $log "witnesses" (dict "keys" $witnesses "needed" ($.Values.audit.witnesses.threshold | default (len .))) -}}
+{{- end -}}
+{{- end -}}
+{{- $logs = append $logs $log -}}
+{{- end -}}
+{{- $settings := include "lionrock.settings.telemetry" . | fromYaml -}}
+{{- $_ := set $settings "state_dir" "/var/lib/lionrock/monitor/state" -}}
+{{- $_ := set $settings "interval_s" $monitor.intervalSeconds -}}
+{{- $_ := set $settings "probe_listen" (printf "[::]:%s" (include "lionrock.probeport" .)) -}}
+{{- $_ := set $settings "logs" $logs -}}
+{{- toPrettyJson (mergeOverwrite $settings (deepCopy $monitor.settings)) -}}
 {{- end -}}

@@ -2,6 +2,7 @@
 {{- define "lionrock.identities" -}}
 {{- $identities := include "lionrock.services" . | fromJsonArray -}}
 {{- if .Values.operator.enabled }}{{ $identities = append $identities "operator" }}{{ end -}}
+{{- if .Values.audit.monitor.enabled }}{{ $identities = append $identities "audit-monitor" }}{{ end -}}
 {{- toJson $identities -}}
 {{- end -}}
 
