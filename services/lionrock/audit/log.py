@@ -16,7 +16,7 @@ from lionrock.audit.failures import LeafNotFound, LogNotFound, LogReadOnly, Stor
 from lionrock.audit.key_links import KeyLink, key_links
 from lionrock.audit.keys import KeyDirectory
 from lionrock.audit.leaf import Event, Outcome, build_leaf, new_salt
-from lionrock.audit.records.recording import Recorder, Recording
+from lionrock.audit.records.recording import ALONE, Recorder
 from lionrock.audit.sequencer import Appended, PendingAppend, PendingWork, Sequencer
 from lionrock.audit.signed_checkpoints import SignedCheckpoints
 from lionrock.audit.store import LogId, LogStore, OpenIntent, StoredLeaf, Transaction
@@ -136,9 +136,11 @@ class AuditLogs:
             data = build(recorded_at_us, salt)
         else:
             data = await asyncio.to_thread(build, recorded_at_us, salt)
-        recording = Recording() if self._recorder is None else await self._recorder.seal(log.origin, event, recorded_at_us, salt)
+        recording = ALONE if self._recorder is None else await self._recorder.seal(log.origin, event, recorded_at_us, salt)
         done: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
-        beside = replace(recording.beside, placed=place, released=release)
+        beside = recording.beside
+        if place is not None or release is not None:
+            beside = replace(beside, placed=place, released=release)
         retry = (recording.retry_salt, recording.open_retry_salt)
         self._sequencer.submit(PendingAppend(log, event, data, recorded_at_us, salt, want_receipt, build, done, beside, *retry))
         return await done

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from lionrock.audit.failures import (
     AuditError,
@@ -35,7 +35,7 @@ from lionrock.audit.store import LogId, LogStore, OpenIntent, StoredLeaf, Transa
 from lionrock.audit.store.records import KEPT, NOTHING, Beside, SealedPayload, StoredHold, StoredRecord
 from lionrock.audit.tenant_log import Head, TenantLog
 from lionrock.audit.wall_clock import ClockUs
-from lionrock.tlog.merkle import Frontier, Subtree, leaf_hash
+from lionrock.tlog.merkle import Frontier, Subtree, leaf_hash, where_stored
 
 log = logging.getLogger("lionrock.audit")
 
@@ -44,8 +44,7 @@ _FORGET_INTERVAL_S = 10.0
 _FORGET_AT_ONCE = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class Appended:
+class Appended(NamedTuple):
     """Where an event is. `proof` is a tlog-proof file, when it was asked for; `salt` is empty when nothing was committed to."""
 
     origin: str
@@ -56,9 +55,8 @@ class Appended:
     proof: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class PendingAppend:
-    """An event on its way.
+class PendingAppend(NamedTuple):
+    """An event on its way. A tuple: one is made for every append, and to make a frozen dataclass costs five times as much.
 
     `rebuild(recorded_at_us, salt)` makes its leaf as it would have been then, to recognise a repeated call. `beside`: what is
     written with the leaf. `retry_salt`: the salt as the store keeps it for the retry window, which `open_retry_salt` undoes.
@@ -89,22 +87,22 @@ class PendingWork:
 class _Draft:
     """What a batch adds to one log.
 
-    `hashes` holds every subtree hash that a proof of a new leaf can need: the old edge and the new ones. `recorded` and `waiting`
-    are what the store has of the batch's events and requests: leaves by event id, open intents by request id; `records` what it has
-    of the records that leaves belong to, by request id.
+    `edge` is that of the tree before it. `recorded` and `waiting` are what the store has of the batch's events and requests: leaves
+    by event id, open intents by request id; `records` what it has of the records that leaves belong to, by request id. `leaves` and
+    `appends` are those of the batch that are new, in order of index; `places` their places there, by event id.
     """
 
     log: TenantLog
     frontier: Frontier
-    hashes: dict[Subtree, bytes]
+    edge: Mapping[Subtree, bytes]
     recorded: Mapping[str, StoredLeaf]
     waiting: Mapping[str, Sequence[OpenIntent]]
     records: dict[str, StoredRecord]
-    leaves: dict[str, StoredLeaf] = field(default_factory=dict)
-    salts: dict[str, bytes] = field(default_factory=dict)
+    leaves: list[StoredLeaf] = field(default_factory=list)
+    appends: list[PendingAppend] = field(default_factory=list)
+    places: dict[str, int] = field(default_factory=dict)
     intents: list[OpenIntent] = field(default_factory=list)
     closed: set[OpenIntent] = field(default_factory=set)
-    retry_salts: dict[str, bytes] = field(default_factory=dict)
     new_records: list[StoredRecord] = field(default_factory=list)
     record_leaves: list[tuple[str, int, str]] = field(default_factory=list)
     payloads: list[tuple[str, SealedPayload]] = field(default_factory=list)
@@ -149,7 +147,13 @@ class _Draft:
             self.released.append(beside.released)
 
     def read(self, subtrees: Sequence[Subtree]) -> list[bytes]:
-        return [self.hashes[subtree] for subtree in subtrees]
+        """Return every hash that the proof of a new leaf can need: those of the old edge, and those that new leaves completed."""
+        first = self.leaves[0].index
+        places = [where_stored(subtree) - first for subtree in subtrees]
+        return [
+            self.leaves[place].completed[subtree.level] if place >= 0 else self.edge[subtree]
+            for subtree, place in zip(subtrees, places, strict=True)
+        ]
 
 
 class Sequencer:
@@ -315,30 +319,39 @@ class Sequencer:
 
     def _place(self, transaction: Transaction, draft: _Draft, append: PendingAppend) -> tuple[StoredLeaf, bytes]:
         """Give an event its leaf and salt: those that it has, or the next ones."""
-        log_id, event = append.log.log_id, append.event
-        recorded = draft.leaves.get(event.event_id) or draft.recorded.get(event.event_id)
-        if recorded is not None:
-            salt = draft.salts.get(event.event_id) or append.open_retry_salt(transaction.retry_salt(log_id, recorded) or b"")
-            # A pure function of event, time and salt made the leaf. Without the salt no payload can be compared: refuse.
-            if (event.payloads and not salt) or append.rebuild(recorded.recorded_at_us, salt) != recorded.data:
-                raise EventAlreadyRecorded("the event id is taken by another content, or the time for repeating it has passed")
-            return recorded, salt
+        event = append.event
+        event_id, body = event.event_id, event.body
+        if event_id in draft.places or event_id in draft.recorded:
+            return self._placed_before(transaction, draft, append)
         index = draft.frontier.size
         closes: Sequence[OpenIntent] = ()
         draft.refuse_what_is_destroyed(append)
-        if isinstance(event.body, Intent):
+        if isinstance(body, Intent):
             draft.intents.append(OpenIntent(index, event.context.request_id))
-        elif isinstance(event.body, Outcome):
-            closes = self._intents_closed(transaction, draft, append, event.body.intent_index)
-        completed = draft.frontier.append(leaf_hash(append.data))
-        draft.hashes.update((Subtree(level, index >> level), hash_) for level, hash_ in enumerate(completed))
+        elif isinstance(body, Outcome):
+            closes = self._intents_closed(transaction, draft, append, body.intent_index)
+        leaf = StoredLeaf(index, event_id, append.recorded_at_us, draft.frontier.append(leaf_hash(append.data)), append.data)
         draft.closed.update(closes)
-        leaf = StoredLeaf(index, event.event_id, append.recorded_at_us, completed, append.data)
-        draft.leaves[event.event_id] = leaf
-        draft.salts[event.event_id] = append.salt
-        draft.retry_salts[event.event_id] = append.salt if append.retry_salt is None else append.retry_salt
-        draft.put_beside(append, index)
+        draft.places[event_id] = len(draft.leaves)
+        draft.leaves.append(leaf)
+        draft.appends.append(append)
+        if append.beside is not NOTHING:
+            draft.put_beside(append, index)
         return leaf, append.salt
+
+    def _placed_before(self, transaction: Transaction, draft: _Draft, append: PendingAppend) -> tuple[StoredLeaf, bytes]:
+        """Return leaf and salt that an event has already. Raises EventAlreadyRecorded when it is not the same event."""
+        event, place = append.event, draft.places.get(append.event.event_id)
+        if place is not None:
+            recorded, salt = draft.leaves[place], draft.appends[place].salt
+        else:
+            recorded, salt = draft.recorded[event.event_id], b""
+        if not salt:
+            salt = append.open_retry_salt(transaction.retry_salt(append.log.log_id, recorded) or b"")
+        # A pure function of event, time and salt made the leaf. Without the salt no payload can be compared: refuse.
+        if (event.payloads and not salt) or append.rebuild(recorded.recorded_at_us, salt) != recorded.data:
+            raise EventAlreadyRecorded("the event id is taken by another content, or the time for repeating it has passed")
+        return recorded, salt
 
     def _intents_closed(
         self, transaction: Transaction, draft: _Draft, append: PendingAppend, intent_index: int | None
@@ -364,12 +377,13 @@ class Sequencer:
     def _write(self, transaction: Transaction, draft: _Draft) -> None:
         log_id, old = draft.log.log_id, draft.log.head
         draft.head = draft.log.sign(draft.frontier.size, draft.frontier.root())
-        transaction.add_leaves(log_id, list(draft.leaves.values()))
+        transaction.add_leaves(log_id, draft.leaves)
         transaction.add_open_intents(log_id, draft.intents)
         transaction.close_intents(log_id, list(draft.closed))
         if self._retry_window_us:
-            kept = [(leaf.index, leaf.recorded_at_us, draft.retry_salts[event_id]) for event_id, leaf in draft.leaves.items()]
-            transaction.keep_retry_salts(log_id, [entry for entry in kept if entry[2]])
+            salts = [append.salt if append.retry_salt is None else append.retry_salt for append in draft.appends]
+            kept = [(leaf.index, leaf.recorded_at_us, salt) for leaf, salt in zip(draft.leaves, salts, strict=True) if salt]
+            transaction.keep_retry_salts(log_id, kept)
         self._write_beside(transaction, draft)
         transaction.advance(log_id, old.size, old.root, draft.head.size, draft.head.root, draft.head.checkpoint)
 
@@ -397,7 +411,7 @@ class Sequencer:
     def _appended(self, draft: _Draft, append: PendingAppend, leaf: StoredLeaf, salt: bytes) -> Appended:
         proof = None
         if append.want_receipt:
-            new = append.event.event_id in draft.leaves
+            new = append.event.event_id in draft.places
             read = draft.read if new else partial(self._store.subtree_hashes, append.log.log_id)
             proof = append.log.head.receipt(leaf, read)
         return Appended(append.log.origin, leaf.index, leaf.completed[0], leaf.recorded_at_us, salt, proof)

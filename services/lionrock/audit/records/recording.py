@@ -32,6 +32,10 @@ class Recording:
     open_retry_salt: Callable[[bytes], bytes] = bytes
 
 
+ALONE: Final = Recording()
+"""A leaf and nothing beside it."""
+
+
 class Recorder:
     """Seals payloads of the tenants that have a vault."""
 
@@ -54,7 +58,7 @@ class Recorder:
         """Seal the payloads of an event. Raises KeysUnavailable, QueueFull, EventAlreadyRecorded."""
         record_id, tenant = event.record_id, event.context.tenant
         if record_id is None or not self.keeps(tenant):
-            return Recording()
+            return ALONE
         record = self._record(record_id, event, recorded_at_us)
         begins = isinstance(event.body, Intent)
         if not event.payloads and not (begins and event.subject_ids):
