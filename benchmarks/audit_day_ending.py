@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from random import Random
@@ -81,17 +81,6 @@ def _check_leaves(store: LogStore, tenant: str, model: TenantModel) -> list[str]
     return wrong
 
 
-class _WithoutPages:
-    """A store as the check reads it where the structure of pages is the database server's to check."""
-
-    def __init__(self, store: LogStore) -> None:
-        self.find_log, self.logs, self.leaf_of_event = store.find_log, store.logs, store.leaf_of_event
-        self.leaves, self.next_index, self.open_intents = store.leaves, store.next_index, store.open_intents
-
-    def flaws(self) -> Sequence[str]:
-        return []
-
-
 def check_stored(at: Directory, models: Mapping[str, TenantModel]) -> tuple[int, list[str]]:
     """Check the store as an auditor does, when the service has ended. Returns how many leaves were read, and the findings."""
 
@@ -104,7 +93,7 @@ def check_stored(at: Directory, models: Mapping[str, TenantModel]) -> tuple[int,
             check = check_store(reader, keys, signed)
     else:
         with closing(at.open_store()) as store:
-            check = check_store(_WithoutPages(store), keys, signed)
+            check = check_store(store, keys, signed)
     missing = {f"{ORIGIN}/{tenant}" for tenant in models} - at.trusted.keys()
     return check.leaves, [*map(str, check.findings), *(f"{origin} was not checked" for origin in sorted(missing))]
 

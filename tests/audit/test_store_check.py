@@ -14,9 +14,10 @@ import pytest
 from audit_harness import PLATFORM, Place, intent, outcome
 
 from lionrock.audit.failures import StoreFailed
+from lionrock.audit.findings import Check, Flaw
 from lionrock.audit.signed_checkpoints import read_batches
 from lionrock.audit.store.sqlite_reader import SqliteLogReader
-from lionrock.audit.store_check import Check, Flaw, check_store
+from lionrock.audit.store_check import check_store
 from lionrock.tlog.keys import VerifierKey
 
 BANK = f"{PLATFORM}/audit/bank"

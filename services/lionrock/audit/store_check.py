@@ -8,90 +8,61 @@
        monitor: `trusted`), the root of so many leaves
     5. the intents that wait for an outcome are those without one
     6. the second place is neither ahead of the store nor behind it
+    7. the keys that signed before are those that KEY_CHANGE leaves name, and their last checkpoints are of this tree
+    8. records, payloads, holds and destructions are what the leaves say                                      record_check.py
 
 Knows: what has to hold. Does not know: SQL, files. It changes nothing, runs beside the service, and never raises for what it
-reads: all that is wrong is a `Finding`. Memory: one page of leaves, the hashes on the tree's edge, the checkpoints to compare with,
-and the open intents. Not checked, for a leaf says nothing of it: salts that are kept for repeated calls, the epoch, and what lies
-sealed beside the leaves.
+reads: all that is wrong is a `Finding`. What is compared is read in one state (`LogReader.snapshot`), a page at a time and in the
+end once more: leaves are never changed, and a snapshot over the whole check would keep erased rows on the disk as long.
+Memory: one page of leaves, the hashes on the tree's edge, the checkpoints to compare with, the open intents and the holds. Not
+checked, for a leaf says nothing of it: salts that are kept for repeated calls, the epoch, and what is in a ciphertext.
 
 An edit of everything at once (leaves, both places, the key) is found by a checkpoint that left the building alone: give `trusted`.
 """
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import Enum
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final, Protocol
 
 from lionrock.audit.failures import StoreFailed
+from lionrock.audit.findings import Check, Flaw
+from lionrock.audit.key_links import key_digest
 from lionrock.audit.leaf import rfc3339
+from lionrock.audit.record_check import RecordCheck
 from lionrock.audit.store import LogId, OpenIntent, StoredLeaf, StoredLog
+from lionrock.audit.store.records import RecordReader
+from lionrock.audit.store.tables import RETIRED_KEYS, TableReader
+from lionrock.audit.tenant_log import RETIRED_KEYS_MAX
 from lionrock.tlog.checkpoint import Checkpoint
 from lionrock.tlog.encoding import MalformedNote
 from lionrock.tlog.keys import UntrustedNote, VerifierKey
 from lionrock.tlog.merkle import Frontier, leaf_hash
 from lionrock.tlog.note import open_note
 
-_PAGE_BYTES: Final = 2**20
-_FINDINGS_MAX: Final = 100
-"""A log; what follows is counted."""
+_PAGE_BYTES: Final = 2**18
 _CATCH_UP: Final = 10
+_NEAR_LEAVES: Final = 10_000
+"""So few leaves are read in the last snapshot."""
 _RETRY_S: Final = 0.02
 _ANY_INDEX: Final = 2**62
 _PROGRESS_LEAVES: Final = 10_000
 
 
-class Flaw(Enum):
-    """What can be wrong with a stored log."""
-
-    STORE_DAMAGED = "the store cannot be read as it should"
-    LOG_MISSING = "the store does not hold a log that was signed for"
-    LOG_UNKNOWN = "the store holds a log whose key was not given"
-    KEY_MISMATCH = "the log was begun with another key"
-    CHECKPOINT_INVALID = "a checkpoint is not signed by the log's key"
-    HEAD_MISMATCH = "the head is not the one that was signed"
-    LEAF_MISSING = "a leaf is not there"
-    LEAF_ALTERED = "a leaf is not what was hashed, or its row says other things than the leaf"
-    LEAF_NOT_FOUND_BY_EVENT = "a leaf is not found by its event id"
-    LEAF_SURPLUS = "there are leaves beyond the head"
-    ROOT_MISMATCH = "the leaves do not lead to a root that was signed"
-    INTENTS_MISMATCH = "the list of open intents is not that of the intents without an outcome"
-    SECOND_PLACE_BEHIND = "the file of signed checkpoints is behind the store; a crash leaves it so until the next start"
-    ROLLED_BACK = "a larger tree was signed than the store holds"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that is wrong. `detail` quotes no leaf."""
-
-    origin: str
-    flaw: Flaw
-    detail: str
-
-    def __str__(self) -> str:
-        return f"{self.origin or 'store'}: {self.flaw.value}: {self.detail}"
-
-
-@dataclass(slots=True)
-class Check:
-    """What was read and found. Nothing found: the stored logs are those that were signed."""
-
-    findings: list[Finding] = field(default_factory=list)
-    leaves: int = 0
-    more: int = 0
-    """Findings beyond the first ones of a log."""
-
-    def add(self, origin: str, flaw: Flaw, detail: str) -> None:
-        """Note a finding."""
-        if sum(finding.origin == origin for finding in self.findings) < _FINDINGS_MAX:
-            self.findings.append(Finding(origin, flaw, detail))
-        else:
-            self.more += 1
-
-
 class LogReader(Protocol):
-    """The part of a store that the check reads, as LogStore has it, and the store's check of itself."""
+    """A store opened for a check alone, which changes nothing; each kind of store has one."""
+
+    @property
+    def records(self) -> RecordReader:
+        """Records beside the leaves."""
+
+    @property
+    def tables(self) -> TableReader:
+        """What is beside leaves and heads, row by row."""
+
+    def snapshot(self) -> AbstractContextManager[None]:
+        """Have the reads of a block see one state. Blocks are short and do not nest."""
 
     def find_log(self, origin: str) -> StoredLog | None:
         """Head of a log."""
@@ -99,8 +70,8 @@ class LogReader(Protocol):
     def logs(self) -> list[StoredLog]:
         """Heads of all logs, by origin."""
 
-    def leaf_of_event(self, log_id: LogId, event_id: str) -> StoredLeaf | None:
-        """Leaf of an event."""
+    def leaves_of_events(self, log_id: LogId, event_ids: Collection[str]) -> dict[str, StoredLeaf]:
+        """Leaves of those events that are there, by event id."""
 
     def leaves(self, log_id: LogId, start: int, stop: int, max_bytes: int) -> list[StoredLeaf]:
         """Leaves [start, stop) as far as `max_bytes` of data go, at least one if there is one."""
@@ -171,6 +142,8 @@ class _LogCheck:
         self._roots: dict[int, list[tuple[bytes, str]]] = {}
         self._open: dict[int, str] = {}
         self._open_of: dict[str, set[int]] = {}
+        self._key_changes: list[tuple[int, str]] = []
+        self._records: RecordCheck | None = None
 
     def run(self, signed: Callable[[], Sequence[tuple[str, str]]], trusted: Sequence[str]) -> None:
         """Run all checks. Raises StoreFailed."""
@@ -188,18 +161,28 @@ class _LogCheck:
             return
         if head.verifier_key not in {str(key) for key in self._keys}:
             self._find(Flaw.KEY_MISMATCH, "its row names a key that was not given")
+        self._records = RecordCheck(self._store, head.log_id, self._find)
+        self._expect_roots_of_changes(head)
         for _ in range(_CATCH_UP):
             self._check_head(head)
-            if not self._read_to(head):
+            if not self._read_to(head, self._store.snapshot):
                 return
             later = self._store.find_log(self._origin)
-            if later == head:
-                self._check_ends(head)
-                return
             if later is None or later.size < head.size:
                 self._find(Flaw.HEAD_MISMATCH, "the head went back while it was being read")
                 return
+            if later.size - head.size < _NEAR_LEAVES:
+                break
             head = later
+        with self._store.snapshot():
+            last = self._store.find_log(self._origin)
+            if last is None or last.size < head.size:
+                self._find(Flaw.HEAD_MISMATCH, "the head went back while it was being read")
+                return
+            if last != head:
+                self._check_head(last)
+            if self._read_to(last, nullcontext):
+                self._check_ends(last)
 
     def _head_and_second_place(self, signed: Callable[[], Sequence[tuple[str, str]]]) -> tuple[StoredLog | None, list[Checkpoint]]:
         """Read the head, then the second place until it is as far (a running service writes it after the store)."""
@@ -229,10 +212,11 @@ class _LogCheck:
                 opened.append(checkpoint)
         return opened
 
-    def _opened(self, note: str, *, quiet: bool = False) -> Checkpoint | None:
-        """Checkpoint of this log under one of its keys; else None and, unless `quiet`, a finding."""
+    def _opened(self, note: str, *, quiet: bool = False, also: str | None = None) -> Checkpoint | None:
+        """Checkpoint of this log under one of its keys (or `also`); else None and, unless `quiet`, a finding."""
         try:
-            checkpoint = Checkpoint.parse(open_note(note, self._keys).text)
+            keys = self._keys if also is None else [VerifierKey.parse(also), *self._keys]
+            checkpoint = Checkpoint.parse(open_note(note, keys).text)
         except (MalformedNote, UntrustedNote) as error:
             if not quiet:
                 self._find(Flaw.CHECKPOINT_INVALID, str(error))
@@ -249,28 +233,43 @@ class _LogCheck:
             self._find(Flaw.HEAD_MISMATCH, f"{head.size} leaves in the row, {checkpoint.size} signed, or another root")
         self._roots.setdefault(head.size, []).append((head.root, "the head"))
 
-    def _read_to(self, head: StoredLog) -> bool:
+    def _expect_roots_of_changes(self, head: StoredLog) -> None:
+        """Have the checkpoints at which the key changed compared with the leaves."""
+        for index, verifier_key, note in self._store.tables.page(RETIRED_KEYS, head.log_id, None, RETIRED_KEYS_MAX):
+            if not (isinstance(index, int) and isinstance(verifier_key, str) and isinstance(note, str)):
+                raise StoreFailed("an earlier key does not have the types of the schema")
+            checkpoint = self._opened(note, also=verifier_key)
+            if checkpoint is None or checkpoint.size != index + 1:
+                self._find(Flaw.KEYS_MISMATCH, f"the checkpoint of the change at leaf {index} is not one of it")
+            elif checkpoint.size <= head.size:
+                self._roots.setdefault(checkpoint.size, []).append((checkpoint.root, "the change of a key"))
+
+    def _read_to(self, head: StoredLog, snapshot: Callable[[], AbstractContextManager[None]]) -> bool:
         """Read on to the head. Returns whether every leaf was there."""
         self._check_roots()
         while self._frontier.size < head.size:
-            page = self._store.leaves(head.log_id, self._frontier.size, head.size, _PAGE_BYTES)
-            for leaf in page:
-                if leaf.index != self._frontier.size:
-                    break
-                self._check_leaf(head.log_id, leaf)
-                self._check_roots()
-                self._check.leaves += 1
-                if self._on_progress is not None and self._frontier.size % _PROGRESS_LEAVES == 0:
-                    self._on_progress(self._origin, self._frontier.size)
+            with snapshot():
+                page = self._store.leaves(head.log_id, self._frontier.size, head.size, _PAGE_BYTES)
+                found = self._store.leaves_of_events(head.log_id, [leaf.event_id for leaf in page])
+                for leaf in page:
+                    if leaf.index != self._frontier.size:
+                        break
+                    self._check_leaf(leaf, found.get(leaf.event_id))
+                    self._check_roots()
+                    self._check.leaves += 1
+                    if self._on_progress is not None and self._frontier.size % _PROGRESS_LEAVES == 0:
+                        self._on_progress(self._origin, self._frontier.size)
+                assert self._records is not None
+                self._records.check_page()
             if not page or page[-1].index != self._frontier.size - 1:
                 self._find(Flaw.LEAF_MISSING, f"leaf {self._frontier.size} of {head.size}")
                 return False
         return True
 
-    def _check_leaf(self, log_id: LogId, leaf: StoredLeaf) -> None:
+    def _check_leaf(self, leaf: StoredLeaf, by_event: StoredLeaf | None) -> None:
         if self._frontier.append(leaf_hash(leaf.data)) != list(leaf.completed):
             self._find(Flaw.LEAF_ALTERED, f"leaf {leaf.index} does not have the hashes that are stored with it")
-        if self._store.leaf_of_event(log_id, leaf.event_id) != leaf:
+        if by_event != leaf:
             self._find(Flaw.LEAF_NOT_FOUND_BY_EVENT, f"leaf {leaf.index}")
         wrong = self._take(leaf)
         if wrong is not None:
@@ -289,6 +288,8 @@ class _LogCheck:
         if fields.get("tenant", self._tenant) != self._tenant:
             return "it belongs to another tenant"
         self._follow(leaf.index, fields)
+        assert self._records is not None
+        self._records.take(leaf, fields)
         try:
             recorded_at = rfc3339(leaf.recorded_at_us)
         except OverflowError:
@@ -308,6 +309,8 @@ class _LogCheck:
                     self._open_of[request_id].remove(closed)
             if not self._open_of.get(request_id, True):
                 del self._open_of[request_id]
+        elif fields.get("type") == "key_change":
+            self._key_changes.append((index, str(fields.get("previous_key", ""))))
 
     def _check_roots(self) -> None:
         for root, whose in self._roots.pop(self._frontier.size, ()):
@@ -315,15 +318,18 @@ class _LogCheck:
                 self._find(Flaw.ROOT_MISMATCH, f"{self._frontier.size} leaves, root of {whose}")
 
     def _check_ends(self, head: StoredLog) -> None:
-        """Check what must hold at the end, unless the service writes on meanwhile: then it is not the end."""
+        """Check what must hold at the head, which is the end as long as the snapshot lasts."""
         surplus = self._store.next_index(head.log_id)
-        stored = self._store.open_intents(head.log_id, _ANY_INDEX, len(self._open) + 1)
-        if self._store.find_log(self._origin) != head:
-            return
         if surplus > head.size:
             self._find(Flaw.LEAF_SURPLUS, f"an index goes up to {surplus - 1}, the head to {head.size - 1}")
+        stored = self._store.open_intents(head.log_id, _ANY_INDEX, len(self._open) + 1)
         if stored != [OpenIntent(index, request_id) for index, request_id in sorted(self._open.items())]:
             self._find(Flaw.INTENTS_MISMATCH, f"{len(self._open)} intents have no outcome")
+        retired = self._store.tables.page(RETIRED_KEYS, head.log_id, None, RETIRED_KEYS_MAX)
+        if [(index, key_digest(str(verifier_key))) for index, verifier_key, _ in retired] != self._key_changes:
+            self._find(Flaw.KEYS_MISMATCH, f"{len(retired)} are kept, {len(self._key_changes)} leaves say that the key changed")
+        assert self._records is not None
+        self._records.check_ends(stored)
 
     def _find(self, flaw: Flaw, detail: str) -> None:
         self._check.add(self._origin, flaw, detail)

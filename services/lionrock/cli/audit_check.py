@@ -15,9 +15,10 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
 from lionrock.audit.failures import StoreFailed
+from lionrock.audit.findings import Check
 from lionrock.audit.signed_checkpoints import read_batches
-from lionrock.audit.store.sqlite_reader import SqliteLogReader
-from lionrock.audit.store_check import Check, check_store
+from lionrock.audit.store.opening import Reader, StoreMisnamed, open_for_reading
+from lionrock.audit.store_check import check_store
 from lionrock.cli.errors import EXIT_FAILED, EXIT_UNAVAILABLE, EXIT_USAGE, CommandError
 from lionrock.cli.receipts import read_keys
 from lionrock.tlog.encoding import MalformedNote
@@ -25,7 +26,7 @@ from lionrock.tlog.keys import VerifierKey
 
 
 def run(
-    store: Path, signed: Path, keys: Sequence[str], keys_file: Path | None, checkpoints: Sequence[Path], *, as_json: bool
+    store: str, signed: Path, keys: Sequence[str], keys_file: Path | None, checkpoints: Sequence[Path], *, as_json: bool
 ) -> int:
     """Check the store. Returns 0 when nothing is wrong, 1 when something is. Raises CommandError."""
     given = [*keys, *(read_keys(keys_file) if keys_file is not None else [])]
@@ -39,8 +40,6 @@ def run(
         raise CommandError(f"a key is not one: {error}", fix="lionrock audit keys prints them", exit_code=EXIT_USAGE) from error
     except (OSError, UnicodeDecodeError) as error:
         raise CommandError("a checkpoint cannot be read", fix="give files with signed notes", exit_code=EXIT_USAGE) from error
-    if not store.is_file():
-        raise CommandError(f"there is no store {store}", fix="name the file that store_file names in the service's settings")
     if not signed.is_file():
         raise CommandError(f"there is no file {signed}", fix="name signed-checkpoints.jsonl in the key directory of the service")
     check = _check(store, signed, parsed, trusted)
@@ -48,7 +47,7 @@ def run(
     return EXIT_FAILED if check.findings else 0
 
 
-def _check(store: Path, signed: Path, keys: Sequence[VerifierKey], trusted: Sequence[str]) -> Check:
+def _check(store: str, signed: Path, keys: Sequence[VerifierKey], trusted: Sequence[str]) -> Check:
     def second_place() -> list[tuple[str, str]]:
         return [pair for batch in read_batches(signed) for pair in batch.items()]
 
@@ -56,7 +55,7 @@ def _check(store: Path, signed: Path, keys: Sequence[VerifierKey], trusted: Sequ
     columns = (SpinnerColumn(), TextColumn("{task.description}"))
     try:
         with (
-            closing(SqliteLogReader.open(store)) as reader,
+            closing(_opened(store)) as reader,
             Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bars,
         ):
             task = bars.add_task("checking", total=None)
@@ -67,6 +66,13 @@ def _check(store: Path, signed: Path, keys: Sequence[VerifierKey], trusted: Sequ
             return check_store(reader, keys, second_place, trusted=trusted, on_progress=progress)
     except StoreFailed as error:
         raise CommandError(str(error), exit_code=EXIT_UNAVAILABLE) from error
+
+
+def _opened(store: str) -> Reader:
+    try:
+        return open_for_reading(store)
+    except StoreMisnamed as error:
+        raise CommandError(str(error), fix="name the store that the service's settings name", exit_code=EXIT_USAGE) from error
 
 
 def _print(check: Check, *, as_json: bool) -> None:

@@ -202,20 +202,27 @@ def keys(
 @app.command(
     epilog=examples(
         "lionrock audit check --store audit.sqlite --signed keys/signed-checkpoints.jsonl --keys-file keys.txt",
+        "lionrock audit check --store postgresql:/etc/lionrock/reader-dsn --signed signed.jsonl --keys-file keys.txt",
         "lionrock audit check --store audit.sqlite --signed signed.jsonl --keys-file keys.txt --checkpoint from-a-witness.txt",
     )
 )
 def check(
-    store: Annotated[Path, typer.Option(help="SQLite file of the logs.")],
+    store: Annotated[
+        str,
+        typer.Option(
+            metavar="STORE", help="SQLite file of the logs (or sqlite:FILE); postgresql:FILE, which holds a connection string."
+        ),
+    ],
     signed: Annotated[Path, typer.Option(help="The second place: signed-checkpoints.jsonl in the service's key directory.")],
     key: KeyOption = None,
     keys_file: KeysFileOption = None,
     checkpoint: Annotated[list[Path] | None, typer.Option(help="Signed note that somebody else kept. May be repeated.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check a whole store: every leaf read, every hash computed again, every kept checkpoint held against it.
+    """Check a whole store: every leaf read, every hash computed again, every kept checkpoint, record and hold held against it.
 
-    Exit status: 0 nothing is wrong, 1 something is.
+    Changes nothing, takes no lock, may run beside the service. Exit status: 0 nothing is wrong, 1 something is, 2 wrong use,
+    4 the store could not be read.
     """
     from lionrock.cli import audit_check as command
 

@@ -1,19 +1,31 @@
 """Opens the store that settings or a command line name: a file of SQLite, or a database whose connection string a file holds.
 
+`open_for_reading` is for checks: it takes no lock and can change nothing.
+
 The connection string is a secret: it comes in a file that others cannot read, never as a setting, an argument or in a message.
 """
 
 import stat
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final, Union
 
 from lionrock.audit.failures import StoreFailed
 from lionrock.audit.store import LogStore
 from lionrock.audit.store.sqlite import SqliteLogStore
+from lionrock.audit.store.sqlite_reader import SqliteLogReader
+
+if TYPE_CHECKING:
+    from lionrock.audit.store.postgres_reader import PostgresLogReader
 
 DSN_MAX_BYTES: Final = 16 * 1024
 _OTHERS_OR_GROUP_WRITE: Final = stat.S_IRWXO | stat.S_IWGRP
 """Group read is allowed: a mounted secret often comes with it."""
+
+Reader = Union["SqliteLogReader", "PostgresLogReader"]
+
+
+class StoreMisnamed(Exception):
+    """What a command line names is no store."""
 
 
 def open_named(name: str) -> LogStore:
@@ -27,6 +39,26 @@ def open_named(name: str) -> LogStore:
     if kind == "postgresql" and path and not path.startswith("//"):
         return open_postgres(Path(path), lease_s=60, accept_timeline=None)
     raise StoreFailed("a store is named sqlite:FILE, or postgresql:FILE with the file that holds the connection string")
+
+
+def open_for_reading(name: str) -> Reader:
+    """Open what a command line names: FILE or "sqlite:FILE", or "postgresql:FILE" with the connection string's file.
+
+    Raises StoreMisnamed, StoreFailed.
+    """
+    kind, _, path = name.partition(":")
+    if kind == "postgresql":
+        if not path or path.startswith("//"):
+            raise StoreMisnamed("a connection string is a secret: put it into a file, and name that: postgresql:FILE")
+        if not Path(path).is_file():
+            raise StoreMisnamed(f"there is no file {path}, which should hold a connection string")
+        from lionrock.audit.store.postgres_reader import PostgresLogReader  # as above
+
+        return PostgresLogReader.open(read_dsn(Path(path)))
+    file = Path(path if kind == "sqlite" and path else name)
+    if not file.is_file():
+        raise StoreMisnamed(f"there is no store {file}")
+    return SqliteLogReader.open(file)
 
 
 def open_sqlite(path: Path) -> LogStore:

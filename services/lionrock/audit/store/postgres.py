@@ -19,7 +19,6 @@ The end of a transaction
 import json
 import os
 import socket
-import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -30,23 +29,16 @@ import psycopg
 
 from lionrock.audit.failures import StoreConflict, StoreFailed, StoreHeld
 from lionrock.audit.store import LogId, OpenIntent, StoredLeaf, StoredLog, Transaction
+from lionrock.audit.store.postgres_reader import PostgresLogReader, leaf_of_row, own_placeholders
 from lionrock.audit.store.postgres_schema import migrate
 from lionrock.audit.store.postgres_session import Deadlines, connect, failures, timeline
-from lionrock.audit.store.records import RecordReader, RecordWriter
-from lionrock.audit.store.tables import TableReader, TableWriter
-from lionrock.tlog.merkle import HASH_BYTES, Subtree, where_stored
+from lionrock.audit.store.records import RecordWriter
+from lionrock.audit.store.tables import TableWriter
 
 _LOCK_KEY: Final = 0x6C696F6E726F636B
 """Of the advisory lock: "lionrock" in ASCII. Locks are a database's own, so one database has one mesh's logs."""
-_LEAF_AT: Final = """
-    SELECT leaf_index, event_id, recorded_at_us, subtree_hashes, data FROM leaves WHERE log_id = %s AND leaf_index = %s"""
-_LEAF_OF_EVENT: Final = """
-    SELECT leaf_index, event_id, recorded_at_us, subtree_hashes, data FROM leaves WHERE log_id = %s AND event_id = %s"""
 _LEAVES_OF_EVENTS: Final = """
     SELECT leaf_index, event_id, recorded_at_us, subtree_hashes, data FROM leaves WHERE log_id = %s AND event_id = ANY(%b)"""
-_LEAVES_BETWEEN: Final = """
-    SELECT leaf_index, event_id, recorded_at_us, subtree_hashes, data FROM leaves
-    WHERE log_id = %s AND leaf_index >= %s AND leaf_index < %s ORDER BY leaf_index LIMIT %s"""
 _FENCE: Final = """
     SELECT epoch, pg_backend_pid(), current_setting('fsync'), current_setting('synchronous_commit') FROM sequencer FOR SHARE"""
 _ADD_LEAVES: Final = """
@@ -64,11 +56,6 @@ _FORGET_RETRY_SALTS: Final = """
     (SELECT recorded_at_us, log_id, leaf_index FROM retry_salts WHERE recorded_at_us < %s LIMIT %s)"""
 _ADVANCE: Final = """
     UPDATE logs SET size = %s, root = %s, checkpoint = %s, timeline = %s WHERE log_id = %s AND size = %s AND root = %s"""
-_SUBTREE_HASHES: Final = """
-    SELECT substr(subtree_hashes, wanted.start, %s)
-    FROM unnest(%b::bigint[], %b::integer[]) WITH ORDINALITY AS wanted (leaf_index, start, place)
-    JOIN leaves ON leaves.log_id = %s AND leaves.leaf_index = wanted.leaf_index ORDER BY wanted.place"""
-_ROWS_AT_ONCE: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +67,7 @@ class _Statement:
     check: Callable[[psycopg.Cursor[Any]], None] | None = None
 
 
-class PostgresLogStore:
+class PostgresLogStore(PostgresLogReader):
     """A LogStore in one database. The writer side belongs to one thread at a time, the reader side to any (it locks)."""
 
     def __init__(self, dsn: str, *, lease_s: float = 15, deadline_s: float = 10, accept_timeline: int | None = None) -> None:
@@ -93,14 +80,13 @@ class PostgresLogStore:
         self._dsn, self._deadline_s, self._accept_timeline = dsn, deadline_s, accept_timeline or 0
         self._doubt: str | None = None
         self._warnings: list[str] = []
-        self._reader_lock = threading.Lock()
         self._deadlines = Deadlines()
         try:
             self._writer = connect(dsn, deadline_s=deadline_s, lease_s=lease_s)
             self._writer.add_notice_handler(lambda notice: self._warnings.append(notice.message_primary or "a warning"))
             with self._deadlines.within(self._writer, 4 * deadline_s), failures("taking the store over"):
                 self._take_over()
-            self._reader = connect(dsn, deadline_s=deadline_s, lease_s=None)
+            super().__init__(self._connect_reader(), self._deadlines, deadline_s=deadline_s)
         except BaseException:
             self._deadlines.close()
             if hasattr(self, "_writer"):
@@ -116,6 +102,20 @@ class PostgresLogStore:
         (self._session,) = _one(self._writer.execute("SELECT pg_backend_pid()"))
         taken = self._writer.execute("UPDATE sequencer SET epoch = epoch + 1, holder = %s RETURNING epoch", (_describe_holder(),))
         (self._epoch,) = _one(taken)
+
+    def _connect_reader(self) -> psycopg.Connection:
+        return connect(self._dsn, deadline_s=self._deadline_s, lease_s=None)
+
+    def _reading_session(self) -> psycopg.Connection:
+        """Replace a reading session that was lost: it holds nothing."""
+        if self._reader.closed:
+            self._reader = self._connect_reader()
+        return self._reader
+
+    def _failed_over(self, timeline: int) -> str | None:
+        if max(timeline, self._accept_timeline) < self._timeline:
+            return f"the database failed over, from timeline {timeline} to {self._timeline}"
+        return None
 
     def _holder(self) -> str:
         try:
@@ -171,19 +171,6 @@ class PostgresLogStore:
         if fsync != "on" or synchronous_commit not in {"on", "remote_apply"}:
             raise StoreFailed(f"fsync is {fsync} and synchronous_commit is {synchronous_commit} by now: set both on and restart")
 
-    @property
-    def records(self) -> RecordReader:
-        """Records beside the leaves."""
-        return RecordReader(self._ask)
-
-    @property
-    def tables(self) -> TableReader:
-        """What is beside leaves and heads, row by row."""
-        return TableReader(self._ask)
-
-    def _ask(self, sql: str, parameters: Sequence[object]) -> list[tuple[Any, ...]]:
-        return self._read(_own(sql), parameters)
-
     def forget_deleted(self) -> None:
         """Leave deleted rows to VACUUM and the server's own log to its recycling: neither can be ordered to overwrite in time."""
 
@@ -205,75 +192,6 @@ class PostgresLogStore:
             )[0]
         return StoredLog(LogId(row[0]), origin, verifier_key, 0, root, checkpoint)
 
-    def find_log(self, origin: str) -> StoredLog | None:
-        """Head of a log."""
-        rows = self._read(
-            "SELECT log_id, origin, verifier_key, size, root, checkpoint, timeline FROM logs WHERE origin = %s", (origin,)
-        )
-        return self._log(rows[0]) if rows else None
-
-    def logs(self) -> list[StoredLog]:
-        """Heads of all logs, by origin."""
-        sql = "SELECT log_id, origin, verifier_key, size, root, checkpoint, timeline FROM logs ORDER BY origin"
-        return [self._log(row) for row in self._read(sql, ())]
-
-    def _log(self, row: Sequence[Any]) -> StoredLog:
-        log_id, origin, verifier_key, size, root, checkpoint, committed_on = row
-        failed_over = None
-        if max(committed_on, self._accept_timeline) < self._timeline:
-            failed_over = f"the database failed over, from timeline {committed_on} to {self._timeline}"
-        return StoredLog(log_id, origin, verifier_key, size, root, checkpoint, failed_over)
-
-    def leaf(self, log_id: LogId, index: int) -> StoredLeaf | None:
-        """Leaf at an index."""
-        if index >= 1 << 63:
-            return None
-        rows = self._read(_LEAF_AT, (log_id, index))
-        return _leaf(rows[0]) if rows else None
-
-    def leaf_of_event(self, log_id: LogId, event_id: str) -> StoredLeaf | None:
-        """Leaf of an event."""
-        if "\0" in event_id:
-            return None
-        rows = self._read(_LEAF_OF_EVENT, (log_id, event_id))
-        return _leaf(rows[0]) if rows else None
-
-    def leaves(self, log_id: LogId, start: int, stop: int, max_bytes: int) -> list[StoredLeaf]:
-        """Leaves [start, stop) as far as `max_bytes` of data go, at least one if there is one."""
-        page: list[StoredLeaf] = []
-        while start < stop:
-            rows = self._read(_LEAVES_BETWEEN, (log_id, start, stop, _ROWS_AT_ONCE))
-            for row in rows:
-                page.append(_leaf(row))
-                max_bytes -= len(page[-1].data)
-                if max_bytes <= 0:
-                    return page
-            if len(rows) < _ROWS_AT_ONCE:
-                break
-            start = page[-1].index + 1
-        return page
-
-    def next_index(self, log_id: LogId) -> int:
-        """One more than the highest index present."""
-        return int(self._read("SELECT coalesce(max(leaf_index) + 1, 0) FROM leaves WHERE log_id = %s", (log_id,))[0][0])
-
-    def subtree_hashes(self, log_id: LogId, subtrees: Sequence[Subtree]) -> list[bytes]:
-        """Hashes in the order asked. Raises StoreFailed when one is absent."""
-        places = [where_stored(subtree) for subtree in subtrees]
-        starts = [subtree.level * HASH_BYTES + 1 for subtree in subtrees]
-        hashes = [row[0] for row in self._read(_SUBTREE_HASHES, (HASH_BYTES, places, starts, log_id))]
-        if len(hashes) != len(subtrees) or any(len(hash_) != HASH_BYTES for hash_ in hashes):
-            raise StoreFailed(f"the store does not have all {len(subtrees)} hashes that were asked for")
-        return hashes
-
-    def open_intents(self, log_id: LogId, below: int, limit: int) -> list[OpenIntent]:
-        """Return open intents with an index below `below`, oldest first."""
-        rows = self._read(
-            "SELECT leaf_index, request_id FROM open_intents WHERE log_id = %s AND leaf_index < %s ORDER BY leaf_index LIMIT %s",
-            (log_id, below, limit),
-        )
-        return [OpenIntent(*row) for row in rows]
-
     def close(self) -> None:
         """Release the store; whoever waits may have it at once."""
         with self._reader_lock:
@@ -283,14 +201,6 @@ class PostgresLogStore:
                 self._writer.execute("SELECT pg_advisory_unlock(%s)", (_LOCK_KEY,))
         self._deadlines.close_session(self._writer)
         self._deadlines.close()
-
-    def _read(self, sql: str, parameters: Sequence[object]) -> list[tuple[Any, ...]]:
-        """Ask the reader; its session holds nothing, so a lost one is replaced at the next call."""
-        with self._reader_lock:
-            if self._reader.closed:
-                self._reader = connect(self._dsn, deadline_s=self._deadline_s, lease_s=None)
-            with self._deadlines.within(self._reader, 2 * self._deadline_s), failures("reading"):
-                return self._reader.execute(sql, parameters, binary=True).fetchall()
 
 
 class _PostgresTransaction:
@@ -307,7 +217,7 @@ class _PostgresTransaction:
 
     @property
     def records(self) -> RecordWriter:
-        return RecordWriter(lambda sql, parameters: self.ask(_own(sql), parameters), self._write_rows)
+        return RecordWriter(lambda sql, parameters: self.ask(own_placeholders(sql), parameters), self._write_rows)
 
     @property
     def tables(self) -> TableWriter:
@@ -315,7 +225,7 @@ class _PostgresTransaction:
 
     def _write_rows(self, sql: str, rows: Sequence[Any]) -> None:
         for row in rows:
-            self._write(_own(sql), row)
+            self._write(own_placeholders(sql), row)
 
     def flush(self) -> None:
         """Send what waits, in one round trip, and look at every answer."""
@@ -338,7 +248,7 @@ class _PostgresTransaction:
 
     def leaves_of_events(self, log_id: LogId, event_ids: Collection[str]) -> dict[str, StoredLeaf]:
         rows = self.ask(_LEAVES_OF_EVENTS, (log_id, list(event_ids)))
-        return {leaf.event_id: leaf for leaf in map(_leaf, rows)}
+        return {leaf.event_id: leaf for leaf in map(leaf_of_row, rows)}
 
     def retry_salt(self, log_id: LogId, leaf: StoredLeaf) -> bytes | None:
         rows = self.ask(
@@ -403,24 +313,11 @@ class _PostgresTransaction:
         self._waiting.append(_Statement(sql, parameters, check))
 
 
-def _own(sql: str) -> str:
-    """Write the shared SQL of records with the driver's own placeholders."""
-    return sql.replace("?", "%s")
-
-
 def _one(cursor: psycopg.Cursor[Any]) -> tuple[Any, ...]:
     row = cursor.fetchone()
     if row is None:
         raise StoreFailed("the store's row of its writer is gone: restore the store from its backup")
     return tuple(row)
-
-
-def _leaf(row: Sequence[Any]) -> StoredLeaf:
-    index, event_id, recorded_at_us, hashes, data = row
-    if not hashes or len(hashes) % HASH_BYTES:
-        raise StoreFailed(f"the hashes of leaf {index} are not whole")
-    completed = [hashes[start : start + HASH_BYTES] for start in range(0, len(hashes), HASH_BYTES)]
-    return StoredLeaf(index, event_id, recorded_at_us, completed, data)
 
 
 def _describe_holder() -> str:

@@ -14,7 +14,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -45,12 +45,7 @@ _WATCH_INTERVAL_S: Final = 0.5
 
 def connect(dsn: str, *, deadline_s: float, lease_s: float | None) -> psycopg.Connection:
     """Open a session in autocommit mode, after checking what it promises. `lease_s`: for the writer. Raises StoreFailed."""
-    try:
-        parameters: dict[str, Any] = {**_DEFAULTS, **conninfo_to_dict(dsn), "client_encoding": "UTF8"}
-    except psycopg.ProgrammingError:  # its message quotes the string, and with it maybe the password
-        raise StoreFailed("the connection string of the store is neither libpq's key=value form nor its URL form") from None
-    with failures("connecting to the store"):
-        connection = psycopg.connect(make_conninfo(**parameters), autocommit=True, prepare_threshold=0)
+    connection = _open(dsn, {})
     try:
         with failures("preparing the session"):
             _check(connection)
@@ -59,6 +54,33 @@ def connect(dsn: str, *, deadline_s: float, lease_s: float | None) -> psycopg.Co
         connection.close()
         raise
     return connection
+
+
+def connect_for_reading(dsn: str, *, deadline_s: float) -> psycopg.Connection:
+    """Open a session in autocommit mode that can change nothing, on the primary or a replica. Raises StoreFailed."""
+    connection = _open(dsn, {"target_session_attrs": "any", "application_name": "lionrock-audit-check"})
+    try:
+        with failures("preparing the session"):
+            settings = {
+                "default_transaction_read_only": "on",
+                "search_path": SCHEMA,
+                "statement_timeout": _milliseconds(deadline_s),
+            }
+            for name, value in settings.items():
+                connection.execute("SELECT set_config(%s, %s, false)", (name, value))
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _open(dsn: str, defaults: Mapping[str, str]) -> psycopg.Connection:
+    try:
+        parameters: dict[str, Any] = {**_DEFAULTS, **defaults, **conninfo_to_dict(dsn), "client_encoding": "UTF8"}
+    except psycopg.ProgrammingError:  # its message quotes the string, and with it maybe the password
+        raise StoreFailed("the connection string of the store is neither libpq's key=value form nor its URL form") from None
+    with failures("connecting to the store"):
+        return psycopg.connect(make_conninfo(**parameters), autocommit=True, prepare_threshold=0)
 
 
 def timeline(connection: psycopg.Connection) -> int:

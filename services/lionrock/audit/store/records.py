@@ -7,9 +7,11 @@ States of a record: "kept"; "destroying" from the moment that its destruction is
 "erased" or "expired" for ever, so that nothing is added to it again.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
+
+from lionrock.audit.failures import StoreFailed
 
 KEPT: Final = "kept"
 DESTROYING: Final = "destroying"
@@ -45,6 +47,17 @@ class SealedPayload:
     kind: str
     event_id: str
     sealed: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PayloadPlace:
+    """Where a sealed payload lies, without it. `size`: of the ciphertext, bytes."""
+
+    request_id: str
+    leaf_index: int
+    kind: str
+    event_id: str
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,25 +174,59 @@ class RecordReader:
     def leaves_of(self, log_id: int, request_id: str) -> list[tuple[int, str]]:
         """Return index and type of the leaves of a record, in order."""
         sql = "SELECT leaf_index, type FROM record_leaves WHERE log_id = ? AND request_id = ? ORDER BY leaf_index"
-        return [(index, kind) for index, kind in self._ask(sql, (log_id, request_id))]
+        return [_typed(row, int, str) for row in self._ask(sql, (log_id, request_id))]
+
+    def leaves_by_record(self, log_id: int, request_ids: Collection[str]) -> dict[str, dict[int, str]]:
+        """Return types of the leaves of records, by request id and index."""
+        found: dict[str, dict[int, str]] = {}
+        for rows in self._of_some("SELECT request_id, leaf_index, type FROM record_leaves", log_id, request_ids):
+            for request_id, index, kind in (_typed(row, str, int, str) for row in rows):
+                found.setdefault(request_id, {})[index] = kind
+        return found
+
+    def payload_places(self, log_id: int, request_ids: Collection[str]) -> list[PayloadPlace]:
+        """Say which payloads there are of records, without reading them."""
+        sql = "SELECT request_id, leaf_index, kind, event_id, length(sealed) FROM payloads"
+        all_rows = self._of_some(sql, log_id, request_ids)
+        return [PayloadPlace(*_typed(row, str, int, str, str, int)) for rows in all_rows for row in rows]
+
+    def payload_size(self, log_id: int, request_id: str) -> int:
+        """Return the bytes of all ciphertexts of a record."""
+        sql = "SELECT coalesce(sum(length(sealed)), 0) FROM payloads WHERE log_id = ? AND request_id = ?"
+        return int(self._ask(sql, (log_id, request_id))[0][0])
+
+    def payloads_of_no_leaf(self, log_id: int) -> int:
+        """Count payloads whose leaf is not among those of their record."""
+        sql = """SELECT count(*) FROM payloads AS p WHERE log_id = ? AND NOT EXISTS (SELECT 1 FROM record_leaves AS r
+            WHERE r.log_id = p.log_id AND r.request_id = p.request_id AND r.leaf_index = p.leaf_index)"""
+        return int(self._ask(sql, (log_id,))[0][0])
+
+    def all_leaves_of_records(self, log_id: int) -> int:
+        """Count what is noted of which leaf belongs to which record."""
+        return int(self._ask("SELECT count(*) FROM record_leaves WHERE log_id = ?", (log_id,))[0][0])
+
+    def states(self, log_id: int) -> dict[tuple[str, str], int]:
+        """Count all records by state and by the destruction that they are listed for ("" for none)."""
+        sql = "SELECT state, destruction_id, count(*) FROM records WHERE log_id = ? GROUP BY state, destruction_id"
+        rows = (_typed(row, str, str, int) for row in self._ask(sql, (log_id,)))
+        return {(state, destruction_id): count for state, destruction_id, count in rows}
 
     def payloads(self, log_id: int, request_id: str) -> list[SealedPayload]:
         """Return payloads of a record, in order of their leaves."""
         sql = """SELECT leaf_index, kind, event_id, sealed FROM payloads WHERE log_id = ? AND request_id = ?
             ORDER BY leaf_index, kind"""
-        rows = self._ask(sql, (log_id, request_id))
-        return [SealedPayload(index, kind, event_id, bytes(sealed)) for index, kind, event_id, sealed in rows]
+        return [SealedPayload(*_typed(row, int, str, str, bytes)) for row in self._ask(sql, (log_id, request_id))]
 
     def holds(self, log_id: int) -> list[StoredHold]:
         """Return the holds in force, oldest first."""
         sql = "SELECT hold_id, leaf_index, placed_at_us, restricted, sealed FROM holds WHERE log_id = ? ORDER BY leaf_index"
-        rows = self._ask(sql, (log_id,))
-        return [StoredHold(hold_id, index, at_us, bool(hidden), bytes(sealed)) for hold_id, index, at_us, hidden, sealed in rows]
+        rows = (_typed(row, str, int, int, int, bytes) for row in self._ask(sql, (log_id,)))
+        return [StoredHold(hold_id, index, at_us, bool(hidden), sealed) for hold_id, index, at_us, hidden, sealed in rows]
 
     def destructions(self, log_id: int) -> list[StoredDestruction]:
         """Return the destructions to finish, oldest first."""
         sql = "SELECT destruction_id, plan FROM destructions WHERE log_id = ? ORDER BY destruction_id"
-        return [StoredDestruction(destruction_id, bytes(plan)) for destruction_id, plan in self._ask(sql, (log_id,))]
+        return [StoredDestruction(*_typed(row, str, bytes)) for row in self._ask(sql, (log_id,))]
 
     def listed_for(self, log_id: int, destruction_id: str, limit: int) -> list[str]:
         """Return request ids that a destruction has yet to destroy."""
@@ -202,6 +249,12 @@ class RecordReader:
             int(self._ask(size, (log_id, ceiling))[0][0]),
             int(self._ask("SELECT count(*) FROM holds WHERE log_id = ? AND restricted <= ?", (log_id, ceiling))[0][0]),
         )
+
+    def _of_some(self, sql: str, log_id: int, request_ids: Collection[str]) -> Iterator[Sequence[Sequence[Any]]]:
+        wanted = [request_id for request_id in request_ids if "\0" not in request_id]
+        for start in range(0, len(wanted), _AT_ONCE):
+            some = wanted[start : start + _AT_ONCE]
+            yield self._ask(f"{sql} WHERE log_id = ? AND request_id IN ({', '.join('?' * len(some))})", (log_id, *some))
 
     def _records(self, rule: str, *parameters: object) -> list[StoredRecord]:
         sql = f"SELECT {_COLUMNS} FROM records WHERE log_id = ? AND {rule}"  # noqa: S608  rules are written above
@@ -282,5 +335,14 @@ class RecordWriter(RecordReader):
 
 
 def _record(row: Sequence[Any]) -> StoredRecord:
-    request_id, state, retention_class, case_id, restricted, log_book, recorded_at_us = row
+    request_id, state, retention_class, case_id, restricted, log_book, recorded_at_us = _typed(
+        row, str, str, str, str, int, int, int
+    )
     return StoredRecord(request_id, state, retention_class, case_id, bool(restricted), bool(log_book), recorded_at_us)
+
+
+def _typed(row: Sequence[Any], *types: type) -> tuple[Any, ...]:
+    """Return a row whose values have these types. Raises StoreFailed for one that no writer of ours left."""
+    if not all(map(isinstance, row, types)):
+        raise StoreFailed("a row beside the leaves does not have the types of the schema: restore the store from its backup")
+    return tuple(row)

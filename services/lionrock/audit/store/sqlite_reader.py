@@ -7,7 +7,7 @@ promises a type. Does not know: how commits are made (sqlite.py), what a log has
 
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Self
@@ -15,11 +15,14 @@ from urllib.parse import quote
 
 from lionrock.audit.failures import StoreFailed
 from lionrock.audit.store import LogId, OpenIntent, StoredLeaf, StoredLog
+from lionrock.audit.store.records import RecordReader
 from lionrock.audit.store.sqlite_schema import schema_differences
+from lionrock.audit.store.tables import TABLES, TableReader
 from lionrock.tlog.merkle import HASH_BYTES, Subtree, where_stored
 
 _LOGS: Final = "SELECT log_id, origin, verifier_key, size, root, checkpoint FROM logs"
 _LEAF: Final = "SELECT leaf_index, event_id, recorded_at_us, subtree_hashes, data FROM leaves"
+_STRAYS: Final = "SELECT count(*) FROM {} WHERE log_id NOT IN (SELECT log_id FROM logs)"
 _BUSY_TIMEOUT_S: Final = 5.0
 _FLAWS_MAX: Final = 20
 _SIZE_MAX: Final = 2**62
@@ -45,6 +48,28 @@ class SqliteLogReader:
             connection.execute("PRAGMA cell_size_check=ON")
         return cls(connection)
 
+    @property
+    def records(self) -> RecordReader:
+        """Records beside the leaves."""
+        return RecordReader(self._read)
+
+    @property
+    def tables(self) -> TableReader:
+        """What is beside leaves and heads, row by row."""
+        return TableReader(self._read)
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Have the reads of a block see one state. One thread, no block within another. Raises StoreFailed.
+
+        A service cannot empty its write-ahead log meanwhile: keep blocks short.
+        """
+        self._read("BEGIN", ())
+        try:
+            yield
+        finally:
+            self._read("ROLLBACK", ())
+
     def find_log(self, origin: str) -> StoredLog | None:
         """Head of a log."""
         rows = self._read(f"{_LOGS} WHERE origin = ?", (origin,))
@@ -63,6 +88,16 @@ class SqliteLogReader:
         """Leaf of an event."""
         rows = self._read(f"{_LEAF} WHERE log_id = ? AND event_id = ?", (log_id, event_id))
         return stored_leaf(rows[0]) if rows else None
+
+    def leaves_of_events(self, log_id: LogId, event_ids: Collection[str]) -> dict[str, StoredLeaf]:
+        """Leaves of those events that are there, by event id."""
+        found = {}
+        with self._reader_lock, sqlite_failures("reading"):
+            for event_id in event_ids:
+                row = self._reader.execute(f"{_LEAF} WHERE log_id = ? AND event_id = ?", (log_id, event_id)).fetchone()
+                if row is not None:
+                    found[event_id] = stored_leaf(row)
+        return found
 
     def leaves(self, log_id: LogId, start: int, stop: int, max_bytes: int) -> list[StoredLeaf]:
         """Leaves [start, stop) as far as `max_bytes` of data go, at least one if there is one."""
@@ -113,6 +148,7 @@ class SqliteLogReader:
         try:
             rows = self._read(f"PRAGMA integrity_check({_FLAWS_MAX})", ())
             strays = self._read("PRAGMA foreign_key_check(leaves)", ())
+            beside = sum(self._read(_STRAYS.format(table.name), ())[0][0] for table in TABLES)
             with self._reader_lock, sqlite_failures("reading the schema"):
                 differences = schema_differences(self._reader)
         except StoreFailed as failure:
@@ -120,6 +156,8 @@ class SqliteLogReader:
         flaws = [str(row[0]) for row in rows if row[0] != "ok"]
         if strays:
             flaws.append(f"{len(strays)} leaves belong to no log")
+        if beside:
+            flaws.append(f"{beside} rows of what is beside the leaves belong to no log")
         if differences:
             flaws.append(f"the schema differs in {differences} entries from the one that this program makes")
         return flaws
