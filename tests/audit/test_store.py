@@ -58,6 +58,33 @@ def test_leaves_come_back_as_they_went_in(store: LogStore, bank: StoredLog) -> N
     assert store.leaves(bank.log_id, 99, 100, 1 << 20) == []
 
 
+@pytest.mark.parametrize("count", [1, 2, 16, 17, 31, 32, 33, 100, 128, 129, 300])
+def test_a_batch_of_any_size_goes_in_whole_and_its_events_are_found(store: LogStore, bank: StoredLog, count: int) -> None:
+    intents = [OpenIntent(index, f"request-{index}") for index in range(count)]
+    with store.transaction() as transaction:
+        transaction.add_open_intents(bank.log_id, intents)
+        transaction.keep_retry_salts(bank.log_id, [(index, 1000 + index, b"%032d" % index) for index in range(count)])
+    add(store, bank, count)
+    assert store.leaves(bank.log_id, 0, count, 1 << 20) == leaves(count)
+    assert store.open_intents(bank.log_id, count, count + 1) == intents
+    with store.transaction() as transaction:
+        recorded = transaction.leaves_of_events(bank.log_id, [f"event-{index}" for index in range(-3, count + 3)])
+        assert recorded == {leaf.event_id: leaf for leaf in leaves(count)}
+        assert transaction.leaves_of_events(bank.log_id, [f"event-{count}"] * count) == {}
+        assert [transaction.retry_salt(bank.log_id, leaf) for leaf in leaves(count)] == [b"%032d" % index for index in range(count)]
+
+
+def test_a_store_may_be_closed_twice_and_closes_nothing_of_others(open_store: OpenStore, tmp_path: Path) -> None:
+    store = open_store()
+    store.close()
+    with closing(open_store()) as another, (tmp_path / "a file").open("w") as file:
+        store.close()
+        file.write("still open")
+        with pytest.raises(StoreHeld):
+            open_store()
+        another.create_log("platform/audit/bank", "key", b"\x00" * 32, "checkpoint")
+
+
 def test_a_page_ends_at_its_bytes_but_holds_at_least_one_leaf(store: LogStore, bank: StoredLog) -> None:
     add(store, bank, 5)
     assert [leaf.index for leaf in store.leaves(bank.log_id, 0, 5, 12)] == [0, 1]

@@ -12,6 +12,7 @@ import sqlite3
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -23,10 +24,13 @@ from lionrock.audit.store.sqlite_schema import migrate
 from lionrock.audit.store.tables import TableReader, TableWriter
 from lionrock.chassis.durable_files import make_directory_through, write_again
 
-_ADD_LEAF: Final = """
-    INSERT INTO leaves (log_id, leaf_index, event_id, recorded_at_us, subtree_hashes, data) VALUES (?, ?, ?, ?, ?, ?)"""
-_LEAF_OF_EVENT: Final = """
-    SELECT leaf_index, event_id, recorded_at_us, subtree_hashes, data FROM leaves WHERE log_id = ? AND event_id = ?"""
+_LEAVES: Final = "leaves (log_id, leaf_index, event_id, recorded_at_us, subtree_hashes, data)"
+_LEAVES_OF_EVENTS: Final = """
+    SELECT leaf_index, event_id, recorded_at_us, subtree_hashes, data FROM leaves WHERE log_id = ? AND event_id IN"""
+_LOOKUPS_AT_ONCE: Final = (1, 16, 128)
+"""Sizes of the statements that look for events: few, so that each is prepared once."""
+_ROWS_AT_ONCE: Final = 32
+"""Rows an INSERT. A statement costs as much as a row, and Python's lock is given away and won back around each."""
 _BUSY_TIMEOUT_S: Final = 5.0
 _WAL_CHECKPOINT_PAGES: Final = 4000
 """Folding the write-ahead log into the file costs fsyncs of both; every 16 MiB, not every 4 as by default."""
@@ -39,7 +43,7 @@ class SqliteLogStore(SqliteLogReader):
     def __init__(self, path: Path) -> None:
         """Open or create. Raises StoreHeld, StoreFailed (also for a schema newer than this program)."""
         make_directory_through(path.parent)
-        self._lock = _take_lock(path)
+        self._lock: int | None = _take_lock(path)
         try:
             _write_log_again(path)
             self._writer = _connect(path)
@@ -108,13 +112,15 @@ class SqliteLogStore(SqliteLogReader):
         return StoredLog(LogId(cursor.lastrowid), origin, verifier_key, 0, root, checkpoint)
 
     def close(self) -> None:
-        """Release the store; the last connection to close folds the write-ahead log into the file."""
+        """Release the store; the last connection to close folds the write-ahead log into the file. Twice is no harm."""
         super().close()
         try:
             with sqlite_failures("closing"):
                 self._writer.close()
         finally:
-            os.close(self._lock)
+            lock, self._lock = self._lock, None  # by the second time the number may be another file's
+            if lock is not None:
+                os.close(lock)
 
 
 class _SqliteTransaction:
@@ -136,8 +142,15 @@ class _SqliteTransaction:
         return TableWriter(self._connection.executemany)
 
     def leaves_of_events(self, log_id: LogId, event_ids: Collection[str]) -> dict[str, StoredLeaf]:
-        rows = (self._connection.execute(_LEAF_OF_EVENT, (log_id, event_id)).fetchone() for event_id in event_ids)
-        return {leaf.event_id: leaf for leaf in (stored_leaf(row) for row in rows if row is not None)}
+        wanted, found = list(event_ids), {}
+        for start in range(0, len(wanted), _LOOKUPS_AT_ONCE[-1]):
+            some = wanted[start : start + _LOOKUPS_AT_ONCE[-1]]
+            size = next(size for size in _LOOKUPS_AT_ONCE if len(some) <= size)
+            some += some[:1] * (size - len(some))  # to ask for one of them again changes nothing
+            for row in self._connection.execute(f"{_LEAVES_OF_EVENTS} ({', '.join('?' * size)})", (log_id, *some)):
+                leaf = stored_leaf(row)
+                found[leaf.event_id] = leaf
+        return found
 
     def retry_salt(self, log_id: LogId, leaf: StoredLeaf) -> bytes | None:
         row = self._connection.execute(
@@ -162,15 +175,11 @@ class _SqliteTransaction:
         )
 
     def add_leaves(self, log_id: LogId, leaves: Sequence[StoredLeaf]) -> None:
-        self._connection.executemany(
-            _ADD_LEAF,
-            [(log_id, leaf.index, leaf.event_id, leaf.recorded_at_us, b"".join(leaf.completed), leaf.data) for leaf in leaves],
-        )
+        rows = [(log_id, leaf.index, leaf.event_id, leaf.recorded_at_us, b"".join(leaf.completed), leaf.data) for leaf in leaves]
+        self._insert(_LEAVES, rows)
 
     def add_open_intents(self, log_id: LogId, intents: Sequence[OpenIntent]) -> None:
-        self._connection.executemany(
-            "INSERT INTO open_intents VALUES (?, ?, ?)", [(log_id, intent.request_id, intent.index) for intent in intents]
-        )
+        self._insert("open_intents", [(log_id, intent.request_id, intent.index) for intent in intents])
 
     def close_intents(self, log_id: LogId, intents: Sequence[OpenIntent]) -> None:
         self._connection.executemany(
@@ -179,10 +188,7 @@ class _SqliteTransaction:
         )
 
     def keep_retry_salts(self, log_id: LogId, salts: Sequence[tuple[int, int, bytes]]) -> None:
-        self._connection.executemany(
-            "INSERT INTO retry_salts VALUES (?, ?, ?, ?)",
-            [(recorded_at_us, log_id, index, salt) for index, recorded_at_us, salt in salts],
-        )
+        self._insert("retry_salts", [(recorded_at_us, log_id, index, salt) for index, recorded_at_us, salt in salts])
 
     def forget_retry_salts(self, before_us: int, limit: int) -> int:
         return self._connection.execute(
@@ -201,6 +207,16 @@ class _SqliteTransaction:
         ).rowcount
         if moved != 1:
             raise StoreConflict(f"the log no longer ends at {old_size} leaves under the root that this writer signed")
+
+    def _insert(self, table: str, rows: Sequence[tuple[object, ...]]) -> None:
+        """Add rows, many a statement, the rest one by one. `table`: with the columns, unless it is all of them."""
+        whole = len(rows) - len(rows) % _ROWS_AT_ONCE
+        for some, at_once in ((rows[:whole], _ROWS_AT_ONCE), (rows[whole:], 1)):
+            if some:
+                row = f"({', '.join('?' * len(some[0]))})"
+                statement = f"INSERT INTO {table} VALUES {', '.join([row] * at_once)}"  # noqa: S608  tables are named here
+                values = [list(chain.from_iterable(some[start : start + at_once])) for start in range(0, len(some), at_once)]
+                self._connection.executemany(statement, values)
 
 
 def _connect(path: Path) -> sqlite3.Connection:
