@@ -12,6 +12,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from tile_harness import ORIGIN, GrowingLog, files_of, strict_walk
 
 from lionrock.audit.failures import SinkFailed, StoreFailed, TileConflict
@@ -310,6 +312,44 @@ async def test_all_logs_are_published_and_a_conflict_in_one_holds_no_other_up(st
     assert (tmp_path / "tiles" / platform.origin / "checkpoint").read_text(encoding="utf-8") == platform.head.checkpoint
     assert not (tmp_path / "tiles" / logs[1].origin / "checkpoint").exists()
     await publishing.close()
+
+
+def alarms_by_log(reader: InMemoryMetricReader) -> dict[str, float]:
+    data = reader.get_metrics_data()
+    assert data is not None
+    (metric,) = [each for each in data.resource_metrics[0].scope_metrics[0].metrics if each.name == "lionrock.audit.tiles.alarms"]
+    return {point.attributes["lionrock.log"]: point.value for point in metric.data.data_points}  # type: ignore[union-attr,index]
+
+
+async def test_an_alarm_is_a_metric_and_an_event_that_is_repeated_every_hour(
+    store: SqliteLogStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader])
+    monkeypatch.setattr("lionrock.audit.publishing.meter", lambda: provider.get_meter("test"))
+    good, bad = (GrowingLog(store, f"audit.example.hk/audit/{tenant}") for tenant in ("bank", "broker"))
+    for each in (good, bad):
+        each.grow(300)
+    wrong = tmp_path / "tiles" / bad.origin / "tile/0/000"
+    wrong.parent.mkdir(parents=True)
+    wrong.write_bytes(b"other")
+    now_s = 0.0
+    publishing = TilePublishing(
+        [good.published(), bad.published()],
+        store,
+        lambda: DirectorySink(tmp_path / "tiles"),
+        interval_s=0.01,
+        monotonic=lambda: now_s,
+    )
+    for at_s, told in ((0, 1), (3599, 1), (3601, 2), (3602, 2)):
+        now_s = at_s
+        await publishing.publish()
+        events = [record for record in caplog.records if "contradict the store" in record.message]
+        assert [(vars(event)["log"], event.levelname) for event in events] == [(bad.origin, "ERROR")] * told
+        assert "tile/0/000" in vars(events[0])["why"]
+    assert alarms_by_log(reader) == {good.origin: 0, bad.origin: 1}
+    await publishing.close()
+    provider.shutdown()
 
 
 async def test_a_defect_does_not_end_publishing(log: GrowingLog, tmp_path: Path, tiles: Path) -> None:

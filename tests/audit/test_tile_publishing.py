@@ -15,6 +15,7 @@ from typing import Any
 import grpc
 import pytest
 from audit_harness import PLATFORM, Place
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from kill_rounds import audit_process, context, write_config
 from pydantic import ValidationError
 
@@ -145,6 +146,50 @@ async def test_the_platform_log_is_published_with_the_tenants_checkpoints_in_it(
     tree = TreeReader(source, open_checkpoint(read_checkpoint(source), platform.origin, platform.keys).checkpoint)
     leaves = [leaf.decode() for _, page in tree.entries(0, 2) for leaf in page]
     assert [open_checkpoint(leaf, bank.origin, bank.keys).checkpoint.size for leaf in leaves] == [1, 2]
+
+
+async def told(channel: grpc.aio.Channel, name: str, *, able: bool) -> None:
+    """Wait until health says it of a name."""
+    wanted = health_pb2.HealthCheckResponse.SERVING if able else health_pb2.HealthCheckResponse.NOT_SERVING
+    async for answer in health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=name)):
+        if answer.status == wanted:
+            return
+
+
+async def test_tiles_that_contradict_the_store_are_told_by_health_and_log_and_stop_no_append(place: Place) -> None:
+    ca = DevCa(place.root / "mesh")
+    config = settings_with_tiles(place, ca)
+    wrong = place.root / "tiles" / BANK / "checkpoint"
+    wrong.parent.mkdir(parents=True)
+    wrong.write_text("of somebody else", encoding="utf-8")
+    async with audit_process(place, config) as (process, port):
+        peer = PeerSettings(target=f"127.0.0.1:{port}", service="audit")
+        async with open_channel(peer, ca.issue("gateway"), name="gateway") as channel, asyncio.timeout(20):
+            while not (said := alarms_told(place)):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+            assert (said[0]["log"], "checkpoint" in said[0]["why"]) == (BANK, True)
+            await append(AuditServiceStub(channel))
+            await told(channel, "lionrock.audit.tiles", able=False)
+            await told(channel, "", able=True)
+        process.terminate()
+        assert await process.wait() == 0
+    assert wrong.read_text(encoding="utf-8") == "of somebody else"
+
+
+def alarms_told(place: Place) -> list[dict[str, Any]]:
+    lines = (place.root / "audit.log").read_text(encoding="utf-8").splitlines()
+    events = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+    return [event for event in events if "contradict the store" in event["message"]]
+
+
+async def test_tiles_that_are_published_are_told_by_health(place: Place) -> None:
+    ca = DevCa(place.root / "mesh")
+    async with audit_process(place, settings_with_tiles(place, ca)) as (process, port):
+        peer = PeerSettings(target=f"127.0.0.1:{port}", service="audit")
+        async with open_channel(peer, ca.issue("gateway"), name="gateway") as channel, asyncio.timeout(20):
+            await told(channel, "lionrock.audit.tiles", able=True)
+        process.terminate()
+        assert await process.wait() == 0
 
 
 @pytest.mark.parametrize(

@@ -112,9 +112,13 @@ class SmallMesh:
 
     @asynccontextmanager
     async def serving(
-        self, callers: frozenset[str] | AnyTenant = frozenset({"gateway"}), tls: TlsSettings | None = None, **server: Any
+        self,
+        callers: frozenset[str] | AnyTenant = frozenset({"gateway"}),
+        tls: TlsSettings | None = None,
+        parts: tuple[str, ...] = (),
+        **server: Any,
     ) -> AsyncIterator[RunningServer]:
-        running = await start_server(self.settings(tls, **server), "guardrails", [self.registration(callers)])
+        running = await start_server(self.settings(tls, **server), "guardrails", [self.registration(callers)], parts)
         try:
             yield running
         finally:

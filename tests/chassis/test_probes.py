@@ -51,6 +51,15 @@ async def test_probes_are_answered_while_running_calls_finish(small_mesh: Any, i
             await ask(running, LIVENESS)
 
 
+async def test_a_part_that_stopped_is_told_and_takes_no_service_with_it(small_mesh: Any) -> None:
+    async with small_mesh.serving(parts=("lionrock.guardrails.part",), probe_listen="127.0.0.1:0") as running:
+        assert await ask(running, "lionrock.guardrails.part") == NOT_SERVING
+        for able, said in ((True, SERVING), (False, NOT_SERVING)):
+            running.announce_part("lionrock.guardrails.part", able=able)
+            assert await ask(running, "lionrock.guardrails.part") == said
+            assert await ask(running) == await ask(running, SERVICE) == SERVING
+
+
 async def test_an_unknown_name_and_a_watch_are_refused(small_mesh: Any) -> None:
     async with small_mesh.serving(probe_listen="127.0.0.1:0") as running:
         with pytest.raises(grpc.aio.AioRpcError) as refused:

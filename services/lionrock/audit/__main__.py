@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import sys
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, closing, suppress
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ from lionrock.audit.keys import LOG_SIGNATURES, KeyDirectory
 from lionrock.audit.log import AuditLogs, Limits, open_logs
 from lionrock.audit.platform_log import PlatformLog, open_platform_log
 from lionrock.audit.publisher import PublishedLog
-from lionrock.audit.publishing import tenant_logs
+from lionrock.audit.publishing import HEALTH_PART, TilePublishing, tenant_logs
 from lionrock.audit.records.opening import open_records
 from lionrock.audit.records.records import Records
 from lionrock.audit.records.servicer import SERVICE_NAME as RECORDS_SERVICE_NAME
@@ -55,10 +55,10 @@ async def main(settings: AuditSettings) -> None:
             async with (
                 open_records(settings.vault, logs, settings.tenants) as records,
                 _witnesses(settings, logs, platform_log) as witnessing,
-                _tiles(settings, logs, platform_log, store),
+                _tiles(settings, logs, platform_log, store) as publishing,
                 _running(Rotation(logs, platform, keys, signed, settings.region).run(settings.sweep_interval_s), "audit-rotation"),
             ):
-                await _serve(settings, logs, platform_log, records, witnessing)
+                await _serve(settings, logs, platform_log, records, witnessing, publishing)
 
 
 async def _open_store(settings: AuditSettings) -> LogStore:
@@ -105,19 +105,29 @@ async def _running(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[
 
 
 @asynccontextmanager
-async def _tiles(settings: AuditSettings, logs: AuditLogs, platform_log: PlatformLog, store: LogStore) -> AsyncIterator[None]:
+async def _tiles(
+    settings: AuditSettings, logs: AuditLogs, platform_log: PlatformLog, store: LogStore
+) -> AsyncIterator[TilePublishing | None]:
     """Publish and serve tiles while the block runs, if settings say where."""
     published = [*tenant_logs(logs, store, settings.platform), PublishedLog(*platform_log.published)]
     trust_domain = settings.server.trust_domain
-    async with tile_service(settings.tiles, published, store, platform=settings.platform, trust_domain=trust_domain):
-        yield
+    service = tile_service(settings.tiles, published, store, platform=settings.platform, trust_domain=trust_domain)
+    async with service as publishing:
+        yield publishing
 
 
 async def _serve(
-    settings: AuditSettings, logs: AuditLogs, platform_log: PlatformLog, records: Records, witnessing: Witnessing
+    settings: AuditSettings,
+    logs: AuditLogs,
+    platform_log: PlatformLog,
+    records: Records,
+    witnessing: Witnessing,
+    publishing: TilePublishing | None,
 ) -> None:
-    async def say_what_is_read_only(port: int) -> None:
+    async def say_what_is_wrong(port: int) -> None:
         del port
+        if publishing is not None:
+            publishing.repeat_alarms()
         for tenant, why in logs.read_only_reasons().items():
             logging.getLogger("lionrock.audit").error("a log is read-only", extra={"tenant": tenant, "why": why})
 
@@ -130,16 +140,20 @@ async def _serve(
     )
     sweep = OrphanSweep(logs, orphan_after_s=settings.orphan_after_s)
     async with _running(sweep.run(settings.sweep_interval_s), "audit-sweep"):
-        serving = serve(settings, "audit", registrations, on_ready=say_what_is_read_only, readiness=_readiness(logs))
+        readiness = _told_when_it_changes(lambda: logs.writable)
+        parts = {}
+        if publishing is not None:
+            parts[HEALTH_PART] = _told_when_it_changes(lambda: not publishing.alarms)
+        serving = serve(settings, "audit", registrations, on_ready=say_what_is_wrong, readiness=readiness, parts=parts)
         await (serving if settings.store_file is not None else until_store_is_lost(serving, logs))
 
 
-async def _readiness(logs: AuditLogs) -> AsyncIterator[bool]:
-    """Say when the logs become writable or cease to be: without a record there is no answer, so health has to show it."""
+async def _told_when_it_changes(able_now: Callable[[], bool]) -> AsyncIterator[bool]:
+    """Say when something becomes able to do its work or ceases to be: without a record there is no answer, so health shows it."""
     able: bool | None = None
     while True:
-        if logs.writable is not able:
-            able = logs.writable
+        if (now := able_now()) is not able:
+            able = now
             yield able
         await asyncio.sleep(_READINESS_INTERVAL_S)
 

@@ -2,16 +2,18 @@
 
 Knows: when to look at which log, what to do about failures. Does not know: tiles (publisher.py).
 A log whose published files contradict the store gets no more tiles until restart, and an alarm: error in the log of the service,
-metric `lionrock.audit.tiles.alarms`, text in `alarms`. Leaves are appended and proven all the same: tiles are a copy.
+again every hour, metric `lionrock.audit.tiles.alarms`, text in `alarms`, NOT_SERVING for the part HEALTH_PART in health checks.
+Leaves are appended and proven all the same: tiles are a copy, and a pod that left its Endpoints for them would stop every answer.
 """
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from lionrock.audit.failures import AuditError, SinkFailed, TileConflict
 from lionrock.audit.log import AuditLogs
@@ -24,7 +26,9 @@ from lionrock.tlog.checkpoint import Checkpoint
 
 log = logging.getLogger("lionrock.audit")
 
-_FAILURES_PAUSE_MAX_S = 60.0
+HEALTH_PART: Final = "lionrock.audit.tiles"
+_FAILURES_PAUSE_MAX_S: Final = 60.0
+_REMINDER_S: Final = 3600.0
 
 
 def tenant_logs(logs: AuditLogs, store: LogStore, platform: str) -> list[PublishedLog]:
@@ -47,7 +51,13 @@ class TilePublishing:
     """Publishes logs from a thread of its own, each in turn. `async with` it while the store is open."""
 
     def __init__(
-        self, logs: Sequence[PublishedLog], store: LogStore, open_sink: Callable[[], TileSink], *, interval_s: float
+        self,
+        logs: Sequence[PublishedLog],
+        store: LogStore,
+        open_sink: Callable[[], TileSink],
+        *,
+        interval_s: float,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """Publish `logs`, looking for new leaves every `interval_s` seconds.
 
@@ -60,12 +70,14 @@ class TilePublishing:
         self._sink: TileSink | None = None
         self._publishers: Sequence[LogPublisher] = ()
         self._interval_s = interval_s
+        self._monotonic = monotonic
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="audit-tiles")
         self._task: asyncio.Task[None] | None = None
         self._alarms: dict[str, str] = {}
         self._failing: dict[str, str] = {}
-        self._alarm_count = meter().create_up_down_counter(
-            "lionrock.audit.tiles.alarms", description="Logs whose published tiles contradict the store."
+        self._reminded_s: dict[str, float] = {}
+        self._alarm = meter().create_gauge(
+            "lionrock.audit.tiles.alarms", description="1 for a log whose published tiles contradict the store, else 0."
         )
         self._failures = meter().create_counter("lionrock.audit.tiles.failures", description="Steps of publishing that failed.")
         self._behind = meter().create_gauge("lionrock.audit.tiles.behind", unit="{leaf}", description="Leaves not yet published.")
@@ -105,6 +117,7 @@ class TilePublishing:
         waiting = [publisher for publisher in self._publishers if publisher.origin not in self._alarms]
         while waiting:  # a step each in turn: a long back-fill of one log holds no other up
             waiting = [publisher for publisher in waiting if await self._step(publisher)]
+        self._say_alarms()
 
     async def _run(self) -> None:
         pause_s = self._interval_s
@@ -112,6 +125,21 @@ class TilePublishing:
             await self.publish()
             pause_s = min(2 * pause_s, max(_FAILURES_PAUSE_MAX_S, self._interval_s)) if self._failing else self._interval_s
             await asyncio.sleep(pause_s)
+
+    def _say_alarms(self) -> None:
+        """Set the metric again, whose first readers may come later than an alarm, and repeat what nobody may have read."""
+        for each in self._logs:
+            self._alarm.set(int(each.origin in self._alarms), {"lionrock.log": each.origin})
+        now_s = self._monotonic()
+        for origin, why in self._alarms.items():
+            if now_s >= self._reminded_s.get(origin, now_s):
+                self._reminded_s[origin] = now_s + _REMINDER_S
+                log.error("published tiles contradict the store; they are left as they are", extra={"log": origin, "why": why})
+
+    def repeat_alarms(self) -> None:
+        """Say again what was said before anybody listened: publishing begins before the service's log does."""
+        self._reminded_s.clear()
+        self._say_alarms()
 
     async def _opened(self) -> bool:
         try:
@@ -136,10 +164,7 @@ class TilePublishing:
         except TileConflict as conflict:
             self._alarms[origin] = str(conflict)
             self._failing.pop(origin, None)
-            self._alarm_count.add(1, {"lionrock.log": origin})
-            log.error(
-                "published tiles contradict the store; they are left as they are", extra={"log": origin, "why": str(conflict)}
-            )
+            self._say_alarms()
             return False
         except AuditError as error:
             self._fail(origin, error)

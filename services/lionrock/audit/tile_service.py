@@ -25,17 +25,17 @@ log = logging.getLogger("lionrock.audit")
 @asynccontextmanager
 async def tile_service(
     settings: TileSettings, logs: Sequence[PublishedLog], store: LogStore, *, platform: str, trust_domain: str
-) -> AsyncIterator[None]:
+) -> AsyncIterator[TilePublishing | None]:
     """Do both while the block runs; nothing when no tiles are wanted. Raises SinkFailed when the port cannot be had."""
     if not settings.wanted:
-        yield
+        yield None
         return
-    async with TilePublishing(logs, store, partial(open_sink, settings), interval_s=settings.interval_s):
+    async with TilePublishing(logs, store, partial(open_sink, settings), interval_s=settings.interval_s) as publishing:
         if settings.http is None:
-            yield
+            yield publishing
             return
         async with _http(settings, settings.http, [each.origin for each in logs], platform=platform, trust_domain=trust_domain):
-            yield
+            yield publishing
 
 
 @asynccontextmanager

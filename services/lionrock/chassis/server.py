@@ -11,9 +11,10 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import grpc
 
@@ -140,6 +141,10 @@ class RunningServer:
         else:
             self._health.not_serving()
 
+    def announce_part(self, name: str, *, able: bool) -> None:
+        """Say in health checks whether a part of the server can do its work; until told so it cannot."""
+        self._health.part(name, able=able)
+
     def begin_drain(self) -> None:
         """Say NOT_SERVING and refuse new RPCs with SHUTTING_DOWN; those that run go on."""
         self._guard.draining = True
@@ -166,11 +171,13 @@ class RunningServer:
                 await self._probes.stop(None)
 
 
-async def start_server(settings: ServiceSettings, name: str, registrations: Sequence[Registration]) -> RunningServer:
-    """Start a server. Raises CannotListen, TlsFilesUnusable."""
+async def start_server(
+    settings: ServiceSettings, name: str, registrations: Sequence[Registration], parts: Collection[str] = ()
+) -> RunningServer:
+    """Start a server; `parts` are what health checks know beside its services. Raises CannotListen, TlsFilesUnusable."""
     del name
     callers: dict[str, Callers] = {registration.service_name: registration.callers for registration in registrations}
-    health = Health(callers)
+    health = Health(callers, parts)
     callers[HEALTH] = AnyMember()
     if settings.server.reflection:
         callers.update(dict.fromkeys(REFLECTION, AnyMember()))
@@ -223,11 +230,13 @@ async def serve(
     on_ready: Callable[[int], Awaitable[None]] | None = None,
     on_drain: Callable[[], Awaitable[None]] | None = None,
     readiness: AsyncIterator[bool] | None = None,
+    parts: Mapping[str, AsyncIterator[bool]] | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal ends at once.
 
     `readiness` says whenever the service becomes able or unable to answer, which health checks then report; without it the service
-    is able from the start, with it not before it says so.
+    is able from the start, with it not before it says so. `parts` say the same of what health checks know beside the services, by
+    name; they change nothing about these.
     `on_ready` gets the port; then the ready file is written. `on_drain` runs after the server refuses new RPCs and before it waits
     for those that run. Raises SystemExit(1) after saying why if the server cannot start.
     """
@@ -235,7 +244,7 @@ async def serve(
     loop.set_exception_handler(_log_loop_error)
     telemetry = start_telemetry(name, settings.telemetry)
     try:
-        running = await start_server(settings, name, registrations)
+        running = await start_server(settings, name, registrations, tuple(parts or ()))
     except (CannotListen, TlsFilesUnusable) as error:
         print(f"lionrock {name}: {error}", file=sys.stderr)
         telemetry.close()
@@ -247,11 +256,14 @@ async def serve(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
-    following: asyncio.Task[None] | None = None
+    following: list[asyncio.Task[None]] = []
     try:
         if readiness is not None:
             running.announce(able=False)
-            following = asyncio.create_task(_follow(readiness, running), name="lionrock-readiness")
+            following.append(asyncio.create_task(_follow(readiness, running.announce), name="lionrock-readiness"))
+        for part, able in (parts or {}).items():
+            announce = partial(running.announce_part, part)
+            following.append(asyncio.create_task(_follow(able, announce), name=f"lionrock-readiness-{part}"))
         if on_ready is not None:
             await on_ready(running.port)
         ready_file = settings.server.ready_file
@@ -270,8 +282,8 @@ async def serve(
             log.warning("stopping at once", extra={"running_rpcs": running.running_rpcs})
         await asyncio.gather(stopping, return_exceptions=True)
     finally:
-        if following is not None:
-            following.cancel()
+        for task in following:
+            task.cancel()
         await running.stop(0)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
@@ -279,9 +291,13 @@ async def serve(
         await asyncio.to_thread(telemetry.close)
 
 
-async def _follow(readiness: AsyncIterator[bool], running: RunningServer) -> None:
+class _Announce(Protocol):
+    def __call__(self, *, able: bool) -> None: ...
+
+
+async def _follow(readiness: AsyncIterator[bool], announce: _Announce) -> None:
     async for able in readiness:
-        running.announce(able=able)
+        announce(able=able)
 
 
 async def _stop(running: RunningServer, grace_s: float, on_drain: Callable[[], Awaitable[None]] | None) -> None:
