@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
 import cluster_tools
 from audit_harness import Place
+from checked_stores import CheckedStore
 
 from lionrock.audit.store import LogStore, StoredLog
 from lionrock.audit.store.postgres import PostgresLogStore
@@ -56,6 +57,12 @@ def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], L
         return lambda: SqliteLogStore(tmp_path / "audit.db")
     database = request.getfixturevalue("database")
     return lambda: PostgresLogStore(database)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def checked(request: pytest.FixtureRequest, place: Place) -> CheckedStore:
+    """Make room for a store of each kind, as an auditor gets it."""
+    return CheckedStore(place, request.getfixturevalue("database") if request.param == "postgres" else None)
 
 
 @pytest.fixture

@@ -3,66 +3,40 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 import time
 import tracemalloc
-from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 from audit_harness import PLATFORM, Place, intent, outcome
+from checked_stores import CheckedStore, flaws
 
 from lionrock.audit.failures import StoreFailed
-from lionrock.audit.findings import Check, Flaw
-from lionrock.audit.signed_checkpoints import read_batches
+from lionrock.audit.findings import Flaw
+from lionrock.audit.store.postgres_reader import PostgresLogReader
 from lionrock.audit.store.sqlite_reader import SqliteLogReader
-from lionrock.audit.store_check import check_store
 from lionrock.tlog.keys import VerifierKey
 
 BANK = f"{PLATFORM}/audit/bank"
 OF_BANK = f"(SELECT log_id FROM logs WHERE origin = '{BANK}')"
 
 
-def second_place(place: Place) -> Callable[[], Sequence[tuple[str, str]]]:
-    return lambda: [pair for batch in read_batches(place.signed_file) for pair in batch.items()]
-
-
-def keys_of(place: Place) -> list[VerifierKey]:
-    with closing(SqliteLogReader.open(place.store_file)) as reader:
-        return [VerifierKey.parse(log.verifier_key) for log in reader.logs()]
-
-
-def check(place: Place, keys: Sequence[VerifierKey], trusted: Sequence[str] = ()) -> Check:
-    with closing(SqliteLogReader.open(place.store_file)) as reader:
-        return check_store(reader, keys, second_place(place), trusted=trusted)
-
-
-def flaws(found: Check) -> set[Flaw]:
-    return {finding.flaw for finding in found.findings}
-
-
 @pytest.fixture
-async def keys(place: Place) -> list[VerifierKey]:
+async def keys(checked: CheckedStore) -> list[VerifierKey]:
     """A closed store with 40 leaves a tenant; the keys that an auditor trusts."""
-    async with place.open() as logs:
+    async with checked.place.open(checked.open()) as logs:
         for tenant in ("bank", "broker"):
             for number in range(22):
                 asked = intent(tenant, prompt=b"prompt")
                 told = await logs.append(asked, want_receipt=False)
                 if number >= 4:
                     await logs.append(outcome(asked, told.leaf_index if number % 2 else None), want_receipt=False)
-    return keys_of(place)
+    return checked.keys()
 
 
-def edit(place: Place, sql: str) -> None:
-    with closing(sqlite3.connect(place.store_file)) as connection:
-        assert connection.execute(sql).rowcount > 0
-        connection.commit()
-
-
-def test_a_store_as_it_was_written_has_no_flaw(place: Place, keys: list[VerifierKey]) -> None:
-    found = check(place, keys)
+def test_a_store_as_it_was_written_has_no_flaw(checked: CheckedStore, keys: list[VerifierKey]) -> None:
+    found = checked.check(keys)
     assert found.findings == []
     assert found.leaves >= 80
 
@@ -71,14 +45,14 @@ def test_a_store_as_it_was_written_has_no_flaw(place: Place, keys: list[Verifier
     ("sql", "flaw"),
     [
         (
-            f"UPDATE leaves SET data = CAST(replace(data, 'chat', 'tahc') AS BLOB) WHERE log_id = {OF_BANK} AND leaf_index = 0",
+            f"UPDATE leaves SET data = {{altered}} WHERE log_id = {OF_BANK} AND leaf_index = 0",
             Flaw.LEAF_ALTERED,
         ),
         (f"UPDATE leaves SET recorded_at_us = 7 WHERE log_id = {OF_BANK} AND leaf_index = 3", Flaw.LEAF_ALTERED),
         (f"UPDATE leaves SET event_id = 'x' WHERE log_id = {OF_BANK} AND leaf_index = 3", Flaw.LEAF_ALTERED),
         (f"DELETE FROM leaves WHERE log_id = {OF_BANK} AND leaf_index = 5", Flaw.LEAF_MISSING),
         (f"UPDATE logs SET size = size - 1 WHERE origin = '{BANK}'", Flaw.HEAD_MISMATCH),
-        (f"UPDATE logs SET root = zeroblob(32) WHERE origin = '{BANK}'", Flaw.ROOT_MISMATCH),
+        (f"UPDATE logs SET root = {{zeros}} WHERE origin = '{BANK}'", Flaw.ROOT_MISMATCH),
         (f"UPDATE logs SET checkpoint = 'none' WHERE origin = '{BANK}'", Flaw.CHECKPOINT_INVALID),
         (f"UPDATE logs SET verifier_key = 'none' WHERE origin = '{BANK}'", Flaw.KEY_MISMATCH),
         (f"DELETE FROM open_intents WHERE log_id = {OF_BANK} AND leaf_index = 0", Flaw.INTENTS_MISMATCH),
@@ -96,28 +70,49 @@ def test_a_store_as_it_was_written_has_no_flaw(place: Place, keys: list[Verifier
         ),
     ],
 )
-def test_each_edit_is_found_and_named(place: Place, keys: list[VerifierKey], sql: str, flaw: Flaw) -> None:
-    edit(place, sql)
-    assert flaw in flaws(check(place, keys))
+def test_each_edit_is_found_and_named(checked: CheckedStore, keys: list[VerifierKey], sql: str, flaw: Flaw) -> None:
+    assert checked.edit(sql) > 0
+    assert flaw in flaws(checked.check(keys))
 
 
-def test_a_trigger_that_somebody_put_into_the_store_is_found(place: Place, keys: list[VerifierKey]) -> None:
-    with closing(sqlite3.connect(place.store_file)) as connection:
-        connection.execute("CREATE TRIGGER quiet BEFORE INSERT ON leaves BEGIN DELETE FROM leaves WHERE leaf_index = 0; END")
-        connection.commit()
-    assert flaws(check(place, keys)) == {Flaw.STORE_DAMAGED}
+def test_a_trigger_that_somebody_put_into_the_store_is_found(checked: CheckedStore, keys: list[VerifierKey]) -> None:
+    if checked.database is None:
+        checked.edit("CREATE TRIGGER quiet BEFORE INSERT ON leaves BEGIN DELETE FROM leaves WHERE leaf_index = 0; END")
+    else:
+        checked.edit("CREATE FUNCTION quiet() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RETURN NULL; END$$")
+        checked.edit("CREATE TRIGGER quiet BEFORE INSERT ON leaves FOR EACH ROW EXECUTE FUNCTION quiet()")
+    assert flaws(checked.check(keys)) == {Flaw.STORE_DAMAGED}
 
 
-def test_a_second_place_that_is_behind_or_damaged_is_found(place: Place, keys: list[VerifierKey]) -> None:
+def test_a_second_place_that_is_behind_or_damaged_is_found(checked: CheckedStore, keys: list[VerifierKey]) -> None:
+    place = checked.place
     content = place.signed_file.read_bytes()
     lines = content.splitlines(keepends=True)
     place.signed_file.write_bytes(b"".join(lines[:-1]))
-    assert flaws(check(place, keys)) == {Flaw.SECOND_PLACE_BEHIND}
+    assert flaws(checked.check(keys)) == {Flaw.SECOND_PLACE_BEHIND}
     place.signed_file.write_bytes(b"".join([lines[0], b"damaged\n", *lines[1:]]))
-    assert Flaw.STORE_DAMAGED in flaws(check(place, keys))
+    assert Flaw.STORE_DAMAGED in flaws(checked.check(keys))
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "ALTER TABLE leaves ADD COLUMN more text",
+        "ALTER TABLE leaves DROP CONSTRAINT leaves_log_id_event_id_key",
+        "CREATE RULE quiet AS ON DELETE TO holds DO INSTEAD NOTHING",
+        "ALTER TABLE records ENABLE ROW LEVEL SECURITY; CREATE POLICY quiet ON records USING (false)",
+    ],
+)
+def test_a_database_whose_schema_was_altered_is_found(database: str, place: Place, sql: str) -> None:
+    stored = CheckedStore(place, database)
+    stored.open().close()
+    stored.edit(sql)
+    with closing(stored.reader()) as reader:
+        assert len(reader.flaws()) == 1
 
 
 async def test_rolling_back_both_places_is_found_by_a_checkpoint_that_was_brought(place: Place) -> None:
+    stored = CheckedStore(place, None)
     async with place.open() as logs:
         await logs.append(intent(), want_receipt=False)
     files = {path: path.read_bytes() for path in (place.store_file, place.signed_file)}
@@ -126,15 +121,15 @@ async def test_rolling_back_both_places_is_found_by_a_checkpoint_that_was_brough
         kept = logs.checkpoint("bank")
     for path, content in files.items():
         path.write_bytes(content)
-    keys = keys_of(place)
-    assert check(place, keys).findings == []
-    assert flaws(check(place, keys, [kept])) == {Flaw.ROLLED_BACK}
+    keys = stored.keys()
+    assert stored.check(keys).findings == []
+    assert flaws(stored.check(keys, [kept])) == {Flaw.ROLLED_BACK}
 
 
-async def test_a_running_service_can_be_checked_while_it_writes(place: Place) -> None:
-    async with place.open() as logs:
+async def test_a_running_service_can_be_checked_while_it_writes(checked: CheckedStore) -> None:
+    async with checked.place.open(checked.open()) as logs:
         await logs.append(intent(), want_receipt=False)
-        keys = keys_of(place)
+        keys = checked.keys()
         ending = asyncio.Event()
 
         async def write() -> None:
@@ -146,11 +141,27 @@ async def test_a_running_service_can_be_checked_while_it_writes(place: Place) ->
         writing = [asyncio.create_task(write()) for _ in range(4)]
         try:
             for _ in range(5):
-                found = await asyncio.to_thread(check, place, keys)
+                found = await asyncio.to_thread(checked.check, keys)
                 assert found.findings == []
         finally:
             ending.set()
             await asyncio.gather(*writing)
+
+
+def test_a_check_of_a_database_writes_nothing_and_takes_no_lock(database: str, place: Place) -> None:
+    stored = CheckedStore(place, database)
+    stored.open().close()
+    with closing(stored.reader()) as reader, reader.snapshot():
+        assert isinstance(reader, PostgresLogReader)
+        with closing(stored.open()):  # a service takes the store over meanwhile
+            assert reader.logs() == []
+        with pytest.raises(StoreFailed, match="read-only transaction"):
+            reader._read("UPDATE sequencer SET epoch = 0 RETURNING 1", ())
+
+
+def test_a_database_without_logs_of_ours_is_refused(database: str) -> None:
+    with pytest.raises(StoreFailed, match="holds no audit logs"):
+        PostgresLogReader.open(database)
 
 
 def test_a_file_that_is_no_store_is_refused(tmp_path: Path) -> None:
@@ -165,15 +176,16 @@ async def test_memory_does_not_grow_with_the_log_and_a_thousand_leaves_take_no_s
     async with place.open() as logs:
         for _ in range(20):
             await asyncio.gather(*(logs.append(intent(prompt=b"prompt"), want_receipt=False) for _ in range(200)))
-    keys = keys_of(place)
+    stored = CheckedStore(place, None)
+    keys = stored.keys()
     begun = time.perf_counter()
-    found = check(place, keys)
+    found = stored.check(keys)
     took_s = time.perf_counter() - begun
     assert found.leaves >= 4000
     print(f"{found.leaves / took_s:.0f} leaves/s")
     assert took_s < 4
     tracemalloc.start()
-    check(place, keys)
+    stored.check(keys)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 12 * 2**20

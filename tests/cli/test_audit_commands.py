@@ -297,8 +297,19 @@ async def test_a_store_is_checked_as_an_auditor_does(desk: Desk, tmp_path: Path)
     assert partial.status == 1
     assert {row["flaw"] for row in partial.rows[:-1]} == {"LOG_UNKNOWN"}  # the other tenant's, whose key was not given
     missing = await desk.locally("check", "--store", str(tmp_path / "none"), "--signed", signed, "--keys-file", str(keys))
-    assert missing.status == 1
+    assert missing.status == 2
     assert "there is no store" in missing.err
+    for name, why in (
+        ("postgresql://audit:secret@db/audit", "a connection string is a secret"),
+        (f"postgresql:{tmp_path / 'none'}", "there is no file"),
+    ):
+        misnamed = await desk.locally("check", "--store", name, "--signed", signed, "--keys-file", str(keys))
+        assert (misnamed.status, why in misnamed.err, "secret@" in misnamed.err) == (2, True, False)
+    dsn = tmp_path / "dsn"
+    dsn.write_text("host=/nowhere dbname=audit password=hush")
+    dsn.chmod(0o600)
+    unreachable = await desk.locally("check", "--store", f"postgresql:{dsn}", "--signed", signed, "--keys-file", str(keys))
+    assert (unreachable.status, "connecting to the store" in unreachable.err, "hush" in unreachable.err) == (4, True, False)
 
 
 async def changed_key(desk: Desk, old: str, *options: str) -> dict[str, Any]:

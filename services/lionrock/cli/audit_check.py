@@ -41,7 +41,8 @@ def run(
     except (OSError, UnicodeDecodeError) as error:
         raise CommandError("a checkpoint cannot be read", fix="give files with signed notes", exit_code=EXIT_USAGE) from error
     if not signed.is_file():
-        raise CommandError(f"there is no file {signed}", fix="name signed-checkpoints.jsonl in the key directory of the service")
+        fix = "name signed-checkpoints.jsonl in the key directory of the service"
+        raise CommandError(f"there is no file {signed}", fix=fix, exit_code=EXIT_USAGE)
     check = _check(store, signed, parsed, trusted)
     _print(check, as_json=as_json)
     return EXIT_FAILED if check.findings else 0
