@@ -11,6 +11,7 @@ from typing import Any
 
 from audit_harness import Place, context_of, intent, outcome
 
+from lionrock.audit import failures
 from lionrock.audit.leaf import Context, Event
 from lionrock.audit.log import AuditLogs
 from lionrock.audit.records.contents import Vault
@@ -45,6 +46,22 @@ class Clock:
 
     def advance(self, days: float) -> None:
         self.ahead_us += round(days * 86_400_000_000)
+
+
+class Unreliable(LocalKeyManagement):
+    """The real one, which fails when it is told to."""
+
+    down: frozenset[str] = frozenset()
+
+    async def wrap(self, tenant: str, key: bytes, aad: bytes) -> bytes:
+        if tenant in self.down:
+            raise failures.KeysUnavailable("down")
+        return await super().wrap(tenant, key, aad)
+
+    async def unwrap(self, tenant: str, wrapped: bytes, aad: bytes) -> bytes:
+        if tenant in self.down:
+            raise failures.KeysUnavailable("down")
+        return await super().unwrap(tenant, wrapped, aad)
 
 
 @dataclass(frozen=True, slots=True)

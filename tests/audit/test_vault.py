@@ -12,7 +12,7 @@ import pytest
 from audit_harness import Place, intent
 from hypothesis import given
 from hypothesis import strategies as st
-from records_harness import RecordsPlace, concerning, who
+from records_harness import RecordsPlace, Unreliable, concerning, who
 
 from lionrock.audit import failures
 from lionrock.audit.settings import AuditSettings
@@ -203,22 +203,6 @@ def test_what_is_sealed_opens_in_its_own_place_alone(payload: bytes, salt: bytes
 
 
 # When keys do not answer
-
-
-class Unreliable(LocalKeyManagement):
-    """The real one, which fails when it is told to."""
-
-    down: frozenset[str] = frozenset()
-
-    async def wrap(self, tenant: str, key: bytes, aad: bytes) -> bytes:
-        if tenant in self.down:
-            raise failures.KeysUnavailable("down")
-        return await super().wrap(tenant, key, aad)
-
-    async def unwrap(self, tenant: str, wrapped: bytes, aad: bytes) -> bytes:
-        if tenant in self.down:
-            raise failures.KeysUnavailable("down")
-        return await super().unwrap(tenant, wrapped, aad)
 
 
 async def test_without_keys_a_tenants_requests_are_refused_and_others_go_on(place: Place, tmp_path: Path) -> None:

@@ -96,6 +96,7 @@ class Destruction:
 
     async def _destroy(self, tenant: str, request_ids: Sequence[str], state: str) -> None:
         await self._keys.destroy(tenant, request_ids)
+        self._keys.metrics.destroyed(len(request_ids), "erasure" if state == ERASED else "expiry")
         self._at("keys_destroyed")
         await self._logs.write(tenant, lambda transaction, log_id: transaction.records.destroy(log_id, request_ids, state))
         self._at("data_destroyed")

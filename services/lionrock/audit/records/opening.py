@@ -20,7 +20,9 @@ from lionrock.audit.vault.key_management import KeyManagement, LocalKeyManagemen
 from lionrock.audit.vault.key_store import KeyStore
 from lionrock.audit.vault.record_keys import RecordKeys
 from lionrock.audit.vault.settings import VaultSettings
+from lionrock.audit.vault.telemetry import MeasuredKeyManagement, VaultMetrics
 from lionrock.audit.vault.transit import TransitKeyManagement
+from lionrock.chassis.telemetry import meter
 
 log = logging.getLogger("lionrock.audit")
 
@@ -35,7 +37,9 @@ async def open_records(settings: VaultSettings | None, logs: AuditLogs, tenants:
         yield Records(logs, None)
         return
     with closing(KeyStore(settings.key_store_file)) as store:
-        keys = RecordKeys(store, _key_management(settings), KeyCache(settings.cached_keys, settings.cached_key_s), logs.now_us)
+        metrics = VaultMetrics(meter())
+        management = MeasuredKeyManagement(_key_management(settings), metrics)
+        keys = RecordKeys(store, management, KeyCache(settings.cached_keys, settings.cached_key_s), logs.now_us, metrics)
         retention = settings.retention.retention()
         vault = Vault(keys, Recorder(keys, retention, settings.tenants or tenants), retention)
         records = Records(logs, vault)

@@ -7,7 +7,9 @@ their own, whose leaves are of that class.
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 from lionrock.audit.failures import AuditError
@@ -19,6 +21,7 @@ from lionrock.audit.records.recording import SUSPICION
 from lionrock.audit.records.records import Records
 from lionrock.audit.records.retention import DAY_US
 from lionrock.audit.store.records import KEPT, StoredRecord
+from lionrock.audit.vault.telemetry import UpkeepRun
 from lionrock.chassis.ids import uuid7
 
 log = logging.getLogger("lionrock.audit")
@@ -26,6 +29,8 @@ log = logging.getLogger("lionrock.audit")
 ORPHANED_AFTER_US: Final = 3_600_000_000
 """A key whose leaf is not there after an hour waits for nothing: no append takes so long."""
 _PAGE: Final = 512
+_COUNTED_MAX: Final = 100_000
+"""Records of a class that are counted as overdue at most; nobody acts on more in another way."""
 
 
 class Upkeep:
@@ -48,10 +53,17 @@ class Upkeep:
     async def run(self, interval_s: float) -> None:
         """Look for ever."""
         while True:
-            for tenant in self._tenants():
-                await self._look_after(tenant)
+            await self.look_after_all()
             self._vault.keys.forget_stale()
             await asyncio.sleep(interval_s)
+
+    async def look_after_all(self) -> UpkeepRun:
+        """Expire and sweep for every tenant, and tell metrics what there was. Where a tenant fails, the others go on."""
+        run, began_s = UpkeepRun(), time.perf_counter()
+        for tenant in self._tenants():
+            await self._look_after(tenant, run)
+        self._vault.keys.metrics.upkept(run, seconds=time.perf_counter() - began_s, ended_s=self._logs.now_us() / 1e6)
+        return run
 
     async def finish_all(self) -> None:
         """Finish what was left unfinished, before anything is served. A tenant where that fails is tried again later."""
@@ -62,19 +74,17 @@ class Upkeep:
             except AuditError as error:
                 log.error("a destruction could not be finished", extra={"tenant": tenant, "why": str(error)})
 
-    async def expire(self, tenant: str) -> int:
-        """Destroy what is due. Returns how many records. Raises AuditError."""
+    async def expire(self, tenant: str, run: UpkeepRun | None = None) -> int:
+        """Destroy what is due. Returns how many records; `run` counts what stays. Raises AuditError."""
+        run = run or UpkeepRun()
         expired = 0
-        for name, retention in sorted(self._vault.retention.classes.items()):
-            if retention.expire_days is None:
-                continue
-            before_us = self._logs.now_us() - retention.expire_days * DAY_US
-            for restricted in (False, True):
-                expired += await self._expire_class(tenant, name, before_us, restricted=restricted)
+        for name, before_us, restricted in self._due():
+            expired += await self._expire_class(tenant, name, before_us, restricted=restricted, run=run)
         return expired
 
-    async def sweep_keys(self, tenant: str) -> int:
-        """Destroy keys of records and holds that are not there. Returns how many. Raises AuditError."""
+    async def sweep_keys(self, tenant: str, run: UpkeepRun | None = None) -> int:
+        """Destroy keys of records and holds that are not there. Returns how many; `run` counts the others. Raises AuditError."""
+        run = run or UpkeepRun()
         swept, after = 0, ""
         while True:
             async with self._records.alone(tenant) as (vault, _, _):
@@ -84,19 +94,50 @@ class Upkeep:
                 orphans = await self._orphans(tenant, ids)
                 if orphans:
                     await vault.keys.destroy(tenant, orphans)
+                    vault.keys.metrics.destroyed(len(orphans), "sweep")
+                run.keys += len(ids) - len(orphans)
                 swept, after = swept + len(orphans), ids[-1]
 
-    async def _look_after(self, tenant: str) -> None:
+    async def _look_after(self, tenant: str, run: UpkeepRun) -> None:
+        of_tenant = UpkeepRun()
         try:
-            expired = await self.expire(tenant)
-            swept = await self.sweep_keys(tenant)
+            expired = await self.expire(tenant, of_tenant)
+            swept = await self.sweep_keys(tenant, of_tenant)
         except AuditError as error:
             log.warning("records could not be looked after", extra={"tenant": tenant, "why": str(error)})
+            await self._count_failed(tenant, run)
+        except Exception:  # a defect must not end the expiry of all tenants unheard
+            log.exception("looking after records failed", extra={"tenant": tenant})
+            await self._count_failed(tenant, run)
         else:
+            run.kept += of_tenant.kept
+            run.keys += of_tenant.keys
             if expired or swept:
                 log.info("records expired", extra={"tenant": tenant, "count": expired, "swept_keys": swept})
 
-    async def _expire_class(self, tenant: str, name: str, before_us: int, *, restricted: bool) -> int:
+    async def _count_failed(self, tenant: str, run: UpkeepRun) -> None:
+        """Count what is due and still there: where a tenant failed, why each record stays is not known."""
+        run.failing += 1
+        with suppress(AuditError):  # a store that cannot be read is told elsewhere
+            for name, before_us, restricted in self._due():
+                after, counted = (-1, ""), 0
+                while counted < _COUNTED_MAX and (page := await self._page(tenant, name, before_us, restricted, after)):
+                    counted += len(page)
+                    after = (page[-1].recorded_at_us, page[-1].request_id)
+                run.overdue += counted
+
+    def _due(self) -> list[tuple[str, int, bool]]:
+        """Name the classes that expire, the time before which their records do, and both kinds of data class."""
+        now_us = self._logs.now_us()
+        expiring = [(name, each.expire_days) for name, each in sorted(self._vault.retention.classes.items())]
+        return [
+            (name, now_us - expire_days * DAY_US, restricted)
+            for name, expire_days in expiring
+            if expire_days is not None
+            for restricted in (False, True)
+        ]
+
+    async def _expire_class(self, tenant: str, name: str, before_us: int, *, restricted: bool, run: UpkeepRun) -> int:
         expired, after = 0, (-1, "")
         while True:
             async with self._records.alone(tenant) as (_, holds, destruction):
@@ -106,6 +147,7 @@ class Upkeep:
                 after = (page[-1].recorded_at_us, page[-1].request_id)
                 spared = await holds.held(tenant, page) | await self._records.open_among(tenant, page)
                 ids = [record.request_id for record in page if record.request_id not in spared]
+                run.kept += len(page) - len(ids)
                 if ids:
                     await destruction.destroy(self._event(tenant, name, ids, restricted=restricted), ids)
                     expired += len(ids)

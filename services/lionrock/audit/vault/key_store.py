@@ -61,6 +61,7 @@ class KeyStore:
     def __init__(self, path: Path) -> None:
         """Open or create; one process at a time."""
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._path = path
         self._lock = threading.Lock()
         self._broken = False
         self._holding = _take_lock(path)
@@ -158,6 +159,14 @@ class KeyStore:
             (busy, _, _) = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if busy:
             raise KeysUnavailable("the key store: another process reads it, so what was destroyed is not gone yet")
+
+    def size_bytes(self) -> int | None:
+        """Size of the file and its write-ahead log; None when the disk does not say. Waits for nobody."""
+        try:
+            log = self._path.with_name(f"{self._path.name}-wal")
+            return self._path.stat().st_size + (log.stat().st_size if log.exists() else 0)
+        except OSError:
+            return None
 
     def close(self) -> None:
         """Release the file."""

@@ -25,7 +25,9 @@ from lionrock.audit.failures import EventAlreadyRecorded, KeysUnavailable, Queue
 from lionrock.audit.vault.key_cache import KeyCache
 from lionrock.audit.vault.key_management import KEY_BYTES, KeyManagement, seal, unseal
 from lionrock.audit.vault.key_store import KeyStore, StoredKey, StoredScopeKey
+from lionrock.audit.vault.telemetry import VaultMetrics
 from lionrock.audit.wall_clock import ClockUs, wall_clock_us
+from lionrock.chassis.telemetry import meter
 
 _T = TypeVar("_T")
 _MAX_WAITING: Final = 8192
@@ -51,7 +53,10 @@ class RecordKeys:
         management: KeyManagement,
         cache: KeyCache,
         clock_us: ClockUs = wall_clock_us,
+        metrics: VaultMetrics | None = None,
     ) -> None:
+        self.metrics = metrics or VaultMetrics(meter())
+        self.metrics.measure_key_store(store.size_bytes)
         self._store = store
         self._management = management
         self._cache = cache
@@ -86,6 +91,7 @@ class RecordKeys:
             wrapped = await self._wrap(tenant, record_id, key, tags or ())
             if await self._keep(StoredKey(tenant, record_id, wrapped, tags or (), self._clock_us())):
                 self._cache.put((tenant, record_id), key)
+                self.metrics.made()
                 return key
             for tag in tags or ():
                 self._cache.forget((tenant, tag))
@@ -240,7 +246,11 @@ class RecordKeys:
                     done.set_result(was_kept)
 
     async def _call(self, call: Callable[[], _T]) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        except KeysUnavailable:
+            self.metrics.key_store_failed()
+            raise
 
 
 def _bound_to(tenant: str, record_id: str, tag: bytes) -> bytes:
