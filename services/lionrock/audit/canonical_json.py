@@ -26,18 +26,18 @@ def canonical_text(value: JsonValue) -> str:
     """Serialise, short of the encoding: a lone surrogate is still to be found. Raises ValueError, TypeError."""
     if isinstance(value, str):
         return quoted(value)
-    if type(value) is dict or isinstance(value, Mapping):  # the first is the common one, and asking so is quicker
-        # Code points are the order wanted where keys are ASCII, as those of every leaf are.
-        names = sorted(value) if all(map(str.isascii, value)) else sorted(value, key=_utf16)
-        return "{" + ",".join([f"{quoted(name)}:{canonical_text(value[name])}" for name in names]) + "}"
-    if isinstance(value, _ARRAYS):
-        return "[" + ",".join(map(canonical_text, value)) + "]"
-    if isinstance(value, bool):
-        return "true" if value else "false"
     if isinstance(value, int):
+        if isinstance(value, bool):
+            return "true" if value else "false"
         if not -INTEGER_MAX <= value <= INTEGER_MAX:
             raise ValueError("an integer beyond 2**53 - 1 must be a decimal string")
         return int.__repr__(value)
+    if isinstance(value, _ARRAYS):
+        return "[" + ",".join(map(canonical_text, value)) + "]"
+    if isinstance(value, Mapping):
+        # Code points are the order wanted where keys are ASCII, as those of every leaf are.
+        names = sorted(value) if all(map(str.isascii, value)) else sorted(value, key=_utf16)
+        return "{" + ",".join([f"{quoted(name)}:{canonical_text(value[name])}" for name in names]) + "}"
     raise TypeError(f"a leaf holds no {type(value).__name__}")
 
 

@@ -324,14 +324,12 @@ class Sequencer:
         if event_id in draft.places or event_id in draft.recorded:
             return self._placed_before(transaction, draft, append)
         index = draft.frontier.size
-        closes: Sequence[OpenIntent] = ()
         draft.refuse_what_is_destroyed(append)
         if isinstance(body, Intent):
             draft.intents.append(OpenIntent(index, event.context.request_id))
         elif isinstance(body, Outcome):
-            closes = self._intents_closed(transaction, draft, append, body.intent_index)
+            draft.closed.update(self._intents_closed(transaction, draft, append, body.intent_index))
         leaf = StoredLeaf(index, event_id, append.recorded_at_us, draft.frontier.append(leaf_hash(append.data)), append.data)
-        draft.closed.update(closes)
         draft.places[event_id] = len(draft.leaves)
         draft.leaves.append(leaf)
         draft.appends.append(append)
