@@ -10,11 +10,12 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 DASHBOARDS = sorted((ROOT / "charts" / "lionrock" / "files" / "dashboards").glob("*.json"))
-_INSTRUMENT = re.compile(r"\.create_(?:histogram|counter|up_down_counter)\(\s*\"([a-z0-9_.]+)\"")
+_INSTRUMENT = re.compile(r"\.create_(?:histogram|counter|up_down_counter|gauge|observable_gauge)\(\s*\"([a-z0-9_.]+)\"")
 _ENDINGS = ("_bucket", "_count", "_sum", "_total")
 _UNITS = ("_seconds", "_milliseconds")
 _METRIC = re.compile(r"\b(?:gen_ai|lionrock|rpc)_[a-z_]+")
 _LABELS = {"rpc_service", "rpc_method", "rpc_grpc_status_code"}
+_LABELS |= {f"lionrock_{name}" for name in ("log", "alarm", "cause", "outcome", "state")}
 
 
 def instruments() -> set[str]:
@@ -43,3 +44,11 @@ def test_dashboards_are_shipped_as_they_are(render: Callable[..., Any]) -> None:
     data = render("everything").one("ConfigMap", "lionrock-dashboards")["data"]
     shipped = {name: json.loads(text) for name, text in data.items()}
     assert shipped == {path.name: json.loads(path.read_text()) for path in DASHBOARDS}
+
+
+def test_every_metric_of_the_audit_service_is_documented_and_no_other() -> None:
+    known = {name for name in instruments() if name.startswith("lionrock_audit_")}
+    text = (ROOT / "docs" / "audit.md").read_text(encoding="utf-8")
+    alarms = text.partition("\n## Alarms\n")[2].partition("\n## ")[0]
+    said = re.findall(r"`(?:lionrock\.audit)?(\.(?:tiles|witness|monitor|vault)\.[a-z_.]+)`", alarms)
+    assert {f"lionrock_audit{name.replace('.', '_')}" for name in said} == known
