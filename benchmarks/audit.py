@@ -1,9 +1,10 @@
-"""What the audit log costs: durable leaves a second by writers, latency of appends and proofs, memory by size of the log.
+"""What the audit log costs: durable leaves a second by writers, the payload vault, latency of appends and proofs, memory by size.
 
 Throughput is compared with plain group-committed inserts of the same bytes into the same kind of database (plain_inserts.py);
 rounds of the two alternate, so that a slow minute of the machine hits both. Everything runs in this process but PostgreSQL, which
 is the one of the tests, on this machine, by a Unix socket. Appends are intents with a commitment to a prompt, signed for by
-Ed25519; a leaf counts when its append returned.
+Ed25519; a leaf counts when its append returned. The vault is that of the service with the tenant's key in a file; its rounds
+alternate with rounds of a log without one. Processor time is that of this process.
 
     python -m benchmarks.audit [--quick] [--leaves 10000000]
 """
@@ -18,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,12 @@ from benchmarks.report import Row, row, write
 from lionrock.audit.keys import KeyDirectory
 from lionrock.audit.leaf import Context, Event, Intent, Model, Sampling, Verdict
 from lionrock.audit.log import AuditLogs, Limits, open_logs
+from lionrock.audit.records.opening import open_records
 from lionrock.audit.signed_checkpoints import SignedCheckpoints
 from lionrock.audit.store import LogStore, StoredLeaf
 from lionrock.audit.store.postgres import PostgresLogStore
 from lionrock.audit.store.sqlite import SqliteLogStore
+from lionrock.audit.vault.settings import VaultSettings
 from lionrock.chassis.ids import uuid7
 from lionrock.tlog.checkpoint import Checkpoint
 from lionrock.tlog.merkle import Frontier, leaf_hash
@@ -89,17 +92,23 @@ def events() -> Iterator[Event]:
 
 
 @asynccontextmanager
-async def audit_logs(directory: Path, store: LogStore) -> Any:
-    """Open logs as the service does, on a store that is closed at the end."""
+async def audit_logs(directory: Path, store: LogStore, *, vault: bool = False) -> Any:
+    """Open logs as the service does, with or without the payload vault, on a store that is closed at the end."""
+    settings = VaultSettings(key_store_file=directory / "vault" / "keys.db", local_key_dir=directory / "tenant-keys")
     signed = SignedCheckpoints(directory / "keys" / "signed-checkpoints.jsonl")
     try:
         limits = Limits(max_pending=4096, max_batch=1024, retry_window_s=3600)
         logs = open_logs(store, KeyDirectory(directory / "keys"), signed, [TENANT], platform="bench", region="HK", limits=limits)
-        async with logs:
+        async with logs, open_records(settings if vault else None, logs, [TENANT]):
             yield logs
     finally:
         signed.close()
         store.close()
+
+
+def appending(logs: AuditLogs, made: Iterator[Event]) -> Callable[[], Awaitable[object]]:
+    """Return what appends one event after the other."""
+    return lambda: logs.append(next(made), want_receipt=False)
 
 
 async def closed_loop(writers: int, seconds: float, append: Callable[[], Awaitable[object]]) -> float:
@@ -181,7 +190,7 @@ async def throughput(database: Database, root: Path, pace: Pace) -> list[Row]:
             for writers in WRITERS:
                 ours, plain = [], []
                 for _ in range(pace.rounds):
-                    ours.append(await closed_loop(writers, pace.seconds, lambda: logs.append(next(made), want_receipt=False)))
+                    ours.append(await closed_loop(writers, pace.seconds, appending(logs, made)))
                     plain.append(await closed_loop(writers, pace.seconds, lambda: table.insert(leaf)))
                 case = f"{database.name}, {writers} writer{'s' * (writers > 1)}, durable and signed for"
                 rows.append(row(case, ours, "leaves/s", "higher", baseline="plain inserts", baseline_values=plain))
@@ -194,6 +203,29 @@ async def sample(logs: AuditLogs, event: Event) -> StoredLeaf:
     async for page in logs.leaves(TENANT, 0, 1):
         return page[0]
     raise AssertionError
+
+
+async def vault(database: Database, root: Path, pace: Pace) -> list[Row]:
+    """Return what it costs to keep the payloads, beside a log of the same kind that keeps none."""
+    made = events()
+    rates: dict[bool, list[float]] = {False: [], True: []}
+    cpu_us: dict[bool, list[float]] = {False: [], True: []}
+    async with AsyncExitStack() as opened:
+        beside = {}
+        for kept in (False, True):
+            directory = root / f"{database.name}-{'with' if kept else 'without'}-vault"
+            directory.mkdir()
+            beside[kept] = await opened.enter_async_context(audit_logs(directory, database.open_store(directory), vault=kept))
+        for _ in range(pace.rounds):
+            for kept, logs in beside.items():
+                began, size = time.process_time(), logs.size(TENANT)
+                rates[kept].append(await closed_loop(WRITERS[-1], pace.seconds, appending(logs, made)))
+                cpu_us[kept].append((time.process_time() - began) * 1e6 / (logs.size(TENANT) - size))
+    name, without = f"{database.name}, {WRITERS[-1]} writers, with payload vault", "without the vault"
+    return [
+        row(name, rates[True], "leaves/s", "higher", baseline=without, baseline_values=rates[False]),
+        row(f"{name}, processor time a leaf", cpu_us[True], "µs", "lower", baseline=without, baseline_values=cpu_us[False]),
+    ]
 
 
 async def latency(database: Database, root: Path, pace: Pace) -> list[Row]:
@@ -299,10 +331,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one short round of each case")
     parser.add_argument("--leaves", type=int, default=1_000_000, help="size of the log that proofs come from")
-    parser.add_argument("--only", choices=["throughput", "latency", "proofs"], help="one part, which is printed and not recorded")
+    parser.add_argument(
+        "--only", choices=["throughput", "vault", "latency", "proofs"], help="one part, which is printed and not recorded"
+    )
     arguments = parser.parse_args()
     pace = Pace(1.5, 1, min(arguments.leaves, 100_000)) if arguments.quick else Pace(4, 5, arguments.leaves)
-    parts = {"throughput": throughput, "latency": latency, "proofs": proofs}
+    parts = {"throughput": throughput, "vault": vault, "latency": latency, "proofs": proofs}
     rows: list[Row] = []
     with places() as (root, server):
         for name, part in parts.items():
