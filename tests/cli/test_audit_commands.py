@@ -18,11 +18,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from audit_process import AuditProcess
-from lionrock.audit.v1.records_pb2 import ExportRequest
+from lionrock.audit.v1.records_pb2 import ExportRequest, ReadRecordRequest, StreamRecordRequest
 from lionrock.audit.v1.records_pb2_grpc import RecordsServiceStub
 from lionrock.audit.verify import check_opening, follow_links, verify_platform_proof, verify_receipt
 from lionrock.chassis.channel import open_channel
 from lionrock.chassis.settings import PeerSettings
+from lionrock.cli import audit_reading
 from lionrock.cli.audit import app
 from lionrock.cli.errors import EXIT_REFUSED, EXIT_UNAVAILABLE, EXIT_USAGE, CommandError, report
 from lionrock.common.v1 import chat_pb2
@@ -220,6 +221,22 @@ async def test_what_was_said_is_shown_with_what_opens_the_leaves(desk: Desk) -> 
     assert (await desk.run("reviewer", "show", "nonsense")).status == EXIT_USAGE
     people = await desk.run("reviewer", "show", desk.request_id)
     assert "What is my balance?" in people.out
+
+
+async def test_a_record_in_pieces_is_shown_like_one_in_a_message(desk: Desk) -> None:
+    await desk.run("privacy_officer", "correct", desk.request_id, "It is another sum.")
+    certificates = desk.mesh.ca.issue(spiffe_id=spiffe_id("reviewer"))
+    peer = PeerSettings(target=desk.mesh.targets["gateway"], service="gateway", timeout_s=10)
+    async with open_channel(peer, certificates, name="test") as channel:
+        records = RecordsServiceStub(channel)
+        whole = await records.ReadRecord(ReadRecordRequest(request_id=desk.request_id))
+        pieces = [piece async for piece in records.StreamRecord(StreamRecordRequest(request_id=desk.request_id))]
+    gathered = audit_reading.gathered(pieces)
+    assert gathered.position.leaf_index == whole.position.leaf_index + 1
+    gathered.position.CopyFrom(whole.position)
+    assert gathered == whole
+    with pytest.raises(CommandError, match="not the whole record"):
+        audit_reading.gathered(pieces[:-1])
 
 
 async def test_holds_corrections_and_erasure_from_the_command_line(desk: Desk, tmp_path: Path) -> None:

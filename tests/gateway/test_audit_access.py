@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,69 @@ async def test_a_record_is_read_and_erased_through_the_gateway(door: ScriptedMes
         with pytest.raises(grpc.aio.AioRpcError) as gone:
             await records.ReadRecord(rec.ReadRecordRequest(request_id=request_id))
         assert remote_error(gone.value).reason == "RECORD_ERASED"
+
+
+async def record_of(door: ScriptedMesh, prompt: bytes, answer: bytes, stop: Sequence[str] = ()) -> str:
+    """Record a request as the gateway does. Returns its id."""
+    purpose = {"purpose": "customer_support", "territory": "HK", "profile": "default"}
+    roles = {"roles": ["user"], "auth_method": ctx.AUTH_METHOD_MTLS, "actor": f"spiffe://{TRUST_DOMAIN}/tenant/bank/user/ada"}
+    context = ctx.RequestContext(request_id=uuid7(), tenant="bank", data_class=ctx.DATA_CLASS_PERSONAL, **purpose, **roles)
+    asked = audit.Intent(action="chat", model="smollm2", prompt=prompt)
+    asked.sampling.stop.extend(stop)
+    peer = PeerSettings(target=door.targets["audit"], service="audit", timeout_s=30)
+    async with open_channel(peer, door.ca.issue("gateway"), name="test") as channel:
+        log = audit_rpc.AuditServiceStub(channel)
+        told = await log.Append(audit.AppendRequest(context=context, event_id=uuid7(), intent=asked))
+        answered = audit.Outcome(intent_index=told.position.leaf_index, status=audit.OUTCOME_STATUS_ANSWERED, answer=answer)
+        await log.Append(audit.AppendRequest(context=context, event_id=uuid7(), outcome=answered))
+    return context.request_id
+
+
+async def test_a_record_that_fits_no_message_is_streamed_in_bounded_pieces(door: ScriptedMesh) -> None:
+    prompt, answer = b"\xe5\x95\x8f" * 2_700_000, bytes(range(256)) * 31_000  # each near the limit of a message
+    request_id = await record_of(door, prompt, answer, ["stop here"])
+    async with as_role(door, "privacy_officer") as channel:
+        records = rec_rpc.RecordsServiceStub(channel)
+        await records.CorrectRecord(rec.CorrectRecordRequest(request_id=request_id, statement="no, that"))
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await records.ReadRecord(rec.ReadRecordRequest(request_id=request_id))
+        assert remote_error(refused.value).reason == "RECORD_TOO_LARGE"
+        before = (await records.GetLogStats(rec.GetLogStatsRequest())).leaves
+        pieces = [piece async for piece in records.StreamRecord(rec.StreamRecordRequest(request_id=request_id))]
+        after = (await records.GetLogStats(rec.GetLogStatsRequest())).leaves
+    assert (pieces[0].position.leaf_index, after) == (before, before + 1)  # one leaf of this reading
+    assert max(piece.ByteSize() for piece in pieces) < 257 * 1024
+    assert [piece.WhichOneof("piece") for piece in pieces].index("position") == 0
+    said: dict[str, bytes] = {}
+    for piece in pieces[1:]:
+        if piece.HasField("part"):
+            kind = piece.part.opening.kind
+            assert len(piece.part.opening.salt) == 32
+            said[kind] = b""
+        else:
+            said[kind] += piece.data
+    assert said == {"prompt": prompt, "stop": b'["stop here"]', "answer": answer, "correction": b"no, that"}
+
+
+async def test_the_largest_record_that_fits_a_message_is_read_in_one(door: ScriptedMesh) -> None:
+    request_id = await record_of(door, b"q" * 4_100_000, b"a" * 4_200_000)
+    async with as_role(door, "reviewer") as channel:
+        read = await rec_rpc.RecordsServiceStub(channel).ReadRecord(rec.ReadRecordRequest(request_id=request_id))
+    assert (len(read.prompt), len(read.answer)) == (4_100_000, 4_200_000)
+
+
+async def test_a_reader_who_leaves_in_the_middle_of_a_stream_holds_nothing_up(door: ScriptedMesh) -> None:
+    request_id = await record_of(door, b"q" * 7_000_000, b"a" * 7_000_000)
+    async with as_role(door, "reviewer") as channel:
+        records = rec_rpc.RecordsServiceStub(channel)
+        for _ in range(5):
+            call = records.StreamRecord(rec.StreamRecordRequest(request_id=request_id))
+            async for piece in call:
+                if piece.WhichOneof("piece") == "data":
+                    break
+            call.cancel()
+        sizes = [len(piece.data) async for piece in records.StreamRecord(rec.StreamRecordRequest(request_id=request_id))]
+    assert sum(sizes) == 14_000_000
 
 
 # Who may call what: generated from the protos, so that no call is forgotten.

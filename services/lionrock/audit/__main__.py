@@ -133,7 +133,7 @@ async def _serve(
 
     witness_keys = [witness.verifier_key for witness in settings.witnesses]
     exporter = Exporter(logs, records, platform_log, witness_keys=witness_keys)
-    served = RecordsServicer(records, witnessing.witnessed_at, exporter)
+    served = RecordsServicer(records, witnessing.witnessed_at, exporter, max_message_bytes=settings.server.max_message_bytes)
     registrations = (
         Registration(add_AuditServiceServicer_to_server, AuditServicer(logs, platform_log), SERVICE_NAME, CALLERS),
         Registration(add_RecordsServiceServicer_to_server, served, RECORDS_SERVICE_NAME, CALLERS),

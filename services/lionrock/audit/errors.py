@@ -17,6 +17,7 @@
      ├─ RecordNotFound        NOT_FOUND             RECORD_NOT_FOUND
      ├─ HoldNotFound          NOT_FOUND             HOLD_NOT_FOUND
      ├─ RecordErased          FAILED_PRECONDITION   RECORD_ERASED
+     ├─ RecordTooLarge        FAILED_PRECONDITION   RECORD_TOO_LARGE
      ├─ RetentionApplies      FAILED_PRECONDITION   RETENTION_APPLIES
      ├─ LegalHoldApplies      FAILED_PRECONDITION   LEGAL_HOLD_APPLIES
      ├─ RequestOpen           FAILED_PRECONDITION   REQUEST_OPEN
@@ -138,6 +139,12 @@ class RecordErased(MeshError):
     status, reason = grpc.StatusCode.FAILED_PRECONDITION, "RECORD_ERASED"
 
 
+class RecordTooLarge(MeshError):
+    """The record does not fit one message: read it with StreamRecord, as `lionrock audit show` does."""
+
+    status, reason = grpc.StatusCode.FAILED_PRECONDITION, "RECORD_TOO_LARGE"
+
+
 class RetentionApplies(MeshError):
     """Records must be kept still; metadata has records and until, the latest of their dates (RFC 3339)."""
 
@@ -204,6 +211,7 @@ _PLAIN: Mapping[type[failures.RecordsFailure], type[MeshError]] = {
     failures.RecordNotFound: RecordNotFound,
     failures.HoldNotFound: HoldNotFound,
     failures.RecordErased: RecordErased,
+    failures.RecordTooLarge: RecordTooLarge,
     failures.TooManyRecords: TooManyRecords,
 }
 

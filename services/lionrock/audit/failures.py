@@ -26,6 +26,7 @@ AuditError
 │   ├── RetentionApplies   a record must be kept still
 │   ├── LegalHoldApplies   a hold keeps a record
 │   ├── RequestOpen        a record's request has no outcome yet
+│   ├── RecordTooLarge     a record that does not fit one answer
 │   ├── TooManyRecords     more records than one call may destroy
 │   ├── RoleNotPermitted   none of the caller's roles permits this
 │   └── KeysUnavailable    key management or the key store does not answer
@@ -157,6 +158,10 @@ class RequestOpen(RecordsFailure):
     def __init__(self, records: int) -> None:
         super().__init__(f"the requests of {records} of the records have not ended")
         self.records = records
+
+
+class RecordTooLarge(RecordsFailure):
+    """A record that does not fit one answer."""
 
 
 class TooManyRecords(RecordsFailure):

@@ -9,7 +9,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -65,7 +65,8 @@ def show(where: Where, wanted: str, *, as_json: bool) -> int:
             return 0
         if not _REQUEST_ID.fullmatch(wanted):
             raise CommandError(f"{wanted!r} is neither an index nor a request id", exit_code=EXIT_USAGE)
-        _print_record(door.records.ReadRecord(rec.ReadRecordRequest(request_id=wanted), timeout=door.timeout_s), as_json=as_json)
+        pieces = door.records.StreamRecord(rec.StreamRecordRequest(request_id=wanted), timeout=door.timeout_s)
+        _print_record(gathered(pieces), as_json=as_json)
     return 0
 
 
@@ -197,6 +198,30 @@ def _record_fields(record: rec.SearchSubjectResponse) -> dict[str, Any]:
         "expires_at": shown_time(record.expires_at) if record.HasField("expires_at") else None,
         "held": record.held,
     }
+
+
+def gathered(pieces: Iterable[rec.StreamRecordResponse]) -> rec.ReadRecordResponse:
+    """Put a record together. Raises CommandError for a stream that leaves something out."""
+    record, parts = rec.ReadRecordResponse(), list[tuple[rec.RecordPart, bytearray]]()
+    for piece in pieces:
+        match piece.WhichOneof("piece"):
+            case "position":
+                record.position.CopyFrom(piece.position)
+            case "part":
+                parts.append((piece.part, bytearray()))
+            case "data" if parts:
+                parts[-1][1].extend(piece.data)
+    if any(len(data) != part.size_bytes for part, data in parts):
+        raise CommandError("what came is not the whole record", fix="report this to the operator of the mesh")
+    for part, data in parts:
+        record.openings.append(part.opening)
+        if part.opening.kind == "correction":
+            record.corrections.add(
+                entered_at=part.recorded_at, statement=data.decode("utf-8", "replace"), leaf_index=part.opening.leaf_index
+            )
+        elif part.opening.kind in ("prompt", "stop", "answer"):
+            setattr(record, part.opening.kind, bytes(data))
+    return record
 
 
 def _print_record(record: rec.ReadRecordResponse, *, as_json: bool) -> None:

@@ -37,6 +37,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 CALL_ACTIONS: Final[Mapping[str, Mapping[str, Action]]] = {
     "RecordsService": {
         "ReadRecord": Action.READ_RECORD,
+        "StreamRecord": Action.READ_RECORD,
         "SearchSubject": Action.SEARCH_RECORDS,
         "EraseSubject": Action.ERASE_RECORDS,
         "CorrectRecord": Action.CORRECT_RECORD,

@@ -9,13 +9,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lionrock.audit.failures import StoreFailed
+from lionrock.audit.failures import RecordErased, StoreFailed
 from lionrock.audit.leaf import commitment
 from lionrock.audit.log import AuditLogs
 from lionrock.audit.records.recording import Recorder
 from lionrock.audit.records.retention import Retention
 from lionrock.audit.sequencer import Appended
-from lionrock.audit.store.records import SealedPayload, StoredRecord
+from lionrock.audit.store.records import PayloadPlace, SealedPayload, StoredRecord
 from lionrock.audit.vault.record_keys import RecordKeys
 from lionrock.audit.vault.sealing import Sealer
 
@@ -86,6 +86,19 @@ class Contents:
             return []
         sealer = Sealer(await vault.keys.key_of(tenant, record_id), self._logs.origin(tenant), record_id)
         return [await self._open(sealer, tenant, payload) for payload in sealed]
+
+    async def places(self, tenant: str, record_id: str) -> list[PayloadPlace]:
+        """Say which payloads a record has, in order of their leaves. Raises StoreFailed."""
+        found = await self._logs.read_records(tenant, lambda reader, log_id: reader.payload_places(log_id, [record_id]))
+        return sorted(found, key=lambda place: (place.leaf_index, place.kind))
+
+    async def payload(self, vault: Vault, tenant: str, place: PayloadPlace) -> Opened:
+        """Open one payload and check it against its leaf. Raises RecordErased, KeysUnavailable, StoreFailed."""
+        sealed = await self._logs.read_records(tenant, lambda reader, log_id: reader.payload(log_id, place))
+        if sealed is None:
+            raise RecordErased("the payloads of this request are destroyed")
+        key = await vault.keys.key_of(tenant, place.request_id)
+        return await self._open(Sealer(key, self._logs.origin(tenant), place.request_id), tenant, sealed)
 
     async def _open(self, sealer: Sealer, tenant: str, sealed: SealedPayload) -> Opened:
         leaf = await self._logs.leaf_at(tenant, sealed.leaf_index)

@@ -61,6 +61,7 @@ CLEARED_ROLES: Final = frozenset({"mlro", "regulator"})
 
 CALL_ACTIONS: Final[Mapping[str, Action]] = {
     "ReadRecord": Action.READ_RECORD,
+    "StreamRecord": Action.READ_RECORD,
     "SearchSubject": Action.SEARCH_RECORDS,
     "EraseSubject": Action.ERASE_RECORDS,
     "CorrectRecord": Action.CORRECT_RECORD,

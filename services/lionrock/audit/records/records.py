@@ -12,7 +12,7 @@ gRPC, SQL, how keys are wrapped.
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -23,6 +23,7 @@ from lionrock.audit.failures import (
     LegalHoldApplies,
     RecordErased,
     RecordNotFound,
+    RecordTooLarge,
     RequestOpen,
     RetentionApplies,
     TooManyRecords,
@@ -79,16 +80,34 @@ class Records:
             self._destruction = Destruction(logs, vault.keys, at)
             self._holds = Holds(logs, vault.keys)
 
-    async def read(self, asker: Context, request_id: str) -> RecordContent:
-        """Read one record.
+    async def read(self, asker: Context, request_id: str, max_bytes: int | None = None) -> RecordContent:
+        """Read one record, of at most `max_bytes`.
 
-        Raises RoleNotPermitted, VaultDisabled, RecordNotFound, RecordErased, KeysUnavailable and what appending raises.
+        Raises RoleNotPermitted, VaultDisabled, RecordNotFound, RecordErased, RecordTooLarge, KeysUnavailable and what appending
+        raises.
         """
         permit(asker.roles, Action.READ_RECORD)
         vault = self._vault_of(asker.tenant)
         record = await self._record(asker, request_id)
+        if max_bytes is not None:
+            places = await self._contents.places(asker.tenant, record.request_id)
+            if (size := sum(place.size for place in places)) > max_bytes:
+                raise RecordTooLarge(f"the record has {size} bytes, and one answer {max_bytes} at most")
         payloads = await self._contents.payloads(vault, asker.tenant, record.request_id)
         return RecordContent(payloads, await self._accessed(asker, "read_record", [record], scope="request"))
+
+    async def stream(self, asker: Context, request_id: str) -> AsyncGenerator[Appended | Opened]:
+        """Read one record part by part: first the leaf of this reading, then the payloads in order. Memory: one of them.
+
+        Raises as `read` does; RecordErased, KeysUnavailable and StoreFailed also between two parts.
+        """
+        permit(asker.roles, Action.READ_RECORD)
+        vault = self._vault_of(asker.tenant)
+        record = await self._record(asker, request_id)
+        places = await self._contents.places(asker.tenant, record.request_id)
+        yield await self._accessed(asker, "read_record", [record], scope="request")
+        for place in places:
+            yield await self._contents.payload(vault, asker.tenant, place)
 
     async def opened(self, asker: Context, request_id: str) -> list[Opened]:
         """Open one record for a call that has its own leaf already. Raises as `read` does, but what appending raises."""

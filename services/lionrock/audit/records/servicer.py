@@ -11,11 +11,12 @@ import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from lionrock.audit.asking import asker, mesh_errors, permitted
-from lionrock.audit.export.exporter import Exporter
+from lionrock.audit.export.exporter import PIECE_BYTES, Exporter
 from lionrock.audit.records.contents import Opened, RecordSummary
 from lionrock.audit.records.holds import Hold, RecordScope
 from lionrock.audit.records.permissions import Action
 from lionrock.audit.records.records import Records
+from lionrock.audit.sequencer import Appended
 from lionrock.audit.servicer import position_message, receipt_message
 from lionrock.audit.store.records import DESTROYING, ERASED, EXPIRED, KEPT
 from lionrock.audit.v1 import records_pb2 as pb
@@ -30,6 +31,8 @@ _STATES: Final[Mapping[str, "pb.RecordState.ValueType"]] = {
     ERASED: pb.RECORD_STATE_ERASED,
     EXPIRED: pb.RECORD_STATE_EXPIRED,
 }
+_READ_OVERHEAD_BYTES: Final = 64 * 1024
+"""What a message needs beside ciphertexts' bytes, which outweigh their own openings."""
 _SECONDS_END: Final = 253_402_300_800
 _SCOPES: Final[Mapping[str, str]] = {"subject": "subject_id", "case": "case_id", "request": "request_id"}
 
@@ -40,9 +43,17 @@ WitnessedAt = Callable[[], int | None]
 class RecordsServicer(RecordsServiceServicer):
     """lionrock.audit.v1.RecordsService over Records."""
 
-    def __init__(self, records: Records, witnessed_at: WitnessedAt = lambda: None, exporter: Exporter | None = None) -> None:
-        """Serve `records`. `exporter`: None where nothing is exported."""
+    def __init__(
+        self,
+        records: Records,
+        witnessed_at: WitnessedAt = lambda: None,
+        exporter: Exporter | None = None,
+        *,
+        max_message_bytes: int = 8 * 2**20,
+    ) -> None:
+        """Serve `records`. `exporter`: None where nothing is exported. `max_message_bytes`: the server's limit."""
         self._records = records
+        self._read_max_bytes = max_message_bytes - _READ_OVERHEAD_BYTES
         self._exporter = exporter
         self._witnessed_at = witnessed_at
 
@@ -50,12 +61,29 @@ class RecordsServicer(RecordsServiceServicer):
         """Return what was said."""
         del context
         with mesh_errors():
-            read = await self._records.read(asker(request.context), request.request_id)
+            read = await self._records.read(asker(request.context), request.request_id, self._read_max_bytes)
         response = pb.ReadRecordResponse(position=position_message(read.access))
         for part in read.payloads:
             _add(response, part)
             response.openings.add(kind=part.kind, leaf_index=part.leaf_index, salt=part.salt)
         return response
+
+    async def StreamRecord(  # noqa: N802
+        self, request: pb.StreamRecordRequest, context: _Context
+    ) -> AsyncIterator[pb.StreamRecordResponse]:
+        """Return what was said, piece by piece."""
+        del context
+        with mesh_errors():
+            async with aclosing(self._records.stream(asker(request.context), request.request_id)) as parts:
+                async for part in parts:
+                    if isinstance(part, Appended):
+                        yield pb.StreamRecordResponse(position=position_message(part))
+                        continue
+                    opening = pb.Opening(kind=part.kind, leaf_index=part.leaf_index, salt=part.salt)
+                    head = pb.RecordPart(opening=opening, recorded_at=_timestamp(part.recorded_at_us), size_bytes=len(part.payload))
+                    yield pb.StreamRecordResponse(part=head)
+                    for start in range(0, len(part.payload), PIECE_BYTES):
+                        yield pb.StreamRecordResponse(data=part.payload[start : start + PIECE_BYTES])
 
     async def SearchSubject(  # noqa: N802
         self, request: pb.SearchSubjectRequest, context: _Context

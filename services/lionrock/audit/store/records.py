@@ -217,6 +217,13 @@ class RecordReader:
             ORDER BY leaf_index, kind"""
         return [SealedPayload(*_typed(row, int, str, str, bytes)) for row in self._ask(sql, (log_id, request_id))]
 
+    def payload(self, log_id: int, place: PayloadPlace) -> SealedPayload | None:
+        """Return one payload, None when it is not there any more."""
+        sql = """SELECT leaf_index, kind, event_id, sealed FROM payloads
+            WHERE log_id = ? AND request_id = ? AND leaf_index = ? AND kind = ?"""
+        rows = self._ask(sql, (log_id, place.request_id, place.leaf_index, place.kind))
+        return SealedPayload(*_typed(rows[0], int, str, str, bytes)) if rows else None
+
     def holds(self, log_id: int) -> list[StoredHold]:
         """Return the holds in force, oldest first."""
         sql = "SELECT hold_id, leaf_index, placed_at_us, restricted, sealed FROM holds WHERE log_id = ? ORDER BY leaf_index"
