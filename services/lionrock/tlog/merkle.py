@@ -111,17 +111,24 @@ def inclusion_proof(index: int, size: int, read: ReadSubtrees) -> list[bytes]:
     """
     if not 0 <= index < size:
         raise ValueError(f"leaf {index} is not in a tree of {size} leaves")
-    siblings: list[tuple[int, int]] = []
-    begin, end = 0, size
-    while end - begin > 1:
-        split = begin + _largest_power_below(end - begin)
-        if index < split:
-            siblings.append((split, end))
-            end = split
-        else:
-            siblings.append((begin, split))
-            begin = split
-    return _hash_ranges(siblings[::-1], read)
+    wanted: list[Subtree] = []
+    edge: slice | None = None
+    node, last, level = index, size - 1, 0
+    while last:
+        if node & 1:
+            wanted.append(Subtree(level, node - 1))
+        elif node < last:
+            if (node + 2) << level <= size:
+                wanted.append(Subtree(level, node + 1))
+            else:  # the sibling is what the tree ends with, and no perfect subtree; no other sibling can be
+                parts = subtrees_of((node + 1) << level, size)
+                edge = slice(len(wanted), len(wanted) + len(parts))
+                wanted.extend(parts)
+        node, last, level = node >> 1, last >> 1, level + 1
+    hashes = list(read(wanted))
+    if edge is not None:
+        hashes[edge] = [_fold(hashes[edge])]
+    return hashes
 
 
 def consistency_proof(first: int, second: int, read: ReadSubtrees) -> list[bytes]:
