@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from audit_harness import Place
+from audit_harness import PLATFORM, Place
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from kill_rounds import audit_process, kill_rounds, write_config
 
@@ -61,6 +62,22 @@ async def test_health_says_whether_anything_can_be_recorded(place: Place) -> Non
             async with asyncio.timeout(2):
                 await becomes(port, health_pb2.HealthCheckResponse.SERVING)
         await becomes(port, health_pb2.HealthCheckResponse.NOT_SERVING)
+
+
+async def test_what_is_said_before_anything_is_served_is_in_the_log_with_its_fields(place: Place) -> None:
+    vault = {"key_store_file": str(place.root / "vault" / "keys.db"), "local_key_dir": str(place.root / "kek")}
+    config = write_config(place, DevCa(place.root / "mesh").issue("audit"), telemetry={"log_level": "INFO"}, vault=vault)
+    async with audit_process(place, config):
+        pass
+    (place.root / "kek" / "bank.kek").write_text("no key", encoding="utf-8")
+    (place.root / "audit.log").unlink()
+    async with audit_process(place, config):
+        pass
+    lines = (place.root / "audit.log").read_text(encoding="utf-8").splitlines()
+    events = {event["message"]: event for event in map(json.loads, lines)}
+    assert events["a tenant's keys are unavailable; its requests are refused"]["tenant"] == "bank"
+    assert events["the platform's log"]["verifier_key"].startswith(f"{PLATFORM}/audit+")
+    assert len(events) == len(lines), "each once"
 
 
 async def test_an_idle_service_is_small(place: Place) -> None:

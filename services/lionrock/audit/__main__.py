@@ -34,6 +34,7 @@ from lionrock.audit.witnesses import Witnesses
 from lionrock.audit.witnessing import CosignedFile, Policy, Witnessing
 from lionrock.chassis.server import Registration, serve
 from lionrock.chassis.settings import load_settings
+from lionrock.chassis.telemetry import Telemetry, start_telemetry
 
 SERVICE_NAME = "lionrock.audit.v1.AuditService"
 CALLERS = frozenset({"gateway"})
@@ -42,6 +43,14 @@ _READINESS_INTERVAL_S = 0.5
 
 async def main(settings: AuditSettings) -> None:
     """Open the store and every tenant's log, then serve. Raises AuditError before anything listens, or when the store is lost."""
+    telemetry = start_telemetry("audit", settings.telemetry)  # there is much to say before anything is served
+    try:
+        await _open_and_serve(settings, telemetry)
+    finally:
+        await asyncio.to_thread(telemetry.close)
+
+
+async def _open_and_serve(settings: AuditSettings, telemetry: Telemetry) -> None:
     with (
         closing(await _open_store(settings)) as store,
         closing(SignedCheckpoints(settings.key_dir / "signed-checkpoints.jsonl")) as signed,
@@ -58,7 +67,7 @@ async def main(settings: AuditSettings) -> None:
                 _tiles(settings, logs, platform_log, store) as publishing,
                 _running(Rotation(logs, platform, keys, signed, settings.region).run(settings.sweep_interval_s), "audit-rotation"),
             ):
-                await _serve(settings, logs, platform_log, records, witnessing, publishing)
+                await _serve(settings, telemetry, logs, platform_log, records, witnessing, publishing)
 
 
 async def _open_store(settings: AuditSettings) -> LogStore:
@@ -118,16 +127,15 @@ async def _tiles(
 
 async def _serve(
     settings: AuditSettings,
+    telemetry: Telemetry,
     logs: AuditLogs,
     platform_log: PlatformLog,
     records: Records,
     witnessing: Witnessing,
     publishing: TilePublishing | None,
 ) -> None:
-    async def say_what_is_wrong(port: int) -> None:
+    async def say_what_is_read_only(port: int) -> None:
         del port
-        if publishing is not None:
-            publishing.repeat_alarms()
         for tenant, why in logs.read_only_reasons().items():
             logging.getLogger("lionrock.audit").error("a log is read-only", extra={"tenant": tenant, "why": why})
 
@@ -144,7 +152,15 @@ async def _serve(
         parts = {}
         if publishing is not None:
             parts[HEALTH_PART] = _told_when_it_changes(lambda: not publishing.alarms)
-        serving = serve(settings, "audit", registrations, on_ready=say_what_is_wrong, readiness=readiness, parts=parts)
+        serving = serve(
+            settings,
+            "audit",
+            registrations,
+            on_ready=say_what_is_read_only,
+            readiness=readiness,
+            parts=parts,
+            telemetry=telemetry,
+        )
         await (serving if settings.store_file is not None else until_store_is_lost(serving, logs))
 
 

@@ -127,7 +127,7 @@ class TilePublishing:
             await asyncio.sleep(pause_s)
 
     def _say_alarms(self) -> None:
-        """Set the metric again, whose first readers may come later than an alarm, and repeat what nobody may have read."""
+        """Set the metric of every log, and say an alarm when it begins and every hour."""
         for each in self._logs:
             self._alarm.set(int(each.origin in self._alarms), {"lionrock.log": each.origin})
         now_s = self._monotonic()
@@ -135,11 +135,6 @@ class TilePublishing:
             if now_s >= self._reminded_s.get(origin, now_s):
                 self._reminded_s[origin] = now_s + _REMINDER_S
                 log.error("published tiles contradict the store; they are left as they are", extra={"log": origin, "why": why})
-
-    def repeat_alarms(self) -> None:
-        """Say again what was said before anybody listened: publishing begins before the service's log does."""
-        self._reminded_s.clear()
-        self._say_alarms()
 
     async def _opened(self) -> bool:
         try:

@@ -25,7 +25,7 @@ from lionrock.chassis.interceptors import Guard
 from lionrock.chassis.probes import start_probes
 from lionrock.chassis.ready_file import write_ready_file
 from lionrock.chassis.settings import ServerSettings, ServiceSettings, TlsSettings
-from lionrock.chassis.telemetry import start_telemetry
+from lionrock.chassis.telemetry import Telemetry, start_telemetry
 from lionrock.chassis.tls import TlsFilesUnusable, WatchedIdentity
 
 __all__ = ["AnyTenant", "CannotListen", "Registration", "RunningServer", "serve", "start_server"]
@@ -231,23 +231,26 @@ async def serve(
     on_drain: Callable[[], Awaitable[None]] | None = None,
     readiness: AsyncIterator[bool] | None = None,
     parts: Mapping[str, AsyncIterator[bool]] | None = None,
+    telemetry: Telemetry | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal ends at once.
 
     `readiness` says whenever the service becomes able or unable to answer, which health checks then report; without it the service
     is able from the start, with it not before it says so. `parts` say the same of what health checks know beside the services, by
-    name; they change nothing about these.
+    name; they change nothing about these. `telemetry`: what the caller started, because it has something to say before it serves,
+    and closes; without it this starts and closes its own.
     `on_ready` gets the port; then the ready file is written. `on_drain` runs after the server refuses new RPCs and before it waits
     for those that run. Raises SystemExit(1) after saying why if the server cannot start.
     """
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_log_loop_error)
-    telemetry = start_telemetry(name, settings.telemetry)
+    own_telemetry = start_telemetry(name, settings.telemetry) if telemetry is None else None
     try:
         running = await start_server(settings, name, registrations, tuple(parts or ()))
     except (CannotListen, TlsFilesUnusable) as error:
         print(f"lionrock {name}: {error}", file=sys.stderr)
-        telemetry.close()
+        if own_telemetry is not None:
+            own_telemetry.close()
         raise SystemExit(1) from None
     drain, at_once = asyncio.Event(), asyncio.Event()
 
@@ -288,7 +291,8 @@ async def serve(
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
         log.info("stopped")
-        await asyncio.to_thread(telemetry.close)
+        if own_telemetry is not None:
+            await asyncio.to_thread(own_telemetry.close)
 
 
 class _Announce(Protocol):
