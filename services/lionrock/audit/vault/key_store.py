@@ -98,8 +98,9 @@ class KeyStore:
         It is not when the record or scope has a key already, or when a scope that wraps it was destroyed in the meantime.
         """
         with self._transaction() as connection:
+            there: set[tuple[str, bytes]] = set()  # scopes that were found, which nothing removes before the transaction ends
             return [
-                _add_scope_key(connection, key) if isinstance(key, StoredScopeKey) else _add_record_key(connection, key)
+                _add_scope_key(connection, key) if isinstance(key, StoredScopeKey) else _add_record_key(connection, key, there)
                 for key in keys
             ]
 
@@ -202,10 +203,12 @@ def _add_scope_key(connection: sqlite3.Connection, key: StoredScopeKey) -> bool:
     return added.rowcount == 1
 
 
-def _add_record_key(connection: sqlite3.Connection, key: StoredKey) -> bool:
+def _add_record_key(connection: sqlite3.Connection, key: StoredKey, there: set[tuple[str, bytes]]) -> bool:
     scope = "SELECT 1 FROM scope_keys WHERE tenant = ? AND tag = ?"
-    if not all(connection.execute(scope, (key.tenant, tag)).fetchone() for tag in key.tags):
-        return False
+    for place in {(key.tenant, tag) for tag in key.tags} - there:
+        if connection.execute(scope, place).fetchone() is None:
+            return False
+        there.add(place)
     row = (key.tenant, key.record_id, key.wrapped, b"".join(key.tags), key.created_at_us)
     if connection.execute("INSERT OR IGNORE INTO record_keys VALUES (?, ?, ?, ?, ?)", row).rowcount != 1:
         return False
