@@ -18,7 +18,7 @@ from lionrock.audit import failures
 from lionrock.audit.settings import AuditSettings
 from lionrock.audit.vault.key_cache import KeyCache
 from lionrock.audit.vault.key_management import LocalKeyManagement
-from lionrock.audit.vault.key_store import KeyStore
+from lionrock.audit.vault.key_store import TAG_BYTES, KeyStore, StoredKey, StoredScopeKey
 from lionrock.audit.vault.record_keys import KeyScope, RecordKeys
 from lionrock.audit.vault.sealing import Sealer
 from lionrock.audit.vault.settings import RetentionSettings, VaultSettings
@@ -97,6 +97,29 @@ async def test_a_scope_that_is_destroyed_while_a_key_is_being_wrapped_by_it_does
     again = keys_of(store, tmp_path)
     assert await again.key_of("bank", "r2") == made
     await again.close()
+
+
+def test_a_batch_keeps_a_records_key_only_from_where_all_its_scopes_are_there(store: KeyStore) -> None:
+    ada, bob = b"a" * TAG_BYTES, b"b" * TAG_BYTES
+
+    def of(record_id: str, *tags: bytes, tenant: str = "bank") -> StoredKey:
+        return StoredKey(tenant, record_id, b"wrapped", tags, 0)
+
+    batch = [
+        of("early", ada),
+        StoredScopeKey("bank", ada, b"wrapped"),
+        of("one", ada),
+        of("two", ada, bob),
+        of("three", ada),
+        of("three", ada),
+        of("elsewhere", ada, tenant="broker"),
+        StoredScopeKey("bank", bob, b"wrapped"),
+        of("both", ada, bob),
+        of("none"),
+    ]
+    assert store.add_keys(batch) == [False, True, True, False, True, False, False, True, True, True]
+    assert store.members("bank", ada, 9) == ["three", "one", "both"]
+    assert store.add_keys([of("later", ada), of("later still", bob)]) == [True, True]
 
 
 async def test_without_any_one_of_the_scopes_the_key_is_lost(keys: RecordKeys, store: KeyStore) -> None:
