@@ -66,7 +66,12 @@ def test_models_go_to_the_right_chips_whole_or_say_why_not(
         history.close()
         for model in fleet.models:
             objects.delete(model)
-        wait_for(lambda: not objects.list("v1", "Pod", namespace, labels=MODEL), "the pods are gone", timeout_s=SETTLES_WITHIN_S, interval_s=1)
+        wait_for(
+            lambda: not objects.list("v1", "Pod", namespace, labels=MODEL),
+            "the pods are gone",
+            timeout_s=SETTLES_WITHIN_S,
+            interval_s=1,
+        )
         nodes.close()  # before the pools, or the operator proposes others for what it sees
         for pool in fleet.pools:  # the next fleet's have the same names; the operator lets go of them when their models are gone
             objects.delete_and_wait(pool, timeout_s=120)
