@@ -23,7 +23,7 @@ from lionrock.audit.tile_sinks import DirectorySink
 from lionrock.tlog.checkpoint import Checkpoint
 from lionrock.tlog.keys import SignatureType, signer_from_seed
 from lionrock.tlog.merkle import consistency_proof, root_at
-from lionrock.tlog.note import VerifierKey, add_signatures, signature_line
+from lionrock.tlog.note import VerifierKey, add_signatures, sign_note, signature_line
 from lionrock.tlog.tiles import tiles_of
 
 BANK = f"{PLATFORM}/audit/bank"
@@ -161,9 +161,15 @@ def test_the_verifier_refuses_another_key_another_origin_and_a_wrong_proof(log_v
         assert done.returncode == (0 if spoilt == len(proof) else 1), done.stderr
 
 
-def test_cosignatures_verify_and_a_missing_one_is_found(log_verifier: Path, tmp_path: Path) -> None:
+ED25519, ML_DSA_44 = SignatureType.ED25519_COSIGNATURE, SignatureType.ML_DSA_44_COSIGNATURE
+
+
+@pytest.mark.parametrize("types", [(ED25519, ED25519, ED25519), (ML_DSA_44, ML_DSA_44, ML_DSA_44), (ED25519, ML_DSA_44, ML_DSA_44)])
+def test_cosignatures_verify_and_a_missing_one_is_found(
+    log_verifier: Path, tmp_path: Path, types: tuple[SignatureType, ...]
+) -> None:
     names = [f"witness.example/w{number}" for number in (1, 2, 3)]
-    witnesses = [signer_from_seed(name, SignatureType.ED25519_COSIGNATURE, name.encode().ljust(32)) for name in names]
+    witnesses = [signer_from_seed(name, kind, name.encode().ljust(32)) for name, kind in zip(names, types, strict=True)]
     with closing(SqliteLogStore(tmp_path / "audit.db")) as store, closing(DirectorySink(tmp_path / "tiles")) as sink:
         log = GrowingLog(store)
         log.grow(300)
@@ -178,3 +184,21 @@ def test_cosignatures_verify_and_a_missing_one_is_found(log_verifier: Path, tmp_
     assert found["witnesses"] == 2
     done = run(log_verifier, tmp_path / "tiles" / ORIGIN, ORIGIN, log.key, "-witnesses", ",".join(keys))
     assert "w3 has not cosigned it" in done.stderr
+    other = signer_from_seed(names[1], types[1], b"another key".ljust(32))  # of the same name
+    done = run(log_verifier, tmp_path / "tiles" / ORIGIN, ORIGIN, log.key, "-witnesses", f"{keys[0]},{other.verifier_key}")
+    assert "w2 has not cosigned it" in done.stderr
+
+
+def test_a_log_that_signs_with_ml_dsa_44_verifies(log_verifier: Path, tmp_path: Path) -> None:
+    with closing(SqliteLogStore(tmp_path / "audit.db")) as store, closing(DirectorySink(tmp_path / "tiles")) as sink:
+        log = GrowingLog(store)
+        log.grow(20)
+        key = signer_from_seed(ORIGIN, ML_DSA_44, b"ml-dsa".ljust(32))
+        text = log.head.checkpoint.rpartition("\n\n")[0] + "\n"
+        log.head = type(log.head)(log.head.size, log.head.root, sign_note(text, key))
+        publisher = LogPublisher(log.published(), store, sink)
+        while publisher.step():
+            pass
+    assert verified(log_verifier, tmp_path / "tiles" / ORIGIN, ORIGIN, key.verifier_key)["size"] == 20
+    done = run(log_verifier, tmp_path / "tiles" / ORIGIN, ORIGIN, log.key)
+    assert done.returncode == 1

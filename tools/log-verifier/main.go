@@ -47,6 +47,7 @@ const (
 	tileHeight  = 8
 	tileWidth   = 1 << tileHeight
 	proofHeader = "c2sp.org/tlog-proof@v1"
+	algMLDSA44  = 6
 )
 
 // summary is what was checked.
@@ -77,7 +78,7 @@ func main() {
 	directory := flag.String("dir", "", "directory with the log's checkpoint")
 	origin := flag.String("origin", "", "origin of the log")
 	key := flag.String("key", "", "verifier key of the log")
-	witnesses := flag.String("witnesses", "", "verifier keys of witnesses that must have cosigned, with commas between")
+	witnesses := flag.String("witnesses", "", "verifier keys (Ed25519 or ML-DSA-44) of witnesses that must have cosigned, with commas between")
 	proofs := flag.String("proofs", "", "file with proofs of the service, JSON")
 	flag.Parse()
 	klog.LogToStderr(false)
@@ -94,7 +95,7 @@ func main() {
 }
 
 func check(directory, origin, key, witnesses, proofs string) (*summary, error) {
-	verifier, err := note.NewVerifier(key)
+	verifier, err := newLogVerifier(key)
 	if err != nil {
 		return nil, fmt.Errorf("the key of the log: %w", err)
 	}
@@ -124,6 +125,17 @@ func check(directory, origin, key, witnesses, proofs string) (*summary, error) {
 		}
 	}
 	return found, nil
+}
+
+// newLogVerifier reads the key of a log: Ed25519, or ML-DSA-44, with which a log signs as a witness does.
+func newLogVerifier(key string) (note.Verifier, error) {
+	parts := strings.SplitN(key, "+", 3)
+	if len(parts) == 3 {
+		if material, err := base64.StdEncoding.DecodeString(parts[2]); err == nil && len(material) > 0 && material[0] == algMLDSA44 {
+			return fnote.NewMLDSAVerifier(key)
+		}
+	}
+	return note.NewVerifier(key)
 }
 
 func openCheckpoint(directory, origin string, verifier note.Verifier, witnesses string, found *summary) (*log.Checkpoint, error) {
