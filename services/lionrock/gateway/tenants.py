@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import NewType
 
 TenantName = NewType("TenantName", str)
@@ -19,8 +20,20 @@ ANY_MODEL = "*"
 MAX_ACTOR_CHARS = 512  # RequestContext.actor
 
 
-class UnknownPrincipalError(Exception):
-    """No tenant lists this SPIFFE id, exactly or by its kind."""
+class CredentialError(Exception):
+    """What a caller presents makes nobody of them. Subclasses say why, in words that tell a stranger nothing."""
+
+
+class UnknownPrincipalError(CredentialError):
+    """The credential is good, but no tenant gives anything to whom it names."""
+
+
+class AuthMethod(StrEnum):
+    """How a principal proved who they are."""
+
+    MTLS = "mtls"
+    OIDC = "oidc"
+    API_KEY = "api_key"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +67,16 @@ class Tenant:
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """A caller whom the directory knows. `actor` is the full SPIFFE id of the certificate, never the pattern that matched it."""
+    """A caller whom the directory knows.
+
+    `actor` names whoever it is by the credential: the certificate's full SPIFFE id, never the pattern that matched it; issuer and
+    subject of a person's token, "<issuer>#<sub>"; or an API key, "api-key:<key id>".
+    """
 
     actor: str
     tenant: Tenant
     grant: Grant
+    auth_method: AuthMethod = AuthMethod.MTLS
 
     def may_use(self, model: str) -> bool:
         """Whether the grant names this model."""
