@@ -20,6 +20,7 @@ from lionrock.gateway.admission import Admission
 from lionrock.gateway.audit_access import AuditDoor
 from lionrock.gateway.context import CacheSalts
 from lionrock.gateway.engines import Engines
+from lionrock.gateway.identity.authenticator import Authenticator
 from lionrock.gateway.model_stats import ModelStats
 from lionrock.gateway.peers import AuditLog, Guardrails, Inference, Peers, Tokenization
 from lionrock.gateway.pipeline import ChatPipeline
@@ -67,12 +68,12 @@ async def gateway(settings: GatewaySettings) -> AsyncIterator[Sequence[Registrat
         models = ServedModels(engines, settings.limits.models_fresh_s)
         admission = Admission(settings.limits.max_streams)
         pipeline = ChatPipeline(peers, engines, models, admission, _cache_salts(settings), settings.limits, metrics, stats)
-        directory = settings.directory()
-        servicer = GatewayServicer(directory, pipeline, peers, engines, models)
+        authenticator = Authenticator(settings.directory())
+        servicer = GatewayServicer(authenticator, pipeline, peers, engines, models)
         yield (
             Registration(add_GatewayServiceServicer_to_server, servicer, SERVICE_NAME, AnyTenant()),
             Registration(add_GatewayStatsServiceServicer_to_server, StatsServicer(stats), STATS_SERVICE_NAME, STATS_CALLERS),
-            *AuditDoor(directory, audit_channel).registrations(),
+            *AuditDoor(authenticator, audit_channel).registrations(),
         )
         try:
             async with asyncio.timeout(2 * settings.limits.outcome_timeout_s):

@@ -1,6 +1,9 @@
 """What can go wrong at the door, as callers see it.
 
     MeshError
+    ├── CredentialMissing           UNAUTHENTICATED       CREDENTIAL_MISSING
+    ├── TokenInvalid                UNAUTHENTICATED       TOKEN_INVALID
+    ├── TokenExpired                UNAUTHENTICATED       TOKEN_EXPIRED
     ├── UnknownPrincipal            UNAUTHENTICATED       UNKNOWN_PRINCIPAL
     ├── AccessDenied                PERMISSION_DENIED
     │   ├── RoleNotPermitted                              ROLE_NOT_PERMITTED
@@ -35,8 +38,26 @@ from grpc import StatusCode
 from lionrock.chassis.errors import MeshError, RemoteError
 
 
+class CredentialMissing(MeshError):
+    """Neither a client certificate nor a bearer token was presented."""
+
+    status, reason = StatusCode.UNAUTHENTICATED, "CREDENTIAL_MISSING"
+
+
+class TokenInvalid(MeshError):
+    """The bearer token is not accepted; metadata `why`: MALFORMED, NOT_ACCEPTED, NOT_YET_VALID or TOO_OLD."""
+
+    status, reason = StatusCode.UNAUTHENTICATED, "TOKEN_INVALID"
+
+
+class TokenExpired(MeshError):
+    """The bearer token was good until its time ran out: get a new one."""
+
+    status, reason = StatusCode.UNAUTHENTICATED, "TOKEN_EXPIRED"
+
+
 class UnknownPrincipal(MeshError):
-    """The certificate is valid, but no tenant lists its SPIFFE id."""
+    """The credential is good, but no tenant grants anything to whom it names."""
 
     status, reason = StatusCode.UNAUTHENTICATED, "UNKNOWN_PRINCIPAL"
 

@@ -10,18 +10,18 @@ from typing import Any
 
 import grpc
 
-from lionrock.chassis.calls import current_call
 from lionrock.chassis.ids import uuid7
 from lionrock.common.v1 import context_pb2 as ctx
-from lionrock.gateway import errors
 from lionrock.gateway.authorization import AccessRequest, Action
 from lionrock.gateway.context import request_context
 from lionrock.gateway.engines import Engines
-from lionrock.gateway.peers import Deadline, Peers
+from lionrock.gateway.identity.authenticator import Authenticator
+from lionrock.gateway.identity.grpc_caller import caller_of_rpc
+from lionrock.gateway.peers import Peers
 from lionrock.gateway.pipeline import ChatPipeline
 from lionrock.gateway.refusals import permit
 from lionrock.gateway.served_models import ServedModels
-from lionrock.gateway.tenants import Principal, TenantDirectory, UnknownPrincipalError
+from lionrock.gateway.tenants import Principal
 from lionrock.gateway.v1 import gateway_pb2 as gw
 from lionrock.gateway.v1.gateway_pb2_grpc import GatewayServiceServicer
 
@@ -32,9 +32,9 @@ class GatewayServicer(GatewayServiceServicer):
     """The RPCs of gateway.proto."""
 
     def __init__(
-        self, directory: TenantDirectory, pipeline: ChatPipeline, peers: Peers, engines: Engines, models: ServedModels
+        self, authenticator: Authenticator, pipeline: ChatPipeline, peers: Peers, engines: Engines, models: ServedModels
     ) -> None:
-        self._directory = directory
+        self._authenticator = authenticator
         self._pipeline = pipeline
         self._peers = peers
         self._engines = engines
@@ -42,14 +42,14 @@ class GatewayServicer(GatewayServiceServicer):
 
     async def Chat(self, request: gw.ChatRequest, context: Context) -> None:  # type: ignore[override]  # noqa: N802
         """Stream one answer. Written through the context, so that a cancelled call interrupts the pipeline wherever it is."""
-        principal, deadline = self._caller()
+        principal, deadline = await caller_of_rpc(self._authenticator)
         send: Callable[[gw.ChatResponse], Awaitable[None]] = context.write
         await self._pipeline.answer(principal, request, deadline, send)
 
     async def CountTokens(self, request: gw.CountTokensRequest, context: Context) -> gw.CountTokensResponse:  # noqa: N802
         """Count the tokens of a conversation."""
         del context
-        principal, deadline = self._caller()
+        principal, deadline = await caller_of_rpc(self._authenticator)
         permit(principal, AccessRequest(Action.COUNT_TOKENS, model=request.model or None))
         model = await self._models.resolve(principal, request.model, deadline)
         with self._engines.tokenizing(model, principal.tenant.name) as tokenization:
@@ -59,7 +59,7 @@ class GatewayServicer(GatewayServiceServicer):
     async def ListModels(self, request: gw.ListModelsRequest, context: Context) -> gw.ListModelsResponse:  # noqa: N802
         """List what is served and permitted."""
         del request, context
-        principal, deadline = self._caller()
+        principal, deadline = await caller_of_rpc(self._authenticator)
         permit(principal, AccessRequest(Action.LIST_MODELS))
         served = await self._models.usable_by(principal, deadline)
         models = [
@@ -71,7 +71,7 @@ class GatewayServicer(GatewayServiceServicer):
     async def GetReceipt(self, request: gw.GetReceiptRequest, context: Context) -> gw.GetReceiptResponse:  # noqa: N802
         """Fetch the proof of an answer of the caller's tenant: its log is the only one that is asked."""
         del context
-        principal, deadline = self._caller()
+        principal, deadline = await caller_of_rpc(self._authenticator)
         permit(principal, AccessRequest(Action.GET_RECEIPT))
         receipt = await self._peers.audit.receipt(_context(principal), request.request_id, deadline)
         return gw.GetReceiptResponse(receipt=receipt)
@@ -79,19 +79,11 @@ class GatewayServicer(GatewayServiceServicer):
     async def ListAuditKeys(self, request: gw.ListAuditKeysRequest, context: Context) -> gw.ListAuditKeysResponse:  # noqa: N802
         """List the verifier keys of the caller's log."""
         del request, context
-        principal, deadline = self._caller()
+        principal, deadline = await caller_of_rpc(self._authenticator)
         permit(principal, AccessRequest(Action.LIST_AUDIT_KEYS))
         keys = await self._peers.audit.verifier_keys(_context(principal), deadline)
         # A signed note's key is named after the log that it signs: "<origin>+<hash>+<key>" (C2SP signed-note).
         return gw.ListAuditKeysResponse(verifier_keys=keys, origin=keys[0].split("+", 1)[0] if keys else "")
-
-    def _caller(self) -> tuple[Principal, Deadline]:
-        call = current_call()
-        assert call is not None, "the chassis admits every call"
-        try:
-            return self._directory.principal(str(call.caller)), Deadline(call.deadline)
-        except UnknownPrincipalError as unknown:
-            raise errors.UnknownPrincipal("no tenant lists this identity") from unknown
 
 
 def _context(principal: Principal) -> ctx.RequestContext:

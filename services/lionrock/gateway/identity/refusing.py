@@ -1,0 +1,35 @@
+"""What a caller hears whose credential is refused.
+
+Knows the exceptions of failures.py and the errors that go over wires. Says the same on gRPC and on HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lionrock.chassis.errors import MeshError
+from lionrock.gateway import errors
+from lionrock.gateway.identity.failures import CredentialMissingError, TokenExpiredError, TokenInvalidError
+from lionrock.gateway.tenants import CredentialError
+
+
+def refusal(error: CredentialError) -> MeshError:
+    """Return the error that the caller gets."""
+    match error:
+        case CredentialMissingError():
+            return errors.CredentialMissing("a client certificate or a bearer token is needed")
+        case TokenInvalidError():
+            return errors.TokenInvalid("the bearer token is not accepted", metadata={"why": error.why})
+        case TokenExpiredError():
+            return errors.TokenExpired("the bearer token has expired")
+    return errors.UnknownPrincipal("no tenant lists this identity")
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Raise a MeshError for a credential that is refused within."""
+    try:
+        yield
+    except CredentialError as error:
+        raise refusal(error) from error
