@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from lionrock.common.v1 import context_pb2 as ctx
 from lionrock.common.v1 import sampling_pb2 as sampling
 from lionrock.gateway.admission import Admission, GatewayFullError, TenantFullError
-from lionrock.gateway.authorization import ROLE_ACTIONS, AccessRequest, Action, Denial, decide
 from lionrock.gateway.settings import TenantSettings
 from lionrock.gateway.tenants import Grant, Principal, Tenant, TenantDirectory, TenantName, UnknownPrincipalError
 from lionrock.gateway.v1 import gateway_pb2 as gw
@@ -31,41 +30,6 @@ def principal(grant: Grant = GRANT, name: str = "bank", max_streams: int = 4, wh
 def granted(**changes: Any) -> Grant:
     fields = {name: getattr(GRANT, name) for name in Grant.__slots__}
     return Grant(**{**fields, **changes})
-
-
-# The decision
-
-
-def test_every_combination_of_role_purpose_class_and_model_decides_as_the_table_says() -> None:
-    purposes, classes, models = ("testing", "marketing"), ("public", "suspicion"), ("a", "b")
-    for role, action, purpose, data_class, model in itertools.product(
-        (*ROLE_ACTIONS, "stranger"), Action, purposes, classes, models
-    ):
-        who = principal(granted(roles=(role,), models=frozenset({"a"})))
-        decision = decide(who, AccessRequest(action, purpose, data_class, model))
-        expected = (
-            Denial.ROLE
-            if action not in ROLE_ACTIONS.get(role, frozenset())
-            else Denial.PURPOSE
-            if purpose != "testing"
-            else Denial.DATA_CLASS
-            if data_class != "public"
-            else Denial.MODEL
-            if model != "a"
-            else None
-        )
-        assert decision.denial is expected
-        assert decision.allowed is (expected is None)
-
-
-def test_only_these_roles_may_chat() -> None:
-    assert {role for role, actions in ROLE_ACTIONS.items() if Action.CHAT in actions} == {"user", "reviewer", "mlro", "model_risk"}
-    assert ROLE_ACTIONS["platform_operator"] == {Action.LIST_MODELS}
-
-
-def test_one_role_that_permits_is_enough_and_none_is_not() -> None:
-    assert decide(principal(granted(roles=("auditor", "user"))), AccessRequest(Action.CHAT)).allowed
-    assert decide(principal(granted(roles=())), AccessRequest(Action.CHAT)).denial is Denial.ROLE
 
 
 # The directory

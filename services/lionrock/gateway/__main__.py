@@ -16,8 +16,10 @@ from lionrock.chassis.server import AnyTenant, Registration, serve
 from lionrock.chassis.settings import PeerSettings, load_settings
 from lionrock.chassis.telemetry import meter
 from lionrock.chassis.tls import TlsFilesUnusable
+from lionrock.gateway.access_policies import AccessPolicies, packaged_roles
 from lionrock.gateway.admission import Admission
 from lionrock.gateway.audit_access import AuditDoor
+from lionrock.gateway.authorization import Authorizer
 from lionrock.gateway.context import CacheSalts
 from lionrock.gateway.engines import Engines
 from lionrock.gateway.identity.authenticator import Authenticator
@@ -34,6 +36,8 @@ from lionrock.gateway.stats_servicer import CALLERS as STATS_CALLERS
 from lionrock.gateway.stats_servicer import SERVICE_NAME as STATS_SERVICE_NAME
 from lionrock.gateway.stats_servicer import StatsServicer
 from lionrock.gateway.telemetry import GatewayMetrics
+from lionrock.gateway.tenants import TenantDirectory
+from lionrock.gateway.tenants_dir import TenantsDir
 from lionrock.gateway.v1.gateway_pb2_grpc import add_GatewayServiceServicer_to_server
 from lionrock.gateway.v1.stats_pb2_grpc import add_GatewayStatsServiceServicer_to_server
 
@@ -65,21 +69,42 @@ async def gateway(settings: GatewaySettings) -> AsyncIterator[Sequence[Registrat
         tokenization = None if own is None else Tokenization(await channel(own), own.timeout_s)
         metrics, stats = GatewayMetrics(meter()), ModelStats()
         engines = await stack.enter_async_context(_engines(settings, tokenization, metrics, stats))
+        authorizer = Authorizer(AccessPolicies(packaged_roles()))
         models = ServedModels(engines, settings.limits.models_fresh_s)
         admission = Admission(settings.limits.max_streams)
-        pipeline = ChatPipeline(peers, engines, models, admission, _cache_salts(settings), settings.limits, metrics, stats)
-        authenticator = Authenticator(settings.directory())
-        servicer = GatewayServicer(authenticator, pipeline, peers, engines, models)
+        pipeline = ChatPipeline(
+            authorizer, peers, engines, models, admission, _cache_salts(settings), settings.limits, metrics, stats
+        )
+        directory = await stack.enter_async_context(_tenants(settings, metrics))
+        authenticator = Authenticator(directory)
+        servicer = GatewayServicer(authenticator, authorizer, pipeline, peers, engines, models)
         yield (
             Registration(add_GatewayServiceServicer_to_server, servicer, SERVICE_NAME, AnyTenant()),
             Registration(add_GatewayStatsServiceServicer_to_server, StatsServicer(stats), STATS_SERVICE_NAME, STATS_CALLERS),
-            *AuditDoor(authenticator, audit_channel).registrations(),
+            *AuditDoor(authenticator, authorizer, audit_channel).registrations(),
         )
         try:
             async with asyncio.timeout(2 * settings.limits.outcome_timeout_s):
                 await pipeline.settle()
         except TimeoutError:
             log.error("stopped with outcomes unwritten")
+
+
+@asynccontextmanager
+async def _tenants(settings: GatewaySettings, metrics: GatewayMetrics) -> AsyncIterator[TenantDirectory]:
+    """Know the tenants, and, where a directory names them, follow it. Raises OSError."""
+    directory = settings.directory()
+    if settings.tenants_dir is None:
+        yield directory
+        return
+    domain, refused = settings.server.trust_domain, metrics.tenants_refused
+    files = TenantsDir(settings.tenants_dir, settings.named_tenants(), directory, trust_domain=domain, refused=refused)
+    files.start()
+    looking = asyncio.create_task(files.keep_looking(settings.limits.tenants_poll_s), name="lionrock-tenants")
+    try:
+        yield directory
+    finally:
+        looking.cancel()
 
 
 @asynccontextmanager

@@ -23,7 +23,7 @@ from lionrock.audit.v1 import audit_pb2, records_pb2
 from lionrock.chassis.errors import InvalidField
 from lionrock.chassis.ids import uuid7
 from lionrock.chassis.server import AnyTenant, Registration
-from lionrock.gateway.authorization import AccessRequest, Action
+from lionrock.gateway.authorization import AccessRequest, Action, Authorizer
 from lionrock.gateway.context import request_context
 from lionrock.gateway.identity.authenticator import Authenticator
 from lionrock.gateway.identity.grpc_caller import caller_of_rpc
@@ -66,8 +66,9 @@ _SERVICES: Final[tuple[ServiceDescriptor, ...]] = (
 class AuditDoor:
     """Forwards calls of tenants' identities to the audit service."""
 
-    def __init__(self, authenticator: Authenticator, channel: grpc.aio.Channel) -> None:
+    def __init__(self, authenticator: Authenticator, authorizer: Authorizer, channel: grpc.aio.Channel) -> None:
         self._authenticator = authenticator
+        self._authorizer = authorizer
         self._channel = channel
 
     def registrations(self) -> tuple[Registration, ...]:
@@ -115,11 +116,12 @@ class AuditDoor:
     async def _admit(self, request: Message, action: Action) -> Deadline:
         """Say in the request who asks, if they may. Raises what refuses a credential (refusing.py), AccessDenied, InvalidField."""
         principal, deadline = await caller_of_rpc(self._authenticator)
-        permit(principal, AccessRequest(action))
+        permit(self._authorizer, principal, AccessRequest(action))
         if request.HasField("context"):
             rule = "unset: the gateway writes it from the credential"
             raise InvalidField("a caller does not say who asks", field_violations=[("context", rule)])
-        request.context.CopyFrom(request_context(principal, uuid7()))  # type: ignore[attr-defined]
+        context = request_context(principal, uuid7(), access_policy_digest=self._authorizer.digest)
+        request.context.CopyFrom(context)  # type: ignore[attr-defined]
         return deadline
 
 

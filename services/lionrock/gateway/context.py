@@ -38,8 +38,12 @@ def request_context(
     case_id: str = "",
     conversation_id: str = "",
     data_class: ctx.DataClass.ValueType = ctx.DATA_CLASS_PERSONAL,
+    access_policy_digest: str,
 ) -> ctx.RequestContext:
-    """Return the envelope of every inner call. An empty purpose is the grant's default, an undeclared data class is personal."""
+    """Return the envelope of every inner call. An empty purpose is the grant's default, an undeclared data class is personal.
+
+    `access_policy_digest`: of the set of policies that decides on the request.
+    """
     return ctx.RequestContext(
         request_id=request_id,
         tenant=principal.tenant.name,
@@ -52,6 +56,7 @@ def request_context(
         data_class=data_class or ctx.DATA_CLASS_PERSONAL,
         territory=principal.tenant.territory,
         profile=principal.grant.profile,
+        access_policy_digest=access_policy_digest,
     )
 
 

@@ -30,9 +30,10 @@ from lionrock.chassis.telemetry import set_request_id
 from lionrock.common.v1 import chat_pb2 as chat
 from lionrock.common.v1 import sampling_pb2 as sampling
 from lionrock.gateway import errors
+from lionrock.gateway.access_policies import AccessPolicies
 from lionrock.gateway.admission import Admission, GatewayFullError, TenantFullError, Ticket
 from lionrock.gateway.answer_text import AnswerText
-from lionrock.gateway.authorization import AccessRequest, Action
+from lionrock.gateway.authorization import AccessRequest, Action, Authorizer
 from lionrock.gateway.context import (
     CacheSalts,
     committed_prompt,
@@ -88,6 +89,7 @@ class Turn:
     """One admitted request."""
 
     principal: Principal
+    policies: AccessPolicies
     request: gw.ChatRequest
     params: sampling.SamplingParams
     deadline: Deadline
@@ -104,6 +106,7 @@ class ChatPipeline:
 
     def __init__(
         self,
+        authorizer: Authorizer,
         peers: Peers,
         engines: Engines,
         models: ServedModels,
@@ -113,6 +116,7 @@ class ChatPipeline:
         metrics: GatewayMetrics,
         stats: ModelStats,
     ) -> None:
+        self._authorizer = authorizer
         self._peers = peers
         self._engines = engines
         self._stats = stats
@@ -187,6 +191,7 @@ class ChatPipeline:
         refuse_what_is_not_offered(request, self._limits.max_prompt_code_points)
         if deadline.left_s() < self._limits.min_deadline_s:
             raise DeadlineTooShort("the deadline leaves no time for an answer")
+        policies = self._authorizer.policies
         context = request_context(
             principal,
             uuid7(),
@@ -194,6 +199,7 @@ class ChatPipeline:
             case_id=request.case_id,
             conversation_id=request.conversation_id,
             data_class=request.data_class,
+            access_policy_digest=policies.digest,
         )
         record = RequestRecord(context, _trace_id(), arrived_at)
         params = effective_sampling(request.sampling)
@@ -209,15 +215,15 @@ class ChatPipeline:
         set_request_id(context.request_id)
         self._idle.clear()
         self._metrics.opened(principal.tenant.name)
-        return Turn(principal, request, params, deadline, send, record, ticket)
+        return Turn(principal, policies, request, params, deadline, send, record, ticket)
 
     async def _authorize(self, turn: Turn) -> str:
         """Return the model that the caller means and may use."""
         asked = AccessRequest(
             Action.CHAT, turn.record.context.purpose, data_class_name(turn.record.context.data_class), turn.request.model or None
         )
-        permit(turn.principal, asked)
-        return await self._models.resolve(turn.principal, turn.request.model, turn.deadline)
+        permit(turn.policies, turn.principal, asked)
+        return await self._models.resolve(turn.policies, turn.principal, asked, turn.deadline)
 
     async def _prepare(self, turn: Turn, chosen: Chosen) -> Prompt:
         """Judge and encode side by side. The encoding of a text that gets masked is thrown away: most texts are not."""

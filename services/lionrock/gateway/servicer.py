@@ -12,7 +12,7 @@ import grpc
 
 from lionrock.chassis.ids import uuid7
 from lionrock.common.v1 import context_pb2 as ctx
-from lionrock.gateway.authorization import AccessRequest, Action
+from lionrock.gateway.authorization import AccessRequest, Action, Authorizer
 from lionrock.gateway.context import request_context
 from lionrock.gateway.engines import Engines
 from lionrock.gateway.identity.authenticator import Authenticator
@@ -32,9 +32,16 @@ class GatewayServicer(GatewayServiceServicer):
     """The RPCs of gateway.proto."""
 
     def __init__(
-        self, authenticator: Authenticator, pipeline: ChatPipeline, peers: Peers, engines: Engines, models: ServedModels
+        self,
+        authenticator: Authenticator,
+        authorizer: Authorizer,
+        pipeline: ChatPipeline,
+        peers: Peers,
+        engines: Engines,
+        models: ServedModels,
     ) -> None:
         self._authenticator = authenticator
+        self._authorizer = authorizer
         self._pipeline = pipeline
         self._peers = peers
         self._engines = engines
@@ -50,18 +57,20 @@ class GatewayServicer(GatewayServiceServicer):
         """Count the tokens of a conversation."""
         del context
         principal, deadline = await caller_of_rpc(self._authenticator)
-        permit(principal, AccessRequest(Action.COUNT_TOKENS, model=request.model or None))
-        model = await self._models.resolve(principal, request.model, deadline)
+        asked = AccessRequest(Action.COUNT_TOKENS, model=request.model or None)
+        permit(self._authorizer, principal, asked)
+        model = await self._models.resolve(self._authorizer.policies, principal, asked, deadline)
         with self._engines.tokenizing(model, principal.tenant.name) as tokenization:
-            tokens = await tokenization.count(_context(principal), model, request.messages, deadline)
+            tokens = await tokenization.count(self._context(principal), model, request.messages, deadline)
         return gw.CountTokensResponse(tokens=tokens)
 
     async def ListModels(self, request: gw.ListModelsRequest, context: Context) -> gw.ListModelsResponse:  # noqa: N802
         """List what is served and permitted."""
         del request, context
         principal, deadline = await caller_of_rpc(self._authenticator)
-        permit(principal, AccessRequest(Action.LIST_MODELS))
-        served = await self._models.usable_by(principal, deadline)
+        asked = AccessRequest(Action.LIST_MODELS)
+        permit(self._authorizer, principal, asked)
+        served = await self._models.usable_by(self._authorizer.policies, principal, asked, deadline)
         models = [
             gw.Model(identity=model.identity, plan=model.plan, context_window=model.context_window, ready=model.ready)
             for model in served
@@ -72,20 +81,19 @@ class GatewayServicer(GatewayServiceServicer):
         """Fetch the proof of an answer of the caller's tenant: its log is the only one that is asked."""
         del context
         principal, deadline = await caller_of_rpc(self._authenticator)
-        permit(principal, AccessRequest(Action.GET_RECEIPT))
-        receipt = await self._peers.audit.receipt(_context(principal), request.request_id, deadline)
+        permit(self._authorizer, principal, AccessRequest(Action.GET_RECEIPT))
+        receipt = await self._peers.audit.receipt(self._context(principal), request.request_id, deadline)
         return gw.GetReceiptResponse(receipt=receipt)
 
     async def ListAuditKeys(self, request: gw.ListAuditKeysRequest, context: Context) -> gw.ListAuditKeysResponse:  # noqa: N802
         """List the verifier keys of the caller's log."""
         del request, context
         principal, deadline = await caller_of_rpc(self._authenticator)
-        permit(principal, AccessRequest(Action.LIST_AUDIT_KEYS))
-        keys = await self._peers.audit.verifier_keys(_context(principal), deadline)
+        permit(self._authorizer, principal, AccessRequest(Action.LIST_AUDIT_KEYS))
+        keys = await self._peers.audit.verifier_keys(self._context(principal), deadline)
         # A signed note's key is named after the log that it signs: "<origin>+<hash>+<key>" (C2SP signed-note).
         return gw.ListAuditKeysResponse(verifier_keys=keys, origin=keys[0].split("+", 1)[0] if keys else "")
 
-
-def _context(principal: Principal) -> ctx.RequestContext:
-    """Return the envelope of a call that is not a question."""
-    return request_context(principal, uuid7())
+    def _context(self, principal: Principal) -> ctx.RequestContext:
+        """Return the envelope of a call that is not a question."""
+        return request_context(principal, uuid7(), access_policy_digest=self._authorizer.digest)

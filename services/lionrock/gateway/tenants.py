@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import NewType
@@ -45,6 +46,7 @@ class Grant:
 
     `purposes[0]` is the purpose of a request that states none. `models` holds names, or "*" for every served model. `max_streams`
     bounds the answers that one caller may have open at a time; None leaves only the tenant's bound.
+    `not_after` (aware) ends the grant; None: it has no end, which a regulator's must have.
     """
 
     roles: tuple[str, ...]
@@ -53,6 +55,7 @@ class Grant:
     data_classes: frozenset[str]
     profile: str
     max_streams: int | None = None
+    not_after: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +147,11 @@ class TenantDirectory:
                     if audience in by_audience:
                         raise ValueError(f"tokens of {issuer.issuer!r} for {audience!r} are claimed twice")
                     by_audience[audience] = (tenant, issuer)
+
+    def follow(self, tenants: Iterable[Tenant]) -> None:
+        """Know these tenants and no others, from the next look-up on. Raises ValueError as at first; nothing has changed then."""
+        other = TenantDirectory(tenants)
+        self._grants, self._tenants, self._issuers = other._grants, other._tenants, other._issuers
 
     def issuers(self, issuer: str) -> Mapping[str, tuple[Tenant, IssuerConfig]]:
         """Return whose tokens of an issuer are, by audience; empty for an issuer that nobody has."""
