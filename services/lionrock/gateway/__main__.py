@@ -22,7 +22,7 @@ from lionrock.gateway.audit_access import AuditDoor
 from lionrock.gateway.authorization import Authorizer
 from lionrock.gateway.context import CacheSalts
 from lionrock.gateway.engines import Engines
-from lionrock.gateway.identity.authenticator import Authenticator
+from lionrock.gateway.identity.authenticator import authenticating
 from lionrock.gateway.model_stats import ModelStats
 from lionrock.gateway.peers import AuditLog, Guardrails, Inference, Peers, Tokenization
 from lionrock.gateway.pipeline import ChatPipeline
@@ -76,7 +76,7 @@ async def gateway(settings: GatewaySettings) -> AsyncIterator[Sequence[Registrat
             authorizer, peers, engines, models, admission, _cache_salts(settings), settings.limits, metrics, stats
         )
         directory = await stack.enter_async_context(_tenants(settings, metrics))
-        authenticator = Authenticator(directory)
+        authenticator = await stack.enter_async_context(authenticating(directory, metrics.issuer_keys_unavailable))
         servicer = GatewayServicer(authenticator, authorizer, pipeline, peers, engines, models)
         yield (
             Registration(add_GatewayServiceServicer_to_server, servicer, SERVICE_NAME, AnyTenant()),

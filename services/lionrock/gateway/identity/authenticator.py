@@ -1,15 +1,28 @@
 """The one way in: a certificate's id, a bearer token, or both, become a principal, or nothing does.
 
-Knows which kind of credential is which and that two of them must belong to one tenant. Does not know wires: the listener says what
-its transport verified (`spiffe_id`) and what the caller wrote (`bearer`, which nobody has checked yet).
+Knows which kind of credential is which, that two of them must belong to one tenant, and when a refusal is said. Does not know
+wires: the listener says what its transport verified (`spiffe_id`) and what the caller wrote (`bearer`, which nobody has checked).
+
+A token that nobody vouches for is refused REFUSAL_AFTER_S after it came, whatever was wrong with it. How long it took to find that
+out would otherwise tell whether its issuer, or its key, is one that we know. A key that is newer than the last fetch is fetched in
+that time, and the token looked at once more at its end.
 """
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Final
 
 from lionrock.gateway.identity.failures import CredentialMissingError, TokenInvalidError, Why
-from lionrock.gateway.tenants import Principal, TenantDirectory
+from lionrock.gateway.identity.issuer_keys import Keyring
+from lionrock.gateway.identity.tokens import KeyMissing, person
+from lionrock.gateway.tenants import Principal, TenantDirectory, TenantName
+
+REFUSAL_AFTER_S: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +40,48 @@ class Presented:
 class Authenticator:
     """Authenticates callers. One instance a gateway; safe for any number of concurrent calls of one event loop."""
 
-    def __init__(self, directory: TenantDirectory) -> None:
+    def __init__(self, directory: TenantDirectory, keyring: Keyring, wall_clock: Callable[[], float] = time.time) -> None:
+        """`keyring` holds the keys of the directory's issuers. `wall_clock`: seconds since 1970."""
         self._directory = directory
+        self._keyring = keyring
+        self._wall_clock = wall_clock
 
     async def authenticate(self, presented: Presented) -> Principal:
-        """Return who calls.
+        """Return who calls. With a certificate and a token it is the token's person, of the certificate's tenant.
 
         Raises CredentialMissingError, TokenInvalidError, TokenExpiredError, UnknownPrincipalError: all of them CredentialError.
         """
+        beside = None if presented.spiffe_id is None else self._directory.principal(presented.spiffe_id)
         if presented.bearer is not None:
-            raise TokenInvalidError(Why.NOT_ACCEPTED)  # no tenant can name an issuer yet
-        if presented.spiffe_id is None:
+            return await self._bearer(presented.bearer, None if beside is None else beside.tenant.name)
+        if beside is None:
             raise CredentialMissingError("neither a certificate nor a bearer token was presented")
-        return self._directory.principal(presented.spiffe_id)
+        return beside
+
+    async def _bearer(self, token: str, within: TenantName | None) -> Principal:
+        loop = asyncio.get_running_loop()
+        refused_at = loop.time() + REFUSAL_AFTER_S
+        try:
+            return self._person(token, within)
+        except TokenInvalidError as refused:
+            if refused.why is not Why.NOT_ACCEPTED:
+                raise
+            if isinstance(refused, KeyMissing):
+                self._keyring.missed(refused.location)
+        # By the loop's clock, as the timer that wakes us: what was done until now changes nothing about when that is.
+        await asyncio.sleep(refused_at - loop.time())
+        return self._person(token, within)
+
+    def _person(self, token: str, within: TenantName | None) -> Principal:
+        return person(token, self._directory, self._keyring.find, self._wall_clock(), within)
+
+
+@asynccontextmanager
+async def authenticating(directory: TenantDirectory, keys_unavailable: Callable[[], None]) -> AsyncIterator[Authenticator]:
+    """Fetch the keys of the directory's issuers, and authenticate callers while they are kept fresh.
+
+    `keys_unavailable` is told of each fetch that failed.
+    """
+    keyring = Keyring(lambda: directory.key_locations, keys_unavailable)
+    async with keyring.following():
+        yield Authenticator(directory, keyring)

@@ -21,12 +21,14 @@ async def caller_of_rpc(authenticator: Authenticator) -> tuple[Principal, Deadli
     call = current_call()
     assert call is not None, "the chassis admits every call"
     with refusing():
-        principal = await authenticator.authenticate(Presented(str(call.caller), _bearer(call)))
+        principal = await authenticator.authenticate(Presented(None if call.caller is None else str(call.caller), _bearer(call)))
     return principal, Deadline(call.deadline)
 
 
 def _bearer(call: Call) -> str | None:
     """Return the token of the metadata. Raises TokenInvalidError for another scheme and for more than one."""
+    assert call.context is not None, "this call came over gRPC"
+    assert call.context is not None, "an RPC has a context"
     values = [value for key, value in call.context.invocation_metadata() or () if key == _HEADER]
     if not values:
         return None
