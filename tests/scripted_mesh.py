@@ -327,6 +327,7 @@ class ScriptedMesh:
         self.servers: dict[str, RunningServer] = {}
         self.tenants: list[dict[str, Any]] = [tenant("bank"), tenant("broker")]
         self.limits: dict[str, Any] = {}
+        self.tenants_directory: Path | None = None
         self.targets: dict[str, str] = {}
         self.peer_timeout_s = 5.0
         self.routes_directory = directory / "routes"
@@ -404,7 +405,11 @@ class ScriptedMesh:
         if self.routed:
             peers["routes_file"] = self.routes_directory / "routes.json"
         return GatewaySettings(
-            **self.server_settings("gateway"), **peers, tenants=self.tenants, limits=LimitSettings(**self.limits)
+            **self.server_settings("gateway"),
+            **peers,
+            tenants=self.tenants,
+            tenants_dir=self.tenants_directory,
+            limits=LimitSettings(**self.limits),
         )
 
     @asynccontextmanager

@@ -21,6 +21,7 @@ MAX_BYTES = 2**20
 """As much as a ConfigMap holds."""
 MAX_DOCUMENTS = 1000
 _MAX_PROBLEMS = 20
+_MAX_DEPTH = 32
 
 _Location = tuple[int | str, ...]
 
@@ -147,7 +148,7 @@ def _documents(text: str) -> list[tuple[yaml.Node, Any]]:
     loader = _Loader(text)
     found: list[tuple[yaml.Node, Any]] = []
     try:
-        _refuse_anchors(text)
+        _refuse_what_is_no_plain_text(text)
         while loader.check_node():
             root = loader.get_node()
             assert root is not None, "check_node says that there is one"
@@ -166,8 +167,14 @@ def _documents(text: str) -> list[tuple[yaml.Node, Any]]:
     return found
 
 
-def _refuse_anchors(text: str) -> None:
+def _refuse_what_is_no_plain_text(text: str) -> None:
+    """Look at a text before it is made into a tree. Raises TenantsInvalid for anchors, and for what is deeper than any Tenant."""
+    depth = 0
     for event in yaml.parse(text, Loader=_Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MAX_DEPTH:
+            line = event.start_mark.line + 1 if event.start_mark else 1
+            raise TenantsInvalid([Problem(line, None, "", f"nested more than {_MAX_DEPTH} deep")])
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
             line = event.start_mark.line + 1 if event.start_mark else 1
             raise TenantsInvalid([Problem(line, None, "", "anchors and aliases are not supported")])

@@ -5,10 +5,20 @@ Knows the form of a grant. Does not know whose it is: a caller's by SPIFFE id (s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable
-from typing import Annotated, TypeVar
+from typing import Annotated, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
 
 from lionrock.tenancy import vocabulary as words
@@ -23,6 +33,13 @@ def _distinct(values: tuple[_T, ...]) -> tuple[_T, ...]:
     return values
 
 
+def _rfc3339(value: object) -> object:
+    if isinstance(value, str) and not re.fullmatch(words.MOMENT, value, re.ASCII):
+        raise ValueError("is not a time such as 2026-11-23T18:00:00+08:00")
+    return value
+
+
+Moment = Annotated[AwareDatetime, BeforeValidator(_rfc3339)]
 Purpose = Annotated[str, StringConstraints(pattern=words.CODE)]
 ModelName = Annotated[str, StringConstraints(pattern=words.MODEL)]
 Label = Annotated[str, StringConstraints(pattern=words.LABEL)]
@@ -59,3 +76,12 @@ class GrantSpec(TenancyModel):
     max_streams: int | None = Field(
         default=None, ge=1, le=65536, description="Open answers of one caller at a time; unset: the tenant's bound alone."
     )
+    not_after: Moment | None = Field(
+        default=None, description="When the grant ends, RFC 3339; unset: never. The role regulator needs it."
+    )
+
+    @model_validator(mode="after")
+    def _a_regulator_comes_for_a_time(self) -> Self:
+        if "regulator" in self.roles and self.not_after is None:
+            raise ValueError("the role regulator is granted for a time: state notAfter")
+        return self

@@ -26,8 +26,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lionrock.tenancy import vocabulary as words
 from lionrock.tenancy.grants import DataClasses, GrantSpec, Label, Models, Purposes, TenancyModel
+from lionrock.tenancy.issuers import IssuerSpec
 
 MAX_PRINCIPALS = 128
+MAX_ISSUERS = 8
 
 
 class PrincipalSpec(GrantSpec):
@@ -66,15 +68,26 @@ class TenantSpec(TenancyModel):
         default=None, description="Classes of data that the tenant may declare, whatever its principals say; unset: all."
     )
     principals: tuple[PrincipalSpec, ...] = Field(
-        min_length=1, max_length=MAX_PRINCIPALS, description="Who may call by mTLS, and what each may do."
+        default=(), max_length=MAX_PRINCIPALS, description="Who may call by mTLS, and what each may do."
+    )
+    issuers: tuple[IssuerSpec, ...] = Field(
+        default=(), max_length=MAX_ISSUERS, description="Whose tokens are believed, and what their claims are worth."
     )
 
     @model_validator(mode="after")
     def _grants_stay_within_the_tenant(self) -> Self:
         if not _all_different([principal.spiffe_id for principal in self.principals]):
             raise ValueError("principals states a spiffeId twice")
+        if not self.principals and not self.issuers:
+            raise ValueError("nobody could come in: state principals or issuers")
+        claimed = [f"{issuer.issuer} {audience}" for issuer in self.issuers for audience in issuer.audiences]
+        if not _all_different(claimed):
+            raise ValueError("issuers states an issuer and audience twice")
         for principal in self.principals:
             self._within(principal.spiffe_id, principal)
+        for issuer in self.issuers:
+            for binding in issuer.bindings:
+                self._within(f"{issuer.issuer}, {binding.value}", binding)
         return self
 
     def _within(self, who: str, grant: GrantSpec) -> None:
@@ -105,6 +118,12 @@ class NamedTenant(TenantSpec):
         return self
 
 
+class WholeSpec(TenantSpec):
+    """A spec that has to stand alone: where a tenant's requests may go, nobody decides for it."""
+
+    territory: str = Field(pattern=words.TERRITORY, description=TenantSpec.model_fields["territory"].description)
+
+
 class TenantMetadata(BaseModel):
     """Of an object's metadata the name alone concerns Lionrock; the rest is Kubernetes', and is not read."""
 
@@ -119,13 +138,11 @@ class TenantResource(TenancyModel):
     api_version: Literal["lionrock.io/v1alpha1"]
     kind: Literal["Tenant"]
     metadata: TenantMetadata
-    spec: TenantSpec
+    spec: WholeSpec
     status: dict[str, Any] | None = Field(default=None, exclude=True, description="Written by the operator; not read.")
 
     @model_validator(mode="after")
-    def _is_whole(self) -> Self:
-        if "territory" not in self.spec.model_fields_set:
-            raise ValueError("spec.territory is missing")
+    def _principals_are_its_own(self) -> Self:
         refuse_strangers(self.metadata.name, self.spec)
         return self
 
@@ -133,10 +150,6 @@ class TenantResource(TenancyModel):
     def name(self) -> str:
         """The tenant's name."""
         return self.metadata.name
-
-    def named(self) -> NamedTenant:
-        """Return the same as a setting."""
-        return NamedTenant(name=self.name, **{field: getattr(self.spec, field) for field in self.spec.model_fields_set})
 
 
 def refuse_strangers(name: str, spec: TenantSpec) -> None:

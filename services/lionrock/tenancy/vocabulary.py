@@ -20,6 +20,8 @@ TERRITORY: Final = r"^[A-Z]{2}$"
 """ISO 3166-1 alpha-2."""
 MODEL: Final = r"^(\*|[A-Za-z0-9][A-Za-z0-9._/-]{0,127})$"
 """Name under which a model is served, or all of them."""
+MOMENT: Final = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(Z|[+-][0-9]{2}:[0-9]{2})$"
+"""RFC 3339, to the second."""
 TEXT: Final = r"^[^\x00-\x1f\x7f]+$"
 """One line for people: no control characters."""
 PRINCIPAL: Final = (
