@@ -13,12 +13,13 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from lionrock.chassis.health import SERVICE_NAME as HEALTH
 from lionrock.chassis.health import Health
+from lionrock.chassis.http_door import HttpCalls, HttpDoor
 from lionrock.chassis.identity import AnyMember, AnyTenant, Callers
 from lionrock.chassis.interceptors import Guard
 from lionrock.chassis.probes import start_probes
@@ -26,6 +27,9 @@ from lionrock.chassis.ready_file import write_ready_file
 from lionrock.chassis.settings import ServerSettings, ServiceSettings, TlsSettings
 from lionrock.chassis.telemetry import start_telemetry
 from lionrock.chassis.tls import TlsFilesUnusable, WatchedIdentity
+
+if TYPE_CHECKING:
+    from lionrock.chassis.http_server import RunningHttpServer
 
 __all__ = ["AnyTenant", "CannotListen", "Registration", "RunningServer", "serve", "start_server"]
 
@@ -119,8 +123,11 @@ class RunningServer:
         probes: tuple[grpc.aio.Server, int] | None,
         *,
         leave_on_drain: bool,
+        http: RunningHttpServer | None = None,
     ) -> None:
         self.port = port
+        self.http_port = None if http is None else http.port
+        self._http = http
         self._leave_on_drain = leave_on_drain
         self.probe_port = None if probes is None else probes[1]
         self._probes = None if probes is None else probes[0]
@@ -152,6 +159,8 @@ class RunningServer:
         if self._leave_on_drain:
             # Connections get GOAWAY at once; gRPC waits longer than we do, so that it is the guard who ends what still runs.
             leaving = asyncio.create_task(self._server.stop(grace_s + STOP_S), name="lionrock-leaving")
+        if self._http is not None:
+            await self._http.begin_drain()
         try:
             async with asyncio.timeout(grace_s):
                 await self._guard.work.idle()
@@ -159,6 +168,8 @@ class RunningServer:
             log.warning("drain grace is over", extra={"running_rpcs": self._guard.work.running})
         finally:
             self._guard.end_running()
+            if self._http is not None:
+                await self._http.stop(STOP_S)
             await self._server.stop(STOP_S)
             if leaving is not None:
                 await leaving
@@ -166,8 +177,10 @@ class RunningServer:
                 await self._probes.stop(None)
 
 
-async def start_server(settings: ServiceSettings, name: str, registrations: Sequence[Registration]) -> RunningServer:
-    """Start a server. Raises CannotListen, TlsFilesUnusable."""
+async def start_server(
+    settings: ServiceSettings, name: str, registrations: Sequence[Registration], *, http: HttpDoor | None = None
+) -> RunningServer:
+    """Start a server, with a door for HTTP if one is given. Raises CannotListen, TlsFilesUnusable."""
     del name
     callers: dict[str, Callers] = {registration.service_name: registration.callers for registration in registrations}
     health = Health(callers)
@@ -191,9 +204,20 @@ async def start_server(settings: ServiceSettings, name: str, registrations: Sequ
             probes = await start_probes(settings.server.probe_listen, health)
         except RuntimeError:
             raise CannotListen(f"cannot listen on {settings.server.probe_listen}") from None
+    beside = None if http is None else await _open(http, guard, settings.server.trust_domain)
     await server.start()
     health.serving()
-    return RunningServer(server, port, guard, health, probes, leave_on_drain=settings.server.leave_on_drain)
+    return RunningServer(server, port, guard, health, probes, leave_on_drain=settings.server.leave_on_drain, http=beside)
+
+
+async def _open(door: HttpDoor, guard: Guard, trust_domain: str) -> RunningHttpServer:
+    """Start the HTTP server beside. Raises CannotListen, TlsFilesUnusable."""
+    from lionrock.chassis import http_server  # services without HTTP are installed without what it needs
+
+    try:
+        return await http_server.start_http_server(door.app(HttpCalls(guard, trust_domain)), door.settings)
+    except http_server.CannotListen as error:
+        raise CannotListen(*error.args) from None
 
 
 def _add_health(health: Health, server: grpc.aio.Server) -> None:
@@ -223,6 +247,7 @@ async def serve(
     on_ready: Callable[[int], Awaitable[None]] | None = None,
     on_drain: Callable[[], Awaitable[None]] | None = None,
     readiness: AsyncIterator[bool] | None = None,
+    http: HttpDoor | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal ends at once.
 
@@ -235,7 +260,7 @@ async def serve(
     loop.set_exception_handler(_log_loop_error)
     telemetry = start_telemetry(name, settings.telemetry)
     try:
-        running = await start_server(settings, name, registrations)
+        running = await start_server(settings, name, registrations, http=http)
     except (CannotListen, TlsFilesUnusable) as error:
         print(f"lionrock {name}: {error}", file=sys.stderr)
         telemetry.close()
@@ -254,6 +279,9 @@ async def serve(
             following = asyncio.create_task(_follow(readiness, running), name="lionrock-readiness")
         if on_ready is not None:
             await on_ready(running.port)
+        if http is not None and http.settings.ready_file is not None:
+            assert running.http_port is not None
+            write_ready_file(http.settings.ready_file, running.http_port)
         ready_file = settings.server.ready_file
         if ready_file is not None:
             write_ready_file(ready_file, running.port)
