@@ -329,6 +329,8 @@ class ScriptedMesh:
         self.limits: dict[str, Any] = {}
         self.tenants_directory: Path | None = None
         self.targets: dict[str, str] = {}
+        self.gateway_changes: dict[str, Any] = {}
+        """Settings of the gateway beyond those that have an attribute here."""
         self.peer_timeout_s = 5.0
         self.routes_directory = directory / "routes"
         self.routed = False
@@ -409,6 +411,7 @@ class ScriptedMesh:
             **peers,
             tenants=self.tenants,
             tenants_dir=self.tenants_directory,
+            **self.gateway_changes,
             limits=LimitSettings(**self.limits),
         )
 

@@ -26,6 +26,7 @@ from lionrock.gateway.identity.authenticator import authenticating
 from lionrock.gateway.model_stats import ModelStats
 from lionrock.gateway.peers import AuditLog, Guardrails, Inference, Peers, Tokenization
 from lionrock.gateway.pipeline import ChatPipeline
+from lionrock.gateway.policy_directory import PolicyDirectory
 from lionrock.gateway.routed_channels import RoutedChannels
 from lionrock.gateway.routes import Endpoint, RoutesInvalid, RouteTable
 from lionrock.gateway.routes_file import RoutesFile
@@ -51,7 +52,7 @@ NO_TARGET = "routed"  # stands in the settings of engines for the target, which 
 async def gateway(settings: GatewaySettings) -> AsyncIterator[Sequence[Registration]]:
     """Open the channels and return the services. Leaving writes the outcomes that are still being written, then closes them.
 
-    Raises OSError, ValueError, TlsFilesUnusable and RoutesInvalid.
+    Raises OSError, ValueError (of which PoliciesInvalid), TlsFilesUnusable and RoutesInvalid.
     """
     async with AsyncExitStack() as stack:
 
@@ -69,7 +70,7 @@ async def gateway(settings: GatewaySettings) -> AsyncIterator[Sequence[Registrat
         tokenization = None if own is None else Tokenization(await channel(own), own.timeout_s)
         metrics, stats = GatewayMetrics(meter()), ModelStats()
         engines = await stack.enter_async_context(_engines(settings, tokenization, metrics, stats))
-        authorizer = Authorizer(AccessPolicies(packaged_roles()))
+        authorizer = await stack.enter_async_context(_policies(settings, metrics))
         models = ServedModels(engines, settings.limits.models_fresh_s)
         admission = Admission(settings.limits.max_streams)
         pipeline = ChatPipeline(
@@ -79,7 +80,7 @@ async def gateway(settings: GatewaySettings) -> AsyncIterator[Sequence[Registrat
         authenticator = await stack.enter_async_context(authenticating(directory, metrics.issuer_keys_unavailable))
         servicer = GatewayServicer(authenticator, authorizer, pipeline, peers, engines, models)
         yield (
-            Registration(add_GatewayServiceServicer_to_server, servicer, SERVICE_NAME, AnyTenant()),
+            Registration(add_GatewayServiceServicer_to_server, servicer, SERVICE_NAME, AnyTenant(tokens=True)),
             Registration(add_GatewayStatsServiceServicer_to_server, StatsServicer(stats), STATS_SERVICE_NAME, STATS_CALLERS),
             *AuditDoor(authenticator, authorizer, audit_channel).registrations(),
         )
@@ -88,6 +89,21 @@ async def gateway(settings: GatewaySettings) -> AsyncIterator[Sequence[Registrat
                 await pipeline.settle()
         except TimeoutError:
             log.error("stopped with outcomes unwritten")
+
+
+@asynccontextmanager
+async def _policies(settings: GatewaySettings, metrics: GatewayMetrics) -> AsyncIterator[Authorizer]:
+    """Know the access policies, and, where a directory holds them, follow it. Raises PoliciesInvalid, OSError."""
+    if settings.policy_dir is None:
+        yield Authorizer(AccessPolicies(packaged_roles(), served_in=settings.served_in))
+        return
+    directory = PolicyDirectory(settings.policy_dir, served_in=settings.served_in, refused=metrics.policies_refused)
+    authorizer = directory.start()
+    looking = asyncio.create_task(directory.keep_looking(settings.limits.policies_poll_s), name="lionrock-policies")
+    try:
+        yield authorizer
+    finally:
+        looking.cancel()
 
 
 @asynccontextmanager

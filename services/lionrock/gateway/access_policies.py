@@ -175,7 +175,7 @@ def _read(files: Mapping[str, str]) -> dict[str, PolicyInfo]:
     for name, text in files.items():
         try:
             document = json.loads(cedarpy.policies_to_json_str(text))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise PoliciesInvalid(f"{name}: {error}") from None
         if document["templates"]:
             raise PoliciesInvalid(f"{name}: templates are not supported")
@@ -207,8 +207,8 @@ def _validate(files: Mapping[str, str], schema: str) -> None:
     for name, text in files.items():
         result = cedarpy.validate_policies(text, schema)
         if not result.validation_passed:
-            ids = result.id_annotations_by_policy_id
-            why = [f"{ids.get(error.policy_id, '')}: {error.error}" if error.policy_id else error.error for error in result.errors]
+            ids = result.id_annotations_by_policy_id  # Cedar numbers policies, people name them
+            why = [f"{ids[one.policy_id]}: {one.error}".replace(f"for policy `{one.policy_id}`, ", "") for one in result.errors]
             raise PoliciesInvalid(f"{name}: {'; '.join(why[:8])}")
 
 

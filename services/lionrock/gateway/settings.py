@@ -12,6 +12,7 @@ from lionrock.chassis.settings import PeerSettings, ServiceSettings
 from lionrock.gateway.granting import tenant_of
 from lionrock.gateway.tenants import Tenant, TenantDirectory
 from lionrock.tenancy.spec import NamedTenant
+from lionrock.tenancy.vocabulary import TERRITORY
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 
@@ -44,6 +45,9 @@ class LimitSettings(BaseModel):
     tenants_poll_s: float = Field(
         default=1.0, gt=0, le=5, description="time between two looks at the files of tenants_dir, in seconds"
     )
+    policies_poll_s: float = Field(
+        default=1.0, gt=0, le=5, description="time between two looks at the files of policy_dir, in seconds"
+    )
     models_fresh_s: float = Field(default=5.0, ge=0, description="time for which the list of served models is believed, in seconds")
 
 
@@ -69,6 +73,15 @@ class GatewaySettings(ServiceSettings):
     )
     tenants_dir: Path | None = Field(
         default=None, description="directory of Tenant files (.yaml, .yml, .json), followed when they change; unset: there are none"
+    )
+    policy_dir: Path | None = Field(
+        default=None,
+        description="directory of access policies (*.cedar) in place of the packaged roles, followed when they change",
+    )
+    served_in: str | None = Field(
+        default=None,
+        pattern=TERRITORY,
+        description="territory of this gateway and its engines; tenants of another are not answered; unset: not checked",
     )
     limits: LimitSettings = LimitSettings()
     cache_salt_file: Path | None = Field(

@@ -55,6 +55,9 @@ class GatewayMetrics:
         self._routes_refused = meter.create_counter(
             "lionrock.gateway.routes_refused", description="Changes of the routes file that were not followed."
         )
+        self._policies_refused = meter.create_counter(
+            "lionrock.gateway.policies_refused", description="Changes of the access policies that were not followed."
+        )
         self._tenants_refused = meter.create_counter(
             "lionrock.gateway.tenants_refused", description="Tenant files that were not followed when they changed."
         )
@@ -107,6 +110,10 @@ class GatewayMetrics:
     def routes_refused(self) -> None:
         """Count a change of the routes file that was not followed."""
         self._routes_refused.add(1)
+
+    def policies_refused(self) -> None:
+        """Count a change of the access policies that was not followed."""
+        self._policies_refused.add(1)
 
     def tenants_refused(self) -> None:
         """Count a Tenant file that was not followed."""
