@@ -8,17 +8,25 @@ import hashlib
 import hmac
 import json
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
 
+from lionrock.audit.v1 import records_pb2 as rec
+from lionrock.audit.v1.records_pb2_grpc import RecordsServiceStub
 from lionrock.common.v1 import context_pb2 as ctx
+from lionrock.gateway.identity.authenticator import MAX_REFUSALS_WAITING, Presented, authenticating
+from lionrock.gateway.identity.failures import RefusalsFullError, TokenInvalidError
+from lionrock.gateway.tenants import Grant, IssuerConfig, KeyLocation, Tenant, TenantDirectory, TenantName
 from lionrock.gateway.v1 import gateway_pb2 as gw
+from lionrock.gateway.v1.gateway_pb2_grpc import GatewayServiceStub
 from oidc_issuer import AUDIENCE, OidcIssuer, SigningKey
 from scripted_mesh import ScriptedMesh, tenant
 
@@ -260,6 +268,48 @@ async def test_an_issuer_that_is_silent_at_the_start_is_asked_again(
                 except Exception:  # noqa: BLE001  until the keys are there
                     continue
                 break
+
+
+class MeshWithTokenPort(ScriptedMesh):
+    """Its gateway listens for callers without a certificate too."""
+
+    def server_settings(self, service: str, **server: Any) -> dict[str, Any]:
+        return super().server_settings(service, **(server | ({"token_listen": "127.0.0.1:0"} if service == "gateway" else {})))
+
+
+async def test_a_person_without_a_certificate_comes_in_by_the_port_for_tokens(
+    tmp_path: Path, issuer: OidcIssuer, ask: Any, hear: Any, failure: Any
+) -> None:
+    mesh = MeshWithTokenPort(tmp_path / "mesh")
+    mesh.tenants = [{**tenant("bank"), "issuers": [issuer.spec()]}]
+    async with mesh.running():
+        credentials = grpc.ssl_channel_credentials(mesh.ca.authority.certificate_pem)
+        options = [("grpc.ssl_target_name_override", "gateway.lionrock.internal")]
+        target = f"127.0.0.1:{mesh.servers['gateway'].token_port}"
+        async with grpc.aio.secure_channel(target, credentials, options=options) as channel:
+            stub = GatewayServiceStub(channel)
+            answer = await hear(stub.Chat(ask(), metadata=bearer(issuer.token())))
+            assert answer.text == mesh.engine.text
+            assert (await failure(stub.Chat(ask()))).reason == "CREDENTIAL_MISSING"
+            assert await refused(stub, failure, issuer.token(SigningKey("first"))) == NOT_ACCEPTED
+            records = RecordsServiceStub(channel)
+            holds = rec.ListHoldsRequest()
+            error = await failure(records.ListHolds(holds, metadata=bearer(issuer.token())))
+            assert error.reason == "ROLE_NOT_PERMITTED"
+    assert mesh.guardrails.requests[0].context.actor == f"{issuer.url}#ada"
+
+
+async def test_a_flood_of_bad_tokens_is_turned_away_and_good_ones_are_let_in(issuer: OidcIssuer) -> None:
+    grant = Grant(("user",), ("testing",), frozenset({"*"}), frozenset({"public"}), "default")
+    config = IssuerConfig(KeyLocation(issuer.url, None, issuer.ca_file), frozenset({AUDIENCE}), ("groups",), (("tellers", grant),))
+    directory = TenantDirectory([Tenant(TenantName("bank"), "HK", 1, {}, (config,))])
+    async with authenticating(directory, lambda: None) as authenticator:
+        stranger = Presented(bearer=issuer.token(SigningKey("first")))
+        bad = [asyncio.ensure_future(authenticator.authenticate(stranger)) for _ in range(MAX_REFUSALS_WAITING + 10)]
+        good = await authenticator.authenticate(Presented(bearer=issuer.token()))
+        refusals = await asyncio.gather(*bad, return_exceptions=True)
+    assert good.grant is grant
+    assert Counter(type(refusal) for refusal in refusals) == {TokenInvalidError: MAX_REFUSALS_WAITING, RefusalsFullError: 10}
 
 
 async def test_nothing_of_a_token_is_logged(

@@ -6,7 +6,6 @@ with two doors has the bounds of one. Does not know what a request asks for, nor
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Awaitable, Callable, Hashable, Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from google.protobuf.message import Message
 from lionrock.chassis.calls import Call
 from lionrock.chassis.errors import CallerNotPermitted, InvalidField
 from lionrock.chassis.identity import AnyTenant, SpiffeId, certified_identity, permits
-from lionrock.chassis.interceptors import TRACE_KEYS, Answer, Guard, Operation
+from lionrock.chassis.interceptors import AUTHORIZATION, TRACE_KEYS, Answer, Guard, Operation, token_bearer
 from lionrock.chassis.validation import check
 
 if TYPE_CHECKING:
@@ -89,7 +88,7 @@ def _key(scope: Scope, identity: SpiffeId | None) -> Hashable:
     """Whose share of the concurrency a call takes: the certificate's holder or, without one, the token's, whoever that will be."""
     if identity is not None:
         return identity
-    return hashlib.sha256(b"\0".join(value for key, value in scope["headers"] if key == b"authorization")).digest()
+    return token_bearer(value for key, value in scope["headers"] if key == AUTHORIZATION.encode())
 
 
 def _remaining_s(scope: Scope) -> float | None:

@@ -67,7 +67,12 @@ class SpiffeId:
 
 @dataclass(frozen=True, slots=True)
 class AnyTenant:
-    """Callers: whoever belongs to a tenant."""
+    """Callers: whoever belongs to a tenant.
+
+    `tokens`: also who shows no certificate. The service itself then finds out, by a bearer token, who that is.
+    """
+
+    tokens: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +84,10 @@ Callers = frozenset[str] | AnyTenant | AnyMember
 """Names of the services that may call, or one of the two wider rules. An empty set permits nobody."""
 
 
-def permits(callers: Callers, identity: SpiffeId) -> bool:
-    """Whether a rule lets an identity of the own trust domain in."""
+def permits(callers: Callers, identity: SpiffeId | None) -> bool:
+    """Whether a rule lets an identity of the own trust domain in; None is who shows no certificate."""
+    if identity is None:
+        return isinstance(callers, AnyTenant) and callers.tokens
     match callers:
         case AnyTenant():
             return identity.tenant is not None
@@ -108,6 +115,11 @@ def verified_identity(auth_context: Mapping[str, Any], trust_domain: str) -> Spi
     if identity.trust_domain != trust_domain:
         raise CallerNotPermitted("the certificate belongs to another trust domain")
     return identity
+
+
+def shows_certificate(auth_context: Mapping[str, Any]) -> bool:
+    """Whether the peer of a connection showed a certificate of any kind."""
+    return any(name.startswith(("x509_", "peer_")) for name in auth_context)
 
 
 @lru_cache(maxsize=1024)

@@ -12,10 +12,11 @@ exception texts into spans.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import inspect
 import logging
 import time
-from collections.abc import Awaitable, Callable, Hashable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -37,7 +38,7 @@ from lionrock.chassis.errors import (
     MethodNotFound,
     ShuttingDown,
 )
-from lionrock.chassis.identity import AnyMember, Callers, SpiffeId, permits, verified_identity
+from lionrock.chassis.identity import AnyMember, Callers, SpiffeId, permits, shows_certificate, verified_identity
 from lionrock.chassis.refusals import abort, mesh_error
 from lionrock.chassis.settings import ServerSettings
 from lionrock.chassis.telemetry import meter, tracer
@@ -52,6 +53,7 @@ PROBE_LIMIT = 64
 PROBE_LIMIT_PER_CALLER = 16
 REFUSALS_LOGGED_EVERY_S = 1.0
 _PROPAGATOR = TraceContextTextMapPropagator()
+AUTHORIZATION = "authorization"
 TRACE_KEYS = frozenset({"traceparent", "tracestate"})
 # Statuses that are the server's fault (OpenTelemetry semantic conventions for gRPC servers).
 _SERVER_FAULTS = frozenset(
@@ -64,6 +66,11 @@ _SERVER_FAULTS = frozenset(
         grpc.StatusCode.DATA_LOSS,
     }
 )
+
+
+def token_bearer(authorization: Iterable[bytes]) -> bytes:
+    """Return as whom a caller without a certificate is counted: as the holder of their token, whoever that will turn out to be."""
+    return hashlib.sha256(b"\0".join(authorization)).digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +184,7 @@ class Guard(grpc.aio.ServerInterceptor):
     async def _refuse_unknown(self, requests: object, context: Context[Any, Any]) -> None:
         del requests
         try:
-            verified_identity(context.auth_context(), self._settings.trust_domain)
+            self._identity(context)
         except CallerNotPermitted as error:
             await self._refuse(context, error, "unknown")
         await self._refuse(context, MethodNotFound("the server has no such method"), "unknown")
@@ -191,16 +198,35 @@ class Guard(grpc.aio.ServerInterceptor):
             self._refusal_logged_at, self._refusals_unlogged = now, 0
         await abort(context, error)
 
-    def _admit(self, method: Method, context: Context[Any, Any]) -> SpiffeId:
-        """Verify the caller and count the call. Raises MeshError, having counted nothing."""
-        identity = verified_identity(context.auth_context(), self._settings.trust_domain)
+    def _identity(self, context: Context[Any, Any]) -> SpiffeId | None:
+        """Return who calls, None on the port for bearer tokens. Raises CallerNotPermitted."""
+        auth_context = context.auth_context()
+        if self._settings.token_listen is not None and not shows_certificate(auth_context):
+            return None
+        return verified_identity(auth_context, self._settings.trust_domain)
+
+    def _admit(self, method: Method, context: Context[Any, Any]) -> tuple[SpiffeId | None, Hashable]:
+        """Verify the caller and count the call. Returns who calls, and as whom they are counted.
+
+        Raises MeshError, having counted nothing.
+        """
+        identity = self._identity(context)
         if not permits(method.callers, identity):
             raise CallerNotPermitted("this identity may not call this method")
-        if method.probe:
-            self._probes.enter(identity)
-            return identity
-        self.enter(identity, None if identity.service is None else self._service_limit)
-        return identity
+        if identity is None:
+            counted: Hashable = token_bearer(
+                value.encode() if isinstance(value, str) else value
+                for key, value in context.invocation_metadata() or ()
+                if key == AUTHORIZATION
+            )
+            self.enter(counted)
+        elif method.probe:
+            counted = identity
+            self._probes.enter(counted)
+        else:
+            counted = identity
+            self.enter(counted, None if identity.service is None else self._service_limit)
+        return identity, counted
 
     def enter(self, caller: Hashable, limit: int | None = None) -> None:
         """Count one more call of a caller; `work.leave` counts it less. Raises ShuttingDown, Overloaded."""
@@ -236,7 +262,7 @@ class Guard(grpc.aio.ServerInterceptor):
         self, method: Method, context: Context[Any, Any], body: Callable[[Any, Context[Any, Any]], Awaitable[Any]]
     ) -> Any:
         try:
-            identity = self._admit(method, context)
+            identity, counted = self._admit(method, context)
         except MeshError as error:
             await self._refuse(context, error, method.full_name)
         try:
@@ -248,7 +274,7 @@ class Guard(grpc.aio.ServerInterceptor):
         except MeshError as refusal:
             await abort(context, refusal)
         finally:
-            (self._probes if method.probe else self.work).leave(identity)
+            (self._probes if method.probe else self.work).leave(counted)
 
     async def run(
         self, operation: Operation, call: calls.Call, carrier: Mapping[str, str], body: Callable[[], Awaitable[Answer]]

@@ -87,8 +87,8 @@ def _options(settings: ServerSettings) -> list[tuple[str, int]]:
     ]
 
 
-def _credentials(tls: TlsSettings) -> grpc.ServerCredentials:
-    """Credentials that follow their files at every handshake. Raises TlsFilesUnusable."""
+def _credentials(tls: TlsSettings, *, mutual: bool = True) -> grpc.ServerCredentials:
+    """Credentials that follow their files at every handshake. `mutual`: clients show theirs too. Raises TlsFilesUnusable."""
     watched = WatchedIdentity(tls, interval_s=0)
     lock = threading.Lock()  # handshakes ask from threads of gRPC
     handed_out = watched.version
@@ -108,7 +108,7 @@ def _credentials(tls: TlsSettings) -> grpc.ServerCredentials:
             handed_out = watched.version
             return configuration()
 
-    return grpc.dynamic_ssl_server_credentials(configuration(), changed, require_client_authentication=True)  # type: ignore[arg-type]
+    return grpc.dynamic_ssl_server_credentials(configuration(), changed, require_client_authentication=mutual)  # type: ignore[arg-type]
 
 
 class RunningServer:
@@ -123,9 +123,11 @@ class RunningServer:
         probes: tuple[grpc.aio.Server, int] | None,
         *,
         leave_on_drain: bool,
+        token_port: int | None = None,
         http: RunningHttpServer | None = None,
     ) -> None:
         self.port = port
+        self.token_port = token_port
         self.http_port = None if http is None else http.port
         self._http = http
         self._leave_on_drain = leave_on_drain
@@ -194,10 +196,11 @@ async def start_server(
     _add_health(health, server)
     if settings.server.reflection:
         _add_reflection([*callers], server)
-    try:
-        port = server.add_secure_port(settings.server.listen, _credentials(settings.server.tls))
-    except RuntimeError:
-        raise CannotListen(f"cannot listen on {settings.server.listen}") from None
+    port = _listen(server, settings.server.listen, _credentials(settings.server.tls))
+    token_port = None
+    if settings.server.token_listen is not None:
+        credentials = _credentials(settings.server.token_tls or settings.server.tls, mutual=False)
+        token_port = _listen(server, settings.server.token_listen, credentials)
     probes = None
     if settings.server.probe_listen is not None:
         try:
@@ -207,7 +210,16 @@ async def start_server(
     beside = None if http is None else await _open(http, guard, settings.server.trust_domain)
     await server.start()
     health.serving()
-    return RunningServer(server, port, guard, health, probes, leave_on_drain=settings.server.leave_on_drain, http=beside)
+    leave = settings.server.leave_on_drain
+    return RunningServer(server, port, guard, health, probes, leave_on_drain=leave, token_port=token_port, http=beside)
+
+
+def _listen(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials) -> int:
+    """Return the port. Raises CannotListen."""
+    try:
+        return server.add_secure_port(address, credentials)
+    except RuntimeError:
+        raise CannotListen(f"cannot listen on {address}") from None
 
 
 async def _open(door: HttpDoor, guard: Guard, trust_domain: str) -> RunningHttpServer:

@@ -73,7 +73,9 @@ class AuditDoor:
 
     def registrations(self) -> tuple[Registration, ...]:
         """Return the services as the chassis registers them."""
-        return tuple(Registration(_add, self._handlers(service), service.full_name, AnyTenant()) for service in _SERVICES)
+        return tuple(
+            Registration(_add, self._handlers(service), service.full_name, AnyTenant(tokens=True)) for service in _SERVICES
+        )
 
     def _handlers(self, service: ServiceDescriptor) -> grpc.GenericRpcHandler:
         methods = {name: self._handler(service.methods_by_name[name]) for name in CALL_ACTIONS[service.name]}

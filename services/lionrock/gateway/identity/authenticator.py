@@ -5,7 +5,8 @@ wires: the listener says what its transport verified (`spiffe_id`) and what the 
 
 A token that nobody vouches for is refused REFUSAL_AFTER_S after it came, whatever was wrong with it. How long it took to find that
 out would otherwise tell whether its issuer, or its key, is one that we know. A key that is newer than the last fetch is fetched in
-that time, and the token looked at once more at its end.
+that time, and the token looked at once more at its end. No more than MAX_REFUSALS_WAITING wait like this: who floods the gateway
+with bad tokens is turned away at once, whatever is wrong with them, and holds no places that others need.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from lionrock.gateway.identity.failures import CredentialMissingError, TokenInvalidError, Why
+from lionrock.gateway.identity.failures import CredentialMissingError, RefusalsFullError, TokenInvalidError, Why
 from lionrock.gateway.identity.issuer_keys import Keyring
 from lionrock.gateway.identity.tokens import KeyMissing, person
 from lionrock.gateway.tenants import Principal, TenantDirectory, TenantName
 
 REFUSAL_AFTER_S: Final = 0.1
+MAX_REFUSALS_WAITING: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +47,13 @@ class Authenticator:
         self._directory = directory
         self._keyring = keyring
         self._wall_clock = wall_clock
+        self._refusals_waiting = 0
 
     async def authenticate(self, presented: Presented) -> Principal:
         """Return who calls. With a certificate and a token it is the token's person, of the certificate's tenant.
 
-        Raises CredentialMissingError, TokenInvalidError, TokenExpiredError, UnknownPrincipalError: all of them CredentialError.
+        Raises CredentialMissingError, TokenInvalidError, TokenExpiredError, UnknownPrincipalError, RefusalsFullError: all of them
+        CredentialError.
         """
         beside = None if presented.spiffe_id is None else self._directory.principal(presented.spiffe_id)
         if presented.bearer is not None:
@@ -66,10 +70,16 @@ class Authenticator:
         except TokenInvalidError as refused:
             if refused.why is not Why.NOT_ACCEPTED:
                 raise
+            if self._refusals_waiting >= MAX_REFUSALS_WAITING:
+                raise RefusalsFullError("too many tokens are not accepted at the moment") from None
             if isinstance(refused, KeyMissing):
                 self._keyring.missed(refused.location)
-        # By the loop's clock, as the timer that wakes us: what was done until now changes nothing about when that is.
-        await asyncio.sleep(refused_at - loop.time())
+        self._refusals_waiting += 1
+        try:
+            # By the loop's clock, as the timer that wakes us: what was done until now changes nothing about when that is.
+            await asyncio.sleep(refused_at - loop.time())
+        finally:
+            self._refusals_waiting -= 1
         return self._person(token, within)
 
     def _person(self, token: str, within: TenantName | None) -> Principal:

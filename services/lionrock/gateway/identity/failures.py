@@ -4,6 +4,7 @@
     ├── CredentialMissingError    nothing was presented
     ├── TokenInvalidError         a bearer token that is not accepted; `why` is one of a closed list
     ├── TokenExpiredError         a token that was good until its time ran out
+    ├── RefusalsFullError         a token that is not accepted, one of too many at a time
     └── UnknownPrincipalError     the credential is good, and no tenant gives its holder anything (tenants.py)
 
 Only the holder of a token that an issuer of a tenant signed for us learns more than NOT_ACCEPTED. To everybody else an issuer that
@@ -44,3 +45,7 @@ class TokenInvalidError(CredentialError):
 
 class TokenExpiredError(CredentialError):
     """The bearer token was good until its time ran out."""
+
+
+class RefusalsFullError(CredentialError):
+    """The bearer token is not accepted, as those of so many others at the moment that its bearer has to come back to hear so."""

@@ -17,7 +17,7 @@ _SCHEME = "bearer "
 
 
 async def caller_of_rpc(authenticator: Authenticator) -> tuple[Principal, Deadline]:
-    """Return who calls and until when. Raises CredentialMissing, TokenInvalid, TokenExpired, UnknownPrincipal."""
+    """Return who calls and until when. Raises CredentialMissing, TokenInvalid, TokenExpired, UnknownPrincipal, Overloaded."""
     call = current_call()
     assert call is not None, "the chassis admits every call"
     with refusing():

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lionrock.chassis.errors import MeshError
+from lionrock.chassis.errors import MeshError, Overloaded
 from lionrock.gateway import errors
-from lionrock.gateway.identity.failures import CredentialMissingError, TokenExpiredError, TokenInvalidError
+from lionrock.gateway.identity.failures import CredentialMissingError, RefusalsFullError, TokenExpiredError, TokenInvalidError
 from lionrock.gateway.tenants import CredentialError
+
+_RETRY_AFTER_S = 1.0
 
 
 def refusal(error: CredentialError) -> MeshError:
@@ -23,6 +25,8 @@ def refusal(error: CredentialError) -> MeshError:
             return errors.TokenInvalid("the bearer token is not accepted", metadata={"why": error.why})
         case TokenExpiredError():
             return errors.TokenExpired("the bearer token has expired")
+        case RefusalsFullError():
+            return Overloaded("the gateway is busy with credentials that it does not accept", retry_after_s=_RETRY_AFTER_S)
     return errors.UnknownPrincipal("no tenant lists this identity")
 
 
