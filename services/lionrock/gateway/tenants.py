@@ -18,6 +18,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NewType
 
+from lionrock.gateway.quotas.limits import NO_QUOTAS, Quotas
+
 TenantName = NewType("TenantName", str)
 
 ANY_MODEL = "*"
@@ -46,7 +48,8 @@ class Grant:
 
     `purposes[0]` is the purpose of a request that states none. `models` holds names, or "*" for every served model. `max_streams`
     bounds the answers that one caller may have open at a time; None leaves only the tenant's bound.
-    `not_after` (aware) ends the grant; None: it has no end, which a regulator's must have.
+    `not_after` (aware) ends the grant; None: it has no end, which a regulator's must have. `quotas` are each caller's own, within
+    the tenant's, and counted by all gateways together.
     """
 
     roles: tuple[str, ...]
@@ -56,6 +59,7 @@ class Grant:
     profile: str
     max_streams: int | None = None
     not_after: datetime | None = None
+    quotas: Quotas = NO_QUOTAS
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +101,7 @@ class Tenant:
     """A tenant.
 
     `territory` is an ISO 3166-1 alpha-2 code; `grants` maps an exact SPIFFE id, or a kind ending in "/*", to its grant; `issuers`
-    speak for its people.
+    speak for its people; `quotas` bound all its callers together, at all gateways.
     """
 
     name: TenantName
@@ -105,6 +109,7 @@ class Tenant:
     max_streams: int
     grants: Mapping[str, Grant]
     issuers: tuple[IssuerConfig, ...] = ()
+    quotas: Quotas = NO_QUOTAS
 
 
 @dataclass(frozen=True, slots=True)
