@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -17,16 +16,7 @@ from lionrock.gateway.v1 import gateway_pb2 as gw
 from lionrock.tenancy.spec import NamedTenant
 from mesh_ca import TRUST_DOMAIN
 from scripted_mesh import ScriptedMesh
-
-
-def write(directory: Path, name: str, trust_domain: str = TRUST_DOMAIN, **spec: Any) -> None:
-    """Put a Tenant file in place in one step."""
-    principal = {"spiffeId": f"spiffe://{trust_domain}/tenant/{name}/user/*", "purposes": ["testing"]}
-    whole = {"territory": "HK", "principals": [principal], **spec}
-    document = {"apiVersion": "lionrock.io/v1alpha1", "kind": "Tenant", "metadata": {"name": name}, "spec": whole}
-    fresh = directory / f".{name}.json"
-    fresh.write_text(json.dumps(document))
-    fresh.replace(directory / f"{name}.json")
+from tenant_files import write
 
 
 @pytest.fixture
