@@ -332,6 +332,8 @@ class ScriptedMesh:
         self.gateway_changes: dict[str, Any] = {}
         """Settings of the gateway beyond those that have an attribute here."""
         self.peer_timeout_s = 5.0
+        self.http: dict[str, Any] | None = None
+        """Settings of the HTTP port; None: none."""
         self.routes_directory = directory / "routes"
         self.routed = False
         self.engines: dict[str, Parrot] = {}
@@ -404,6 +406,8 @@ class ScriptedMesh:
             for name in self._services
             if not (self.routed and name == "inference") and (self.own_tokenization or name != "tokenization")
         }
+        if self.http is not None:
+            peers["http"] = self.http
         if self.routed:
             peers["routes_file"] = self.routes_directory / "routes.json"
         return GatewaySettings(
@@ -424,10 +428,12 @@ class ScriptedMesh:
                 if service not in self.targets:
                     await self.start_peer(service)
             settings = self.gateway_settings()
-            registrations = await stack.enter_async_context(gateway(settings))
-            front = await start_server(settings, "gateway", registrations)
+            served = await stack.enter_async_context(gateway(settings))
+            front = await start_server(settings, "gateway", served.registrations, http=served.http)
             stack.push_async_callback(front.stop)
             self.servers["gateway"], self.targets["gateway"] = front, f"127.0.0.1:{front.port}"
+            if front.http_port is not None:
+                self.targets["http"] = f"127.0.0.1:{front.http_port}"
             yield self
 
     async def _stop_all(self) -> None:
