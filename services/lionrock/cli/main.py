@@ -14,7 +14,9 @@ import typer
 
 from lionrock.cli.audit import app as audit
 from lionrock.cli.errors import EXIT_USAGE, CommandError, report
+from lionrock.cli.policy_commands import app as policy
 from lionrock.cli.services import run_service
+from lionrock.cli.tenant import app as tenant
 
 SERVICES = ("gateway", "tokenization", "inference", "guardrails", "witness")
 
@@ -31,6 +33,8 @@ models = typer.Typer(help="The model store: what is there, and how to bring more
 app.add_typer(models, name="models")
 bundle = typer.Typer(help="Images, charts and models in one directory, for sites without a network.", no_args_is_help=True)
 app.add_typer(bundle, name="bundle")
+app.add_typer(tenant, name="tenant")
+app.add_typer(policy, name="policy")
 app.add_typer(audit, name="audit", rich_help_panel="Services")
 
 StateDirOption = Annotated[

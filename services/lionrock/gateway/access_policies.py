@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -98,6 +99,12 @@ class AccessPolicies:
         forbids = {policy: self.policies[policy].denial for policy in decided}
         denial = min((one for one in forbids.values() if one), key=_DENIALS.index) if permitted else Denial.ROLE
         return Decision(denial, tuple(policy for policy, why in forbids.items() if why is denial))
+
+    def placed(self, *, served_in: str | None, now: Callable[[], datetime] = utc_now) -> AccessPolicies:
+        """Return the same set for a gateway elsewhere, or at another time."""
+        other = copy(self)
+        other._served_in, other._now = served_in, now
+        return other
 
     def _evaluate(
         self, asked: dict[str, Any], policies: cedarpy.PolicySet, entities: cedarpy.Entities
@@ -208,8 +215,12 @@ def _validate(files: Mapping[str, str], schema: str) -> None:
         result = cedarpy.validate_policies(text, schema)
         if not result.validation_passed:
             ids = result.id_annotations_by_policy_id  # Cedar numbers policies, people name them
-            why = [f"{ids[one.policy_id]}: {one.error}".replace(f"for policy `{one.policy_id}`, ", "") for one in result.errors]
+            why = [f"{ids[one.policy_id]}: {_bare(one)}" for one in result.errors]
             raise PoliciesInvalid(f"{name}: {'; '.join(why[:8])}")
+
+
+def _bare(error: cedarpy.ValidationError) -> str:
+    return error.error.removeprefix(f"for policy `{error.policy_id}`").lstrip(":, ")
 
 
 def _cedar(policies: Any) -> cedarpy.PolicySet:
