@@ -21,6 +21,7 @@ ACTIONS = """
 chat                  x    x    x    x    .    .    .    .    .    .
 count_tokens          x    x    x    x    .    .    .    .    .    .
 list_models           x    x    x    x    x    x    .    .    .    x
+get_quota             x    x    x    x    x    x    x    x    x    .
 get_receipt           x    x    x    x    x    x    x    x    x    .
 list_audit_keys       x    x    x    x    x    x    x    x    x    .
 verify_log            x    x    x    x    x    x    x    x    x    .

@@ -87,7 +87,7 @@ def configure(
     """Say everything that the services are told, with the user's settings of single services merged over it."""
     targets = {name: f"127.0.0.1:{port}" for name, port in ports.items()}
     own: dict[str, dict[str, Any]] = {
-        "gateway": _gateway(settings, targets),
+        "gateway": _gateway(settings, state, targets),
         "tokenization": {"models": {model.name: str(state.models / model.name)}},
         "inference": _inference(settings, state, certificates, model),
         "guardrails": {},
@@ -134,7 +134,7 @@ def _common(name: str, settings: MeshSettings, state: StateDir, certificates: Ce
     }
 
 
-def _gateway(settings: MeshSettings, targets: Mapping[str, str]) -> dict[str, Any]:
+def _gateway(settings: MeshSettings, state: StateDir, targets: Mapping[str, str]) -> dict[str, Any]:
     tenant = {
         "name": settings.tenant,
         "principals": [
@@ -147,6 +147,7 @@ def _gateway(settings: MeshSettings, targets: Mapping[str, str]) -> dict[str, An
     return {
         **{name: {"target": targets[name], "service": name} for name in PEERS},
         "tenants": [tenant],
+        "state": {"sqlite_file": str(state.root / "gateway" / "state.sqlite")},
         "limits": {"models_fresh_s": _MODELS_FRESH_S},
     }
 

@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import grpc
 
 from lionrock.chassis.channel import MeshChannel, open_channel
+from lionrock.chassis.ids import uuid7
 from lionrock.chassis.server import AnyTenant, Registration, serve
 from lionrock.chassis.settings import PeerSettings, load_settings
 from lionrock.chassis.telemetry import meter
@@ -27,12 +28,16 @@ from lionrock.gateway.model_stats import ModelStats
 from lionrock.gateway.peers import AuditLog, Guardrails, Inference, Peers, Tokenization
 from lionrock.gateway.pipeline import ChatPipeline
 from lionrock.gateway.policy_directory import PolicyDirectory
+from lionrock.gateway.quotas.admission import QuotaAdmission
+from lionrock.gateway.quotas.ledger import QuotaLedger
 from lionrock.gateway.routed_channels import RoutedChannels
 from lionrock.gateway.routes import Endpoint, RoutesInvalid, RouteTable
 from lionrock.gateway.routes_file import RoutesFile
 from lionrock.gateway.served_models import ServedModels
 from lionrock.gateway.servicer import GatewayServicer
 from lionrock.gateway.settings import GatewaySettings
+from lionrock.gateway.state.opening import open_state
+from lionrock.gateway.state.store import StateStore, StateUnavailable
 from lionrock.gateway.stats_servicer import CALLERS as STATS_CALLERS
 from lionrock.gateway.stats_servicer import SERVICE_NAME as STATS_SERVICE_NAME
 from lionrock.gateway.stats_servicer import StatsServicer
@@ -52,7 +57,7 @@ NO_TARGET = "routed"  # stands in the settings of engines for the target, which 
 async def gateway(settings: GatewaySettings) -> AsyncIterator[Sequence[Registration]]:
     """Open the channels and return the services. Leaving writes the outcomes that are still being written, then closes them.
 
-    Raises OSError, ValueError (of which PoliciesInvalid), TlsFilesUnusable and RoutesInvalid.
+    Raises OSError, ValueError (of which PoliciesInvalid), TlsFilesUnusable, RoutesInvalid and StateUnavailable.
     """
     async with AsyncExitStack() as stack:
 
@@ -73,12 +78,14 @@ async def gateway(settings: GatewaySettings) -> AsyncIterator[Sequence[Registrat
         authorizer = await stack.enter_async_context(_policies(settings, metrics))
         models = ServedModels(engines, settings.limits.models_fresh_s)
         admission = Admission(settings.limits.max_streams)
+        state = None if settings.state is None else await stack.enter_async_context(open_state(settings.state))
+        quotas = await stack.enter_async_context(_quotas(state))
         pipeline = ChatPipeline(
-            authorizer, peers, engines, models, admission, _cache_salts(settings), settings.limits, metrics, stats
+            authorizer, peers, engines, models, admission, quotas, _cache_salts(settings), settings.limits, metrics, stats
         )
         directory = await stack.enter_async_context(_tenants(settings, metrics))
         authenticator = await stack.enter_async_context(authenticating(directory, metrics.issuer_keys_unavailable))
-        servicer = GatewayServicer(authenticator, authorizer, pipeline, peers, engines, models)
+        servicer = GatewayServicer(authenticator, authorizer, pipeline, peers, engines, models, quotas)
         yield (
             Registration(add_GatewayServiceServicer_to_server, servicer, SERVICE_NAME, AnyTenant(tokens=True)),
             Registration(add_GatewayStatsServiceServicer_to_server, StatsServicer(stats), STATS_SERVICE_NAME, STATS_CALLERS),
@@ -89,6 +96,14 @@ async def gateway(settings: GatewaySettings) -> AsyncIterator[Sequence[Registrat
                 await pipeline.settle()
         except TimeoutError:
             log.error("stopped with outcomes unwritten")
+
+
+@asynccontextmanager
+async def _quotas(state: StateStore | None) -> AsyncIterator[QuotaAdmission]:
+    """Count on quotas together with the gateways that share the state."""
+    quotas = QuotaAdmission(None if state is None else QuotaLedger(state, gateway=uuid7()))
+    async with quotas.running():
+        yield quotas
 
 
 @asynccontextmanager
@@ -168,7 +183,7 @@ async def main() -> None:
     async with AsyncExitStack() as stack:
         try:
             registrations = await stack.enter_async_context(gateway(settings))
-        except (OSError, ValueError, TlsFilesUnusable, RoutesInvalid) as error:
+        except (OSError, ValueError, TlsFilesUnusable, RoutesInvalid, StateUnavailable) as error:
             sys.exit(f"lionrock gateway: {error}")
         await serve(settings, "gateway", registrations)
 

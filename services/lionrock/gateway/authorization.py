@@ -25,6 +25,7 @@ class Action(StrEnum):
     CHAT = "chat"
     COUNT_TOKENS = "count_tokens"
     LIST_MODELS = "list_models"
+    GET_QUOTA = "get_quota"
     GET_RECEIPT = "get_receipt"
     LIST_AUDIT_KEYS = "list_audit_keys"
     READ_RECORD = "read_record"

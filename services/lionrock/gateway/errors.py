@@ -20,6 +20,7 @@
     ├── ModelNotFound               NOT_FOUND             MODEL_NOT_FOUND
     ├── ReceiptNotFound             NOT_FOUND             RECEIPT_NOT_FOUND
     ├── TenantQuota                 RESOURCE_EXHAUSTED    TENANT_QUOTA
+    ├── SharedStateUnavailable      UNAVAILABLE           STATE_UNAVAILABLE
     ├── SaidByAudit                 as the audit service said it, for calls that are forwarded to it
     └── PeerUnavailable             UNAVAILABLE
         ├── AuditUnavailable                              AUDIT_UNAVAILABLE
@@ -147,9 +148,15 @@ class ReceiptNotFound(MeshError):
 
 
 class TenantQuota(MeshError):
-    """The tenant, or the caller within it, has as many open answers as it may; RetryInfo says when to come back."""
+    """A quota of the tenant, or of the caller within it, is used up; QuotaFailure names it, RetryInfo says when to come back."""
 
     status, reason = StatusCode.RESOURCE_EXHAUSTED, "TENANT_QUOTA"
+
+
+class SharedStateUnavailable(MeshError):
+    """What gateways share cannot be reached, and nobody is let in uncounted or unchecked."""
+
+    status, reason = StatusCode.UNAVAILABLE, "STATE_UNAVAILABLE"
 
 
 class SaidByAudit(MeshError):

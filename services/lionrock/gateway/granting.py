@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lionrock.gateway.quotas.limits import NO_QUOTAS, Quotas
 from lionrock.gateway.tenants import ANY_MODEL, Grant, IssuerConfig, KeyLocation, Tenant, TenantName
-from lionrock.tenancy.grants import GrantSpec
+from lionrock.tenancy.grants import GrantSpec, QuotasSpec
 from lionrock.tenancy.issuers import IssuerSpec
 from lionrock.tenancy.spec import TenantSpec
 from lionrock.tenancy.vocabulary import ORDINARY_DATA_CLASSES
@@ -29,6 +30,7 @@ def tenant_of(name: str, spec: TenantSpec, *, trust_domain: str) -> Tenant:
         spec.max_streams,
         {principal.spiffe_id: _grant(principal, spec) for principal in spec.principals},
         tuple(_issuer(issuer, spec) for issuer in spec.issuers),
+        _quotas(spec.quotas),
     )
 
 
@@ -45,7 +47,14 @@ def _grant(stated: GrantSpec, spec: TenantSpec) -> Grant:
         profile=stated.profile or spec.profile,
         max_streams=stated.max_streams,
         not_after=stated.not_after,
+        quotas=_quotas(stated.quotas),
     )
+
+
+def _quotas(stated: QuotasSpec | None) -> Quotas:
+    if stated is None:
+        return NO_QUOTAS
+    return Quotas(stated.requests_per_minute, stated.tokens_per_minute, stated.daily_tokens, stated.concurrent_streams)
 
 
 def _issuer(stated: IssuerSpec, spec: TenantSpec) -> IssuerConfig:

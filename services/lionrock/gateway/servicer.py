@@ -19,7 +19,10 @@ from lionrock.gateway.identity.authenticator import Authenticator
 from lionrock.gateway.identity.grpc_caller import caller_of_rpc
 from lionrock.gateway.peers import Peers
 from lionrock.gateway.pipeline import ChatPipeline
+from lionrock.gateway.quota_refusals import quota_refusals
+from lionrock.gateway.quotas.admission import QuotaAdmission
 from lionrock.gateway.refusals import permit
+from lionrock.gateway.responses import quota_use
 from lionrock.gateway.served_models import ServedModels
 from lionrock.gateway.tenants import Principal
 from lionrock.gateway.v1 import gateway_pb2 as gw
@@ -39,6 +42,7 @@ class GatewayServicer(GatewayServiceServicer):
         peers: Peers,
         engines: Engines,
         models: ServedModels,
+        quotas: QuotaAdmission,
     ) -> None:
         self._authenticator = authenticator
         self._authorizer = authorizer
@@ -46,6 +50,7 @@ class GatewayServicer(GatewayServiceServicer):
         self._peers = peers
         self._engines = engines
         self._models = models
+        self._quotas = quotas
 
     async def Chat(self, request: gw.ChatRequest, context: Context) -> None:  # type: ignore[override]  # noqa: N802
         """Stream one answer. Written through the context, so that a cancelled call interrupts the pipeline wherever it is."""
@@ -93,6 +98,14 @@ class GatewayServicer(GatewayServiceServicer):
         keys = await self._peers.audit.verifier_keys(self._context(principal), deadline)
         # A signed note's key is named after the log that it signs: "<origin>+<hash>+<key>" (C2SP signed-note).
         return gw.ListAuditKeysResponse(verifier_keys=keys, origin=keys[0].split("+", 1)[0] if keys else "")
+
+    async def GetQuota(self, request: gw.GetQuotaRequest, context: Context) -> gw.GetQuotaResponse:  # noqa: N802
+        """Say what is taken of the quotas of the caller and its tenant."""
+        del request, context
+        principal, _ = await caller_of_rpc(self._authenticator)
+        permit(self._authorizer, principal, AccessRequest(Action.GET_QUOTA))
+        with quota_refusals():
+            return gw.GetQuotaResponse(quotas=map(quota_use, await self._quotas.use(principal)))
 
     def _context(self, principal: Principal) -> ctx.RequestContext:
         """Return the envelope of a call that is not a question."""

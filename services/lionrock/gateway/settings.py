@@ -10,6 +10,7 @@ from pydantic_settings import SettingsConfigDict
 
 from lionrock.chassis.settings import PeerSettings, ServiceSettings
 from lionrock.gateway.granting import tenant_of
+from lionrock.gateway.state.opening import StateSettings
 from lionrock.gateway.tenants import Tenant, TenantDirectory
 from lionrock.tenancy.spec import NamedTenant
 from lionrock.tenancy.vocabulary import TERRITORY
@@ -29,6 +30,12 @@ class LimitSettings(BaseModel):
     )
     max_pending_tokens: int = Field(
         default=4096, ge=1, description="tokens that wait for a slow client before the engine's stream is not read"
+    )
+    assumed_max_tokens: int = Field(
+        default=2048,
+        ge=1,
+        le=131072,
+        description="tokens of an answer, at most, for which no max_tokens is stated and whose tenant has a quota of tokens",
     )
     max_delta_tokens: int = Field(default=256, ge=1, le=65536, description="tokens in one delta at most")
     gathering_s_per_stream: float = Field(
@@ -82,6 +89,9 @@ class GatewaySettings(ServiceSettings):
         default=None,
         pattern=TERRITORY,
         description="territory of this gateway and its engines; tenants of another are not answered; unset: not checked",
+    )
+    state: StateSettings | None = Field(
+        default=None, description="what gateways share, quotas among it; unset: tenants with quotas are not answered"
     )
     limits: LimitSettings = LimitSettings()
     cache_salt_file: Path | None = Field(

@@ -125,6 +125,11 @@ class Principal:
     grant: Grant
     auth_method: AuthMethod = AuthMethod.MTLS
 
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether a quota bounds the tokens of this caller's requests."""
+        return self.tenant.quotas.count_tokens or self.grant.quotas.count_tokens
+
     def may_use(self, model: str) -> bool:
         """Whether the grant names this model."""
         return ANY_MODEL in self.grant.models or model in self.grant.models

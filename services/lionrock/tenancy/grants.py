@@ -63,6 +63,19 @@ class TenancyModel(BaseModel):
     )
 
 
+class QuotasSpec(TenancyModel):
+    """How much may be used, counted by all gateways together. Unset: no limit of that kind."""
+
+    requests_per_minute: int | None = Field(default=None, ge=1, le=1_000_000_000, description="Requests in a minute of the clock.")
+    tokens_per_minute: int | None = Field(
+        default=None, ge=1, le=1_000_000_000_000, description="Tokens of prompts and answers in a minute of the clock."
+    )
+    daily_tokens: int | None = Field(
+        default=None, ge=1, le=1_000_000_000_000_000, description="Tokens of prompts and answers in a day of Hong Kong."
+    )
+    concurrent_streams: int | None = Field(default=None, ge=1, le=65536, description="Open answers at a time.")
+
+
 class GrantSpec(TenancyModel):
     """What somebody may do."""
 
@@ -75,6 +88,9 @@ class GrantSpec(TenancyModel):
     profile: Label | None = Field(default=None, description="Guardrail profile; unset: the tenant's.")
     max_streams: int | None = Field(
         default=None, ge=1, le=65536, description="Open answers of one caller at a time; unset: the tenant's bound alone."
+    )
+    quotas: QuotasSpec | None = Field(
+        default=None, description="Quotas of each caller by itself, within the tenant's; unset: the tenant's alone."
     )
     not_after: Moment | None = Field(
         default=None, description="When the grant ends, RFC 3339; unset: never. The role regulator needs it."
