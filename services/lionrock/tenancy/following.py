@@ -59,9 +59,9 @@ class TenantFiles:
         self._unreadable = False
 
     @property
-    def tenants(self) -> Tenants:
+    def by_file(self) -> Mapping[str, Tenants]:
         """All tenants that are followed, by file."""
-        return tuple(tenant for name in sorted(self._followed) for tenant in self._followed[name])
+        return dict(self._followed)
 
     def start(self, accept: Accept) -> Sequence[Refusal]:
         """Read everything for the first time. Returns what is refused. Raises OSError for a directory that cannot be read."""
