@@ -35,6 +35,9 @@ export_records        .    .    .    .    .    .    x    x    x    .
 erase_records         .    .    .    .    .    .    x    .    .    .
 correct_record        .    .    .    .    .    .    x    .    .    .
 log_refusal           .    .    .    .    .    .    x    .    .    .
+issue_api_keys        .    .    .    .    x    .    .    .    .    .
+list_api_keys         .    .    .    .    x    x    .    .    .    .
+revoke_api_keys       .    .    .    .    x    x    .    .    .    .
 """
 
 # Which classes of data a role meets that was granted all of them: the tipping-off wall.

@@ -8,10 +8,13 @@ import secrets
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 
 import grpc
 
 from lionrock.chassis.channel import MeshChannel, open_channel
+from lionrock.chassis.http_door import HttpCalls, HttpDoor
+from lionrock.chassis.http_exchange import Application
 from lionrock.chassis.ids import uuid7
 from lionrock.chassis.server import AnyTenant, Registration, serve
 from lionrock.chassis.settings import PeerSettings, load_settings
@@ -23,8 +26,10 @@ from lionrock.gateway.audit_access import AuditDoor
 from lionrock.gateway.authorization import Authorizer
 from lionrock.gateway.context import CacheSalts
 from lionrock.gateway.engines import Engines
-from lionrock.gateway.identity.authenticator import authenticating
+from lionrock.gateway.identity.api_key_door import open_api_keys
+from lionrock.gateway.identity.authenticator import Authenticator, authenticating
 from lionrock.gateway.model_stats import ModelStats
+from lionrock.gateway.openai.app import OpenAiApi
 from lionrock.gateway.peers import AuditLog, Guardrails, Inference, Peers, Tokenization
 from lionrock.gateway.pipeline import ChatPipeline
 from lionrock.gateway.policy_directory import PolicyDirectory
@@ -53,8 +58,16 @@ SERVICE_NAME = "lionrock.gateway.v1.GatewayService"
 NO_TARGET = "routed"  # stands in the settings of engines for the target, which each has of its own
 
 
+@dataclass(frozen=True, slots=True)
+class Front:
+    """What the gateway serves: services on its gRPC port, and the HTTP API if it has a port."""
+
+    registrations: Sequence[Registration]
+    http: HttpDoor | None
+
+
 @asynccontextmanager
-async def gateway(settings: GatewaySettings) -> AsyncIterator[Sequence[Registration]]:
+async def gateway(settings: GatewaySettings) -> AsyncIterator[Front]:
     """Open the channels and return the services. Leaving writes the outcomes that are still being written, then closes them.
 
     Raises OSError, ValueError (of which PoliciesInvalid), TlsFilesUnusable, RoutesInvalid and StateUnavailable.
@@ -84,13 +97,17 @@ async def gateway(settings: GatewaySettings) -> AsyncIterator[Sequence[Registrat
             authorizer, peers, engines, models, admission, quotas, _cache_salts(settings), settings.limits, metrics, stats
         )
         directory = await stack.enter_async_context(_tenants(settings, metrics))
-        authenticator = await stack.enter_async_context(authenticating(directory, metrics.issuer_keys_unavailable))
+        api_keys = await stack.enter_async_context(open_api_keys(settings.api_keys, state))
+        authenticator = await stack.enter_async_context(authenticating(directory, metrics.issuer_keys_unavailable, api_keys.live))
         servicer = GatewayServicer(authenticator, authorizer, pipeline, peers, engines, models, quotas)
-        yield (
+        api = None if settings.http is None else settings.http.beside(settings.server)
+        registrations = (
             Registration(add_GatewayServiceServicer_to_server, servicer, SERVICE_NAME, AnyTenant(tokens=True)),
             Registration(add_GatewayStatsServiceServicer_to_server, StatsServicer(stats), STATS_SERVICE_NAME, STATS_CALLERS),
             *AuditDoor(authenticator, authorizer, audit_channel).registrations(),
+            *api_keys.registrations(authenticator, authorizer),
         )
+        yield Front(registrations, None if api is None else HttpDoor(api, _http_api(authenticator, pipeline, servicer)))
         try:
             async with asyncio.timeout(2 * settings.limits.outcome_timeout_s):
                 await pipeline.settle()
@@ -170,6 +187,12 @@ async def _engines(
         yield engines
 
 
+def _http_api(
+    authenticator: Authenticator, pipeline: ChatPipeline, servicer: GatewayServicer
+) -> Callable[[HttpCalls], Application]:
+    return lambda calls: OpenAiApi(calls, authenticator, pipeline, servicer).application()
+
+
 def _cache_salts(settings: GatewaySettings) -> CacheSalts:
     """Read or draw the secret. Raises OSError, ValueError."""
     if settings.cache_salt_file is None:
@@ -182,10 +205,10 @@ async def main() -> None:
     settings = load_settings(GatewaySettings, sys.argv[1:])
     async with AsyncExitStack() as stack:
         try:
-            registrations = await stack.enter_async_context(gateway(settings))
+            front = await stack.enter_async_context(gateway(settings))
         except (OSError, ValueError, TlsFilesUnusable, RoutesInvalid, StateUnavailable) as error:
             sys.exit(f"lionrock gateway: {error}")
-        await serve(settings, "gateway", registrations)
+        await serve(settings, "gateway", front.registrations, http=front.http)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,9 @@ class Action(StrEnum):
     READ_LOG_STATS = "read_log_stats"
     READ_LEAVES = "read_leaves"
     VERIFY_LOG = "verify_log"
+    LIST_API_KEYS = "list_api_keys"
+    ISSUE_API_KEYS = "issue_api_keys"
+    REVOKE_API_KEYS = "revoke_api_keys"
 
 
 class Denial(StrEnum):

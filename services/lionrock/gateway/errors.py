@@ -5,6 +5,10 @@
     ├── TokenInvalid                UNAUTHENTICATED       TOKEN_INVALID
     ├── TokenExpired                UNAUTHENTICATED       TOKEN_EXPIRED
     ├── UnknownPrincipal            UNAUTHENTICATED       UNKNOWN_PRINCIPAL
+    ├── ApiKeysUnavailable          UNAVAILABLE           API_KEYS_UNAVAILABLE
+    ├── ScopeNotHeld                PERMISSION_DENIED     SCOPE_NOT_HELD
+    ├── ApiKeyNotFound              NOT_FOUND             API_KEY_NOT_FOUND
+    ├── TooManyApiKeys              FAILED_PRECONDITION   TOO_MANY_API_KEYS
     ├── AccessDenied                PERMISSION_DENIED
     │   ├── RoleNotPermitted                              ROLE_NOT_PERMITTED
     │   ├── PurposeNotPermitted                           PURPOSE_NOT_PERMITTED
@@ -14,6 +18,8 @@
     ├── ReviewRequired              PERMISSION_DENIED     REVIEW_REQUIRED
     ├── PromptTooLong               INVALID_ARGUMENT      PROMPT_TOO_LONG
     ├── ChatTemplateRefused         INVALID_ARGUMENT      CHAT_TEMPLATE_REFUSED
+    ├── UnsupportedParameter        INVALID_ARGUMENT      UNSUPPORTED_PARAMETER      (HTTP)
+    ├── EmbeddingsUnsupported       UNIMPLEMENTED         EMBEDDINGS_UNSUPPORTED     (HTTP)
     ├── UnsupportedSamplingOption   UNIMPLEMENTED         UNSUPPORTED_SAMPLING_OPTION
     ├── UnsupportedOutputConstraint UNIMPLEMENTED         UNSUPPORTED_OUTPUT_CONSTRAINT
     ├── InvalidConstraint           INVALID_ARGUMENT      INVALID_CONSTRAINT
@@ -61,6 +67,30 @@ class UnknownPrincipal(MeshError):
     """The credential is good, but no tenant grants anything to whom it names."""
 
     status, reason = StatusCode.UNAUTHENTICATED, "UNKNOWN_PRINCIPAL"
+
+
+class ApiKeysUnavailable(MeshError):
+    """API keys cannot be checked or changed at the moment, because the gateways' shared state cannot be reached."""
+
+    status, reason = StatusCode.UNAVAILABLE, "API_KEYS_UNAVAILABLE"
+
+
+class ScopeNotHeld(MeshError):
+    """An API key may do no more than who makes it; the field violations say where it would."""
+
+    status, reason = StatusCode.PERMISSION_DENIED, "SCOPE_NOT_HELD"
+
+
+class ApiKeyNotFound(MeshError):
+    """The caller's tenant has no such API key, or it has ended or has a successor already."""
+
+    status, reason = StatusCode.NOT_FOUND, "API_KEY_NOT_FOUND"
+
+
+class TooManyApiKeys(MeshError):
+    """The tenant has as many API keys as it may: revoke one that is not used."""
+
+    status, reason = StatusCode.FAILED_PRECONDITION, "TOO_MANY_API_KEYS"
 
 
 class AccessDenied(MeshError):
@@ -115,6 +145,18 @@ class ChatTemplateRefused(MeshError):
     """The model's chat template does not accept this sequence of turns."""
 
     status, reason = StatusCode.INVALID_ARGUMENT, "CHAT_TEMPLATE_REFUSED"
+
+
+class UnsupportedParameter(MeshError):
+    """A request over HTTP has a field that is not offered, or is not known; the field violation says which, and why not."""
+
+    status, reason = StatusCode.INVALID_ARGUMENT, "UNSUPPORTED_PARAMETER"
+
+
+class EmbeddingsUnsupported(MeshError):
+    """No model that is served makes embeddings."""
+
+    status, reason = StatusCode.UNIMPLEMENTED, "EMBEDDINGS_UNSUPPORTED"
 
 
 class UnsupportedSamplingOption(MeshError):

@@ -10,6 +10,8 @@ from pydantic_settings import SettingsConfigDict
 
 from lionrock.chassis.settings import PeerSettings, ServiceSettings
 from lionrock.gateway.granting import tenant_of
+from lionrock.gateway.identity.settings import ApiKeySettings
+from lionrock.gateway.openai.settings import HttpApiSettings
 from lionrock.gateway.state.opening import StateSettings
 from lionrock.gateway.tenants import Tenant, TenantDirectory
 from lionrock.tenancy.spec import NamedTenant
@@ -75,6 +77,7 @@ class GatewaySettings(ServiceSettings):
     )
     guardrails: PeerSettings
     audit: PeerSettings
+    http: HttpApiSettings | None = Field(default=None, description="port of the OpenAI-compatible HTTP API; unset: none")
     tenants: tuple[NamedTenant, ...] = Field(
         default=(), description="who may come in, beside the tenants of tenants_dir; a caller that no tenant lists is refused"
     )
@@ -93,6 +96,9 @@ class GatewaySettings(ServiceSettings):
     state: StateSettings | None = Field(
         default=None, description="what gateways share, quotas among it; unset: tenants with quotas are not answered"
     )
+    api_keys: ApiKeySettings | None = Field(
+        default=None, description="API keys for workloads without a certificate, kept in the state; unset: there are none"
+    )
     limits: LimitSettings = LimitSettings()
     cache_salt_file: Path | None = Field(
         default=None,
@@ -105,6 +111,12 @@ class GatewaySettings(ServiceSettings):
             raise ValueError("state either inference, the one engine, or routes_file, which names the engines of each model")
         if self.routes_file is None and self.tokenization is None:
             raise ValueError("state tokenization: only a routes_file can name that of each engine")
+        return self
+
+    @model_validator(mode="after")
+    def _api_keys_are_kept_somewhere(self) -> Self:
+        if self.api_keys is not None and self.state is None:
+            raise ValueError("state state: API keys are kept there")
         return self
 
     @model_validator(mode="after")

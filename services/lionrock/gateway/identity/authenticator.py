@@ -18,10 +18,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
+from lionrock.gateway.identity.api_keys import PREFIX, holder, read
 from lionrock.gateway.identity.failures import CredentialMissingError, RefusalsFullError, TokenInvalidError, Why
 from lionrock.gateway.identity.issuer_keys import Keyring
+from lionrock.gateway.identity.live_keys import LiveKeys
 from lionrock.gateway.identity.tokens import KeyMissing, person
-from lionrock.gateway.tenants import Principal, TenantDirectory, TenantName
+from lionrock.gateway.tenants import Principal, TenantDirectory, TenantName, UnknownPrincipalError
 
 REFUSAL_AFTER_S: Final = 0.1
 MAX_REFUSALS_WAITING: Final = 64
@@ -42,18 +44,25 @@ class Presented:
 class Authenticator:
     """Authenticates callers. One instance a gateway; safe for any number of concurrent calls of one event loop."""
 
-    def __init__(self, directory: TenantDirectory, keyring: Keyring, wall_clock: Callable[[], float] = time.time) -> None:
-        """`keyring` holds the keys of the directory's issuers. `wall_clock`: seconds since 1970."""
+    def __init__(
+        self,
+        directory: TenantDirectory,
+        keyring: Keyring,
+        api_keys: LiveKeys | None = None,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`keyring` holds the keys of the directory's issuers; `api_keys`: None where none are issued. `wall_clock`: since 1970."""
         self._directory = directory
         self._keyring = keyring
+        self._api_keys = api_keys
         self._wall_clock = wall_clock
         self._refusals_waiting = 0
 
     async def authenticate(self, presented: Presented) -> Principal:
         """Return who calls. With a certificate and a token it is the token's person, of the certificate's tenant.
 
-        Raises CredentialMissingError, TokenInvalidError, TokenExpiredError, UnknownPrincipalError, RefusalsFullError: all of them
-        CredentialError.
+        Raises CredentialMissingError, TokenInvalidError, TokenExpiredError, UnknownPrincipalError, RefusalsFullError,
+        KeysUnavailableError: all of them CredentialError.
         """
         beside = None if presented.spiffe_id is None else self._directory.principal(presented.spiffe_id)
         if presented.bearer is not None:
@@ -66,7 +75,7 @@ class Authenticator:
         loop = asyncio.get_running_loop()
         refused_at = loop.time() + REFUSAL_AFTER_S
         try:
-            return self._person(token, within)
+            return self._holder(token, within)
         except TokenInvalidError as refused:
             if refused.why is not Why.NOT_ACCEPTED:
                 raise
@@ -80,18 +89,37 @@ class Authenticator:
             await asyncio.sleep(refused_at - loop.time())
         finally:
             self._refusals_waiting -= 1
-        return self._person(token, within)
+        return self._holder(token, within)
+
+    def _holder(self, token: str, within: TenantName | None) -> Principal:
+        if not token.startswith(PREFIX):
+            return self._person(token, within)
+        presented = read(token)
+        if presented is None:
+            raise TokenInvalidError(Why.MALFORMED)
+        if self._api_keys is None:
+            raise TokenInvalidError(Why.NOT_ACCEPTED)
+        key = self._api_keys.key(*presented, self._wall_clock())
+        tenant = self._directory.tenant(key.tenant)
+        if tenant is None or (within is not None and tenant.name != within):
+            raise TokenInvalidError(Why.NOT_ACCEPTED)
+        found = holder(key, tenant)
+        if found is None:
+            raise UnknownPrincipalError("the tenant grants nothing of what this key may do any more")
+        return found
 
     def _person(self, token: str, within: TenantName | None) -> Principal:
         return person(token, self._directory, self._keyring.find, self._wall_clock(), within)
 
 
 @asynccontextmanager
-async def authenticating(directory: TenantDirectory, keys_unavailable: Callable[[], None]) -> AsyncIterator[Authenticator]:
+async def authenticating(
+    directory: TenantDirectory, keys_unavailable: Callable[[], None], api_keys: LiveKeys | None = None
+) -> AsyncIterator[Authenticator]:
     """Fetch the keys of the directory's issuers, and authenticate callers while they are kept fresh.
 
-    `keys_unavailable` is told of each fetch that failed.
+    `keys_unavailable` is told of each fetch that failed. `api_keys` is followed by whoever has it.
     """
     keyring = Keyring(lambda: directory.key_locations, keys_unavailable)
     async with keyring.following():
-        yield Authenticator(directory, keyring)
+        yield Authenticator(directory, keyring, api_keys)

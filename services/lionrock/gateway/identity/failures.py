@@ -5,6 +5,7 @@
     ├── TokenInvalidError         a bearer token that is not accepted; `why` is one of a closed list
     ├── TokenExpiredError         a token that was good until its time ran out
     ├── RefusalsFullError         a token that is not accepted, one of too many at a time
+    ├── KeysUnavailableError      an API key, at a time when nobody can tell whether it was revoked
     └── UnknownPrincipalError     the credential is good, and no tenant gives its holder anything (tenants.py)
 
 Only the holder of a token that an issuer of a tenant signed for us learns more than NOT_ACCEPTED. To everybody else an issuer that
@@ -49,3 +50,7 @@ class TokenExpiredError(CredentialError):
 
 class RefusalsFullError(CredentialError):
     """The bearer token is not accepted, as those of so many others at the moment that its bearer has to come back to hear so."""
+
+
+class KeysUnavailableError(CredentialError):
+    """API keys cannot be checked at the moment, this one or any other."""

@@ -10,7 +10,13 @@ from contextlib import contextmanager
 
 from lionrock.chassis.errors import MeshError, Overloaded
 from lionrock.gateway import errors
-from lionrock.gateway.identity.failures import CredentialMissingError, RefusalsFullError, TokenExpiredError, TokenInvalidError
+from lionrock.gateway.identity.failures import (
+    CredentialMissingError,
+    KeysUnavailableError,
+    RefusalsFullError,
+    TokenExpiredError,
+    TokenInvalidError,
+)
 from lionrock.gateway.tenants import CredentialError
 
 _RETRY_AFTER_S = 1.0
@@ -27,6 +33,8 @@ def refusal(error: CredentialError) -> MeshError:
             return errors.TokenExpired("the bearer token has expired")
         case RefusalsFullError():
             return Overloaded("the gateway is busy with credentials that it does not accept", retry_after_s=_RETRY_AFTER_S)
+        case KeysUnavailableError():
+            return errors.ApiKeysUnavailable("API keys cannot be checked at the moment", retry_after_s=_RETRY_AFTER_S)
     return errors.UnknownPrincipal("no tenant lists this identity")
 
 

@@ -42,6 +42,16 @@ def migrations(d: Dialect) -> tuple[tuple[str, ...], ...]:
                 places {d.integer} NOT NULL, expires_at_us {d.integer} NOT NULL,
                 PRIMARY KEY (tenant, principal, gateway)){d.options}""",
         ),
+        # 2: API keys (identity/api_key_rows.py). `mark` is a keyed hash; `scope` is JSON.
+        (
+            f"""CREATE TABLE api_keys (
+                key_id {d.text} PRIMARY KEY, tenant {d.text} NOT NULL, mark {d.blob} NOT NULL, description {d.text} NOT NULL,
+                scope {d.text} NOT NULL, created_by {d.text} NOT NULL, created_at_us {d.integer} NOT NULL,
+                expires_at_us {d.integer} NOT NULL, retires_at_us {d.integer}, revoked_at_us {d.integer}){d.options}""",
+            "CREATE INDEX api_keys_by_tenant ON api_keys (tenant, key_id)",
+            f"""CREATE TABLE api_key_changes (
+                one {d.integer} PRIMARY KEY, changes {d.integer} NOT NULL){d.options}""",
+        ),
     )
 
 
