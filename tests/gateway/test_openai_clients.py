@@ -139,7 +139,7 @@ console.log(JSON.stringify({ whole: whole.choices[0].message.content, streamed, 
 """
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 async def node_client() -> Path:
     """A directory with the official client for Node, fetched once."""
     npm = shutil.which("npm")
