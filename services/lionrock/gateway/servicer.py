@@ -9,15 +9,17 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
+from lionrock.common.v1 import context_pb2 as ctx
+from lionrock.gateway.v1 import gateway_pb2 as gw
+from lionrock.gateway.v1.gateway_pb2_grpc import GatewayServiceServicer
 
 from lionrock.chassis.ids import uuid7
-from lionrock.common.v1 import context_pb2 as ctx
 from lionrock.gateway.authorization import AccessRequest, Action, Authorizer
 from lionrock.gateway.context import request_context
 from lionrock.gateway.engines import Engines
 from lionrock.gateway.identity.authenticator import Authenticator
 from lionrock.gateway.identity.grpc_caller import caller_of_rpc
-from lionrock.gateway.peers import Peers
+from lionrock.gateway.peers import Deadline, Peers
 from lionrock.gateway.pipeline import ChatPipeline
 from lionrock.gateway.quota_refusals import quota_refusals
 from lionrock.gateway.quotas.admission import QuotaAdmission
@@ -25,8 +27,6 @@ from lionrock.gateway.refusals import permit
 from lionrock.gateway.responses import quota_use
 from lionrock.gateway.served_models import ServedModels
 from lionrock.gateway.tenants import Principal
-from lionrock.gateway.v1 import gateway_pb2 as gw
-from lionrock.gateway.v1.gateway_pb2_grpc import GatewayServiceServicer
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -72,7 +72,10 @@ class GatewayServicer(GatewayServiceServicer):
     async def ListModels(self, request: gw.ListModelsRequest, context: Context) -> gw.ListModelsResponse:  # noqa: N802
         """List what is served and permitted."""
         del request, context
-        principal, deadline = await caller_of_rpc(self._authenticator)
+        return await self.list_models(*await caller_of_rpc(self._authenticator))
+
+    async def list_models(self, principal: Principal, deadline: Deadline) -> gw.ListModelsResponse:
+        """List what is served to a caller and permitted, by whichever door it came."""
         asked = AccessRequest(Action.LIST_MODELS)
         permit(self._authorizer, principal, asked)
         served = await self._models.usable_by(self._authorizer.policies, principal, asked, deadline)
