@@ -96,6 +96,7 @@ async def test_curl_asks_and_streams(web: ScriptedMesh, version: str) -> None:
 SCRIPT = """
 import fs from "node:fs";
 import https from "node:https";
+import { Readable } from "node:stream";
 import OpenAI from "openai";
 
 // Node's own fetch takes no client certificate; any function with its signature will do.
@@ -106,14 +107,7 @@ function fetchWithCertificate(url, init = {}) {
       method: init.method, headers, signal: init.signal,
       ca: fs.readFileSync(process.env.CA), cert: fs.readFileSync(process.env.CERT), key: fs.readFileSync(process.env.KEY),
     }, (response) => {
-      const stream = new ReadableStream({
-        start(controller) {
-          response.on("data", (data) => controller.enqueue(data));
-          response.on("end", () => controller.close());
-          response.on("error", (error) => controller.error(error));
-        },
-      });
-      resolve(new Response(stream, { status: response.statusCode, headers: response.headers }));
+      resolve(new Response(Readable.toWeb(response), { status: response.statusCode, headers: response.headers }));
     });
     request.on("error", reject);
     request.end(init.body);
