@@ -9,11 +9,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
-from lionrock.common.v1 import context_pb2 as ctx
-from lionrock.gateway.v1 import gateway_pb2 as gw
-from lionrock.gateway.v1.gateway_pb2_grpc import GatewayServiceServicer
 
 from lionrock.chassis.ids import uuid7
+from lionrock.common.v1 import context_pb2 as ctx
 from lionrock.gateway.authorization import AccessRequest, Action, Authorizer
 from lionrock.gateway.context import request_context
 from lionrock.gateway.engines import Engines
@@ -27,6 +25,8 @@ from lionrock.gateway.refusals import permit
 from lionrock.gateway.responses import quota_use
 from lionrock.gateway.served_models import ServedModels
 from lionrock.gateway.tenants import Principal
+from lionrock.gateway.v1 import gateway_pb2 as gw
+from lionrock.gateway.v1.gateway_pb2_grpc import GatewayServiceServicer
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
