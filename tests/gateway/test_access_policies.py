@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,6 +72,10 @@ def test_table_schema_and_vocabulary_speak_of_the_same_roles_actions_and_classes
         policies.decide(principal(roles=(role,)), AccessRequest(Action.CHAT))  # a role that the schema lacks would raise
     with pytest.raises(DecisionFailedError):
         policies.decide(principal(roles=("emperor",)), AccessRequest(Action.CHAT))
+
+
+def test_the_documentation_shows_the_same_table() -> None:
+    assert ACTIONS.strip("\n") in (Path(__file__).parents[2] / "docs" / "access.md").read_text(encoding="utf-8")
 
 
 def test_a_decision_names_the_policies_that_made_it(policies: AccessPolicies) -> None:
