@@ -20,6 +20,7 @@ from lionrock.gateway.openai.refused import UNSUPPORTED
 
 _MAX_VIOLATIONS = 32
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 _UNKNOWN = "extra_forbidden"
 
 Request = TypeVar("Request", bound=BaseModel)
@@ -39,7 +40,9 @@ def parsed(kind: type[Request], body: bytes, scope: Scope) -> Request:
 
 def _members(body: bytes) -> dict[str, Any]:
     try:
-        members = json.loads(body, object_pairs_hook=_once, parse_constant=_no_number)
+        members = json.loads(body.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_number)
+        if _HALF.search(body):
+            json.dumps(members, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError):
         raise MalformedRequest(
             "the body is not JSON, is nested too deeply, or has a member twice or a number that is none"
