@@ -43,6 +43,7 @@ telemetry:
 routes_file: /etc/lionrock/routes/routes.json
 cache_salt_file: /etc/lionrock/salt/salt
 tenants: {{ toJson (include "lionrock.tenants" . | fromJsonArray) }}
+tenants_dir: /etc/lionrock/tenants
 {{- end -}}
 
 {{/* The tenants, and that of the chart's own test. */}}
@@ -85,6 +86,7 @@ policies: {}
 platform: {{ .Values.audit.platform | default .Values.trustDomain }}
 region: {{ .Values.audit.region | quote }}
 tenants: {{ toJson ($tenants | uniq | sortAlpha) }}
+tenants_dir: /etc/lionrock/tenants
 {{- if .Values.audit.postgresql.existingSecret }}
 store_dsn_file: /etc/lionrock/postgresql/{{ .Values.audit.postgresql.key }}
 {{- else }}
