@@ -116,8 +116,13 @@ def configure(
 
 
 def write_configuration(state: StateDir, configuration: MeshConfiguration) -> None:
-    """Write config/<service>.yaml and a new token for Ray. JSON is YAML 1.2, and needs no writer."""
+    """Write config/<service>.yaml, a new token for Ray, and the first time the secret of API keys.
+
+    JSON is YAML 1.2, and needs no writer.
+    """
     write_atomically(state.ray_token, secrets.token_hex(32))
+    if not state.api_key_secret.exists():
+        write_atomically(state.api_key_secret, secrets.token_hex(32))
     for name, content in configuration.contents.items():
         write_atomically(state.config(name), json.dumps(content, indent=2) + "\n")
 
@@ -147,7 +152,9 @@ def _gateway(settings: MeshSettings, state: StateDir, targets: Mapping[str, str]
             {
                 "spiffe_id": f"spiffe://{settings.trust_domain}/tenant/{settings.tenant}/user/*",
                 "purposes": ["demonstration"],
-            }
+            },
+            # Whoever runs the mesh administers its tenant: makes API keys, for one.
+            {"spiffe_id": client_id(settings), "roles": ["user", "tenant_admin"], "purposes": ["demonstration"]},
         ],
     }
     return {
@@ -156,6 +163,7 @@ def _gateway(settings: MeshSettings, state: StateDir, targets: Mapping[str, str]
         "tenants": [tenant],
         "tenants_dir": str(state.tenants),
         "state": {"sqlite_file": str(state.root / "gateway" / "state.sqlite")},
+        "api_keys": {"secret_file": str(state.api_key_secret)},
         "limits": {"models_fresh_s": _MODELS_FRESH_S},
     }
 

@@ -129,6 +129,11 @@ class StateDir:
         return self.root / "ray" / "token"
 
     @property
+    def api_key_secret(self) -> Path:
+        """Secret that the gateway recognises API keys with; it stays for as long as the keys do."""
+        return self.root / "gateway" / "api-keys.secret"
+
+    @property
     def tenants(self) -> Path:
         """Tenant files."""
         return self.root / "tenants"
