@@ -38,6 +38,8 @@ log_refusal           .    .    .    .    .    .    x    .    .    .
 issue_api_keys        .    .    .    .    x    .    .    .    .    .
 list_api_keys         .    .    .    .    x    x    .    .    .    .
 revoke_api_keys       .    .    .    .    x    x    .    .    .    .
+read_reviews          .    x    .    .    .    .    .    .    .    .
+decide_review         .    x    .    .    .    .    .    .    .    .
 """
 
 # Which classes of data a role meets that was granted all of them: the tipping-off wall.

@@ -83,6 +83,13 @@ def test_explain_names_the_policy_that_permits_and_the_wall_that_forbids() -> No
     assert "by default: no policy permits chat to auditor" in default.out
 
 
+def test_explain_knows_that_an_author_does_not_review() -> None:
+    review = ("explain", "--role", "reviewer", "--action", "decide_review", "--author")
+    assert policy(*review, ADA).status == 0
+    own = policy(*review, "spiffe://any/tenant/any/user/any", "--json")
+    assert (own.status, own.rows[0]["decision"]) == (3, "AUTHOR_MAY_NOT_REVIEW")
+
+
 def test_explain_knows_when_a_grant_ends() -> None:
     arguments = ("explain", "--role", "regulator", "--action", "read_record", "--not-after", "2026-12-31")
     assert policy(*arguments, "--at", "2026-12-30T23:59:59").status == 0

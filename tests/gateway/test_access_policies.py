@@ -40,15 +40,18 @@ def principal(tenant: str = "bank", territory: str = "HK", who: str = "ada", **c
 def test_every_role_action_purpose_class_and_model_decides_as_the_table_says(policies: AccessPolicies) -> None:
     purposes, models = ("testing", "marketing", None), ("a", "b", None)
     classes = ("public", "identity", "suspicion", None)
-    seen = set()
+    seen, other = set(), "spiffe://td/tenant/bank/user/other"
     for role in ROLES:
         who = principal(roles=(role,), models=frozenset({"a"}), data_classes=frozenset({"public", "suspicion"}))
         for action, purpose, data_class, model in itertools.product(Action, purposes, classes, models):
+            author = {None: None, "a": who.actor, "b": other}[model] if action is Action.DECIDE_REVIEW else None
             states_all = action is Action.CHAT
             refused_class = data_class == "identity" or (data_class is not None and role not in MET[data_class])
             expected = (
                 Denial.ROLE
                 if role not in PERMITTED[action]
+                else Denial.AUTHOR
+                if action is Action.DECIDE_REVIEW and author != other
                 else Denial.PURPOSE
                 if purpose == "marketing" or (purpose is None and states_all)
                 else Denial.DATA_CLASS
@@ -57,7 +60,7 @@ def test_every_role_action_purpose_class_and_model_decides_as_the_table_says(pol
                 if model == "b"
                 else None
             )
-            decision = policies.decide(who, AccessRequest(action, purpose, data_class, model))
+            decision = policies.decide(who, AccessRequest(action, purpose, data_class, model, author))
             assert decision.denial is expected, (role, action, purpose, data_class, model)
             assert decision.allowed is (expected is None)
             seen.add(expected)

@@ -45,6 +45,7 @@ class Asked:
     purpose: str | None
     data_class: str | None
     model: str | None
+    author: str | None
     at: datetime | None
 
     def request(self, default_purpose: str | None) -> AccessRequest:
@@ -55,7 +56,7 @@ class Asked:
             purpose, data_class = purpose or default_purpose, data_class or "personal"
         if data_class is not None:
             _one_of(data_class, "class of data", DATA_CLASSES)
-        return AccessRequest(action, purpose, data_class, self.model)
+        return AccessRequest(action, purpose, data_class, self.model, self.author)
 
     @property
     def now(self) -> Callable[[], datetime]:
@@ -191,7 +192,13 @@ def _explain(policies: AccessPolicies, who: Principal, request: AccessRequest, *
 
 
 def _said(request: AccessRequest) -> Mapping[str, str]:
-    said = {"action": request.action.value, "purpose": request.purpose, "data_class": request.data_class, "model": request.model}
+    said = {
+        "action": request.action.value,
+        "purpose": request.purpose,
+        "data_class": request.data_class,
+        "model": request.model,
+        "author": request.author,
+    }
     return {name: value for name, value in said.items() if value is not None}
 
 

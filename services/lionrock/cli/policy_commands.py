@@ -52,6 +52,7 @@ def explain(
     purpose: Annotated[str | None, typer.Option(help="Purpose. Default for a chat: the first of the grant.")] = None,
     data_class: Annotated[str | None, typer.Option(help="Class of data. Default for a chat: personal.")] = None,
     model: Annotated[str | None, typer.Option(help="Name of a model.")] = None,
+    author: Annotated[str | None, typer.Option(help="For decide_review: the actor whose answer it is.")] = None,
     at: Annotated[datetime | None, typer.Option(help="When, in UTC. Default: now.", show_default=False)] = None,
     not_after: Annotated[datetime | None, typer.Option(help="With --role: the end of the grant, in UTC.")] = None,
     policy_dir: Annotated[
@@ -69,7 +70,7 @@ def explain(
 
     if (caller is None) == (not role):
         raise CommandError("who asks?", fix="name a caller, or give --role", exit_code=EXIT_USAGE)
-    asked = command.Asked(action, purpose, data_class, model, at)
+    asked = command.Asked(action, purpose, data_class, model, author, at)
     if caller is None:
         sys.exit(command.explain_role(role or [], not_after, asked, policy_dir, as_json=as_json))
     sys.exit(command.explain_caller(caller, asked, policy_dir, config, state_dir, as_json=as_json))

@@ -124,6 +124,8 @@ class AccessPolicies:
             "servedIn": self._served_in,
         }
         context: dict[str, object] = {name: value for name, value in facts.items() if value is not None}
+        if request.author is not None:
+            context["author"] = {"__entity": _uid("Caller", request.author)}
         context["now"] = _datetime(self._now())
         return {
             "principal": _uid("Caller", principal.actor),

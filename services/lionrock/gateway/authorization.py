@@ -39,6 +39,8 @@ class Action(StrEnum):
     READ_LOG_STATS = "read_log_stats"
     READ_LEAVES = "read_leaves"
     VERIFY_LOG = "verify_log"
+    READ_REVIEWS = "read_reviews"
+    DECIDE_REVIEW = "decide_review"
     LIST_API_KEYS = "list_api_keys"
     ISSUE_API_KEYS = "issue_api_keys"
     REVOKE_API_KEYS = "revoke_api_keys"
@@ -48,6 +50,7 @@ class Denial(StrEnum):
     """Why not: the reasons that a caller may learn. Of several the first in this order is named."""
 
     ROLE = "ROLE_NOT_PERMITTED"
+    AUTHOR = "AUTHOR_MAY_NOT_REVIEW"
     PURPOSE = "PURPOSE_NOT_PERMITTED"
     DATA_CLASS = "DATA_CLASS_NOT_PERMITTED"
     MODEL = "MODEL_NOT_PERMITTED"
@@ -55,12 +58,16 @@ class Denial(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class AccessRequest:
-    """What is asked for. None where the action has no such dimension; a chat without a purpose or a data class is refused."""
+    """What is asked for. None where the action has no such dimension; a chat without a purpose or a data class is refused.
+
+    `author`: actor whose work a review decides on; without one none is decided. Of an API key's work it is who made the key.
+    """
 
     action: Action
     purpose: str | None = None
     data_class: str | None = None
     model: str | None = None
+    author: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

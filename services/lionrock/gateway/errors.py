@@ -11,6 +11,7 @@
     ├── TooManyApiKeys              FAILED_PRECONDITION   TOO_MANY_API_KEYS
     ├── AccessDenied                PERMISSION_DENIED
     │   ├── RoleNotPermitted                              ROLE_NOT_PERMITTED
+    │   ├── AuthorMayNotReview                            AUTHOR_MAY_NOT_REVIEW
     │   ├── PurposeNotPermitted                           PURPOSE_NOT_PERMITTED
     │   ├── DataClassNotPermitted                         DATA_CLASS_NOT_PERMITTED
     │   └── ModelNotPermitted                             MODEL_NOT_PERMITTED
@@ -103,6 +104,12 @@ class RoleNotPermitted(AccessDenied):
     """None of the caller's roles permits this call."""
 
     reason = "ROLE_NOT_PERMITTED"
+
+
+class AuthorMayNotReview(AccessDenied):
+    """An answer is reviewed by somebody else than who asked for it."""
+
+    reason = "AUTHOR_MAY_NOT_REVIEW"
 
 
 class PurposeNotPermitted(AccessDenied):

@@ -76,5 +76,7 @@ def _questions(purposes: Sequence[str], models: Sequence[str]) -> Iterator[tuple
                 case Action.COUNT_TOKENS | Action.LIST_MODELS:
                     for model in models:
                         yield role, who, AccessRequest(action, model=model)
+                case Action.DECIDE_REVIEW:
+                    yield role, who, AccessRequest(action, author="spiffe://compared/tenant/compared/user/somebody-else")
                 case _:
                     yield role, who, AccessRequest(action)

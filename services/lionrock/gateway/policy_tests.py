@@ -14,7 +14,7 @@
         expect: PURPOSE_NOT_PERMITTED
 
 A caller belongs to a tenant of territory HK unless it says otherwise, and has every model unless it names some. `asks` may say
-`now` (RFC 3339) and `servedIn`, the territory of the gateway.
+`now` (RFC 3339), `servedIn`, the territory of the gateway, and for a review `author`: an actor, "self" for the caller.
 
 Knows files and expectations; the decision is that of access_policies.py.
 """
@@ -37,7 +37,8 @@ from lionrock.gateway.tenants import ANY_MODEL, Grant, Principal, Tenant, Tenant
 from lionrock.tenancy.vocabulary import TERRITORY, DataClass, Role
 
 MAX_TEST_FILE_BYTES = 1 << 20
-Expectation = Literal["permitted", Denial.ROLE, Denial.PURPOSE, Denial.DATA_CLASS, Denial.MODEL]
+SELF = "spiffe://tested/tenant/tested/user/caller"
+Expectation = Literal["permitted"] | Denial
 
 
 class PolicyTestsInvalid(ValueError):
@@ -64,7 +65,7 @@ class TestCaller(_Strict):
         """Return the caller as the gateway would know them."""
         grant = Grant(self.roles, self.purposes, self.models, frozenset(self.data_classes), "default", not_after=self.not_after)
         name = TenantName("tested")
-        return Principal("spiffe://tested/tenant/tested/user/caller", Tenant(name, self.territory, 1, {}), grant)
+        return Principal(SELF, Tenant(name, self.territory, 1, {}), grant)
 
 
 class Question(_Strict):
@@ -74,12 +75,14 @@ class Question(_Strict):
     purpose: str | None = None
     data_class: DataClass | None = None
     model: str | None = None
+    author: str | None = None
     now: AwareDatetime | None = None
     served_in: str | None = Field(default=None, pattern=TERRITORY)
 
     def request(self) -> AccessRequest:
         """Return the question as the gateway would put it."""
-        return AccessRequest(self.action, self.purpose, self.data_class, self.model)
+        author = SELF if self.author == "self" else self.author
+        return AccessRequest(self.action, self.purpose, self.data_class, self.model, author)
 
 
 class PolicyTest(_Strict):
