@@ -57,6 +57,8 @@ def explained(error: CallError) -> str:
     text = error.message
     for path, description in error.field_violations:
         text += f"; {path}: {description}"
+    for subject, description in error.quota_violations:
+        text += f"; {subject}: {description}"
     if isinstance(error, PromptBlocked) and error.rules:
         text += f" (refused by {', '.join(error.rules)})"
     if until := error.metadata.get("until"):
