@@ -117,6 +117,16 @@ def test_two_files_exchange_tenants_although_a_third_is_no_good(house: House) ->
     assert refusal.file in ("a.yaml", "c.yaml")
 
 
+def test_a_few_files_that_do_not_fit_cost_little_among_many(house: House) -> None:
+    for number in range(256):
+        house.write(f"{number:03}.yaml", f"t{number}")
+    for number in (17, 200):
+        house.write(f"{number:03}.yaml", "t0", f"t{number}")
+    assert [refusal.file for refusal in house.look()] == ["017.yaml", "200.yaml"]
+    assert len(house.tenants) == 254
+    assert house.times_told < 64
+
+
 def test_a_directory_that_cannot_be_read_takes_nobody_away(house: House) -> None:
     house.write("a.yaml", "a")
     house.look()

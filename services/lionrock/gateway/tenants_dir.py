@@ -41,6 +41,8 @@ class TenantsDir:
         """Read what has changed, off the event loop. Returns whether anything had."""
         reading = await asyncio.to_thread(self._files.read)
         self._tell(self._files.settle(reading, self._accept))
+        if reading.changed:
+            log.info("tenants files changed", extra={"files": len(self._files.by_file)})
         return reading.changed
 
     async def keep_looking(self, every_s: float) -> None:
@@ -52,7 +54,6 @@ class TenantsDir:
     def _accept(self, resources: Sequence[TenantResource]) -> None:
         tenants = [tenant_of(resource.name, resource.spec, trust_domain=self._trust_domain) for resource in resources]
         self._directory.follow([*self._named, *tenants])
-        log.info("tenants followed", extra={"tenants": len(self._named) + len(tenants)})
 
     def _tell(self, refusals: Sequence[Refusal]) -> None:
         for refusal in refusals:

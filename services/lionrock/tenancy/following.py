@@ -9,7 +9,7 @@ Write a file beside its place and rename it, so that nobody ever reads half of i
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -111,20 +111,29 @@ class TenantFiles:
         if self._accepted({**kept, **waiting}, accept) is None:
             self._waiting = {}
             return refused
-        # One of them does not fit. What is gone is gone; the rest comes one by one, as often as that helps.
+        # One of them does not fit. What is gone is gone; the rest comes by halves, as often as that helps.
         if kept != self._followed and (why := self._accepted(kept, accept)):
             return [*refused, Refusal(None, why)]
-        reasons: dict[str, str] = {}
         self._waiting = waiting
         while True:
             before = len(self._waiting)
-            for name, tenants in sorted(self._waiting.items()):
-                if (why := self._accepted({**self._followed, name: tenants}, accept)) is None:
-                    del self._waiting[name]
-                else:
-                    reasons[name] = why
+            reasons = dict(self._added(sorted(self._waiting), accept))
             if len(self._waiting) == before:
-                return [*refused, *(Refusal(name, reasons[name]) for name in sorted(self._waiting))]
+                return [*refused, *(Refusal(name, reasons[name]) for name in sorted(reasons))]
+
+    def _added(self, names: Sequence[str], accept: Accept) -> Iterator[tuple[str, str]]:
+        """Follow these waiting files, by halves where one of them does not fit. Yields whose turn it is not, and why."""
+        if not names:
+            return
+        why = self._accepted({**self._followed, **{name: self._waiting[name] for name in names}}, accept)
+        if why is None:
+            for name in names:
+                del self._waiting[name]
+        elif len(names) == 1:
+            yield names[0], why
+        else:
+            yield from self._added(names[: len(names) // 2], accept)
+            yield from self._added(names[len(names) // 2 :], accept)
 
     def _accepted(self, files: Mapping[str, Tenants], accept: Accept) -> str | None:
         """Follow these files, or say why not."""
