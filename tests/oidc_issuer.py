@@ -50,6 +50,11 @@ class SigningKey:
         return {**public_jwk(self.private), "kid": self.kid, "alg": self.algorithm, "use": "sig"}
 
 
+def sign(claims: dict[str, Any], key: SigningKey, headers: dict[str, Any] | None = None) -> str:
+    """Sign any claims."""
+    return jwt.api_jws.encode(json.dumps(claims).encode(), key.private, key.algorithm, {"kid": key.kid, **(headers or {})})
+
+
 class OidcIssuer:
     """One issuer. `url` is its `iss`; `keys` is what it publishes."""
 
@@ -86,7 +91,7 @@ class OidcIssuer:
     def token(self, key: SigningKey | None = None, headers: dict[str, Any] | None = None, **changes: Any) -> str:
         """Sign a token with a key, by default the newest."""
         key = key or self.keys[-1]
-        return jwt.encode(self.claims(**changes), key.private, key.algorithm, {"kid": key.kid, **(headers or {})})
+        return sign(self.claims(**changes), key, headers)
 
     def spec(self, **changes: Any) -> dict[str, Any]:
         """What a Tenant states about this issuer."""
