@@ -334,6 +334,7 @@ class ScriptedMesh:
         self.peer_timeout_s = 5.0
         self.http: dict[str, Any] | None = None
         """Settings of the HTTP port; None: none."""
+        self.max_concurrent_rpcs_per_caller: int | None = None
         self.routes_directory = directory / "routes"
         self.routed = False
         self.engines: dict[str, Parrot] = {}
@@ -411,7 +412,7 @@ class ScriptedMesh:
         if self.routed:
             peers["routes_file"] = self.routes_directory / "routes.json"
         return GatewaySettings(
-            **self.server_settings("gateway"),
+            **self.server_settings("gateway", max_concurrent_rpcs_per_caller=self.max_concurrent_rpcs_per_caller),
             **peers,
             tenants=self.tenants,
             tenants_dir=self.tenants_directory,

@@ -20,6 +20,7 @@ from lionrock.gateway.openai.asking import Asked
 from lionrock.gateway.openai.problems import problem
 from lionrock.gateway.openai.tools import IN_WORDS
 from lionrock.gateway.openai.wire import encoded, send_json
+from lionrock.gateway.peer_errors import from_inference, protocol_violation
 from lionrock.gateway.v1 import gateway_pb2 as gw
 
 Ask = Callable[[gw.ChatRequest, Callable[[gw.ChatResponse], Awaitable[None]]], Awaitable[None]]
@@ -150,10 +151,12 @@ class Answering:
 
         await self._ask(request, take)
         assert told.finished is not None
-        if told.blocked is not None or told.text not in (IN_WORDS, *request.constraint.choice.values):
-            told.texts.clear()
+        if told.blocked is not None:
+            told.texts.clear()  # a choice is no answer
             choice.answer = told
             return None
+        if told.text not in request.constraint.choice.values:
+            raise from_inference(protocol_violation("CONSTRAINT_BROKEN"))
         choice.choosing = told
         return told.text
 
