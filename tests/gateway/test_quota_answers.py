@@ -185,3 +185,18 @@ async def test_a_caller_sees_its_own_use_and_its_tenants_and_no_other(
         assert (resets.hour, resets.minute) == (16, 0)  # midnight in Hong Kong
         async with idle_mesh.calling(idle_mesh.identity("broker")) as other:
             assert not (await other.GetQuota(gw.GetQuotaRequest())).quotas
+
+
+async def test_counters_survive_a_restart_of_the_gateway(
+    idle_mesh: ScriptedMesh, tmp_path: Path, ask: Ask, hear: Hear, failure: Failure
+) -> None:
+    limited(idle_mesh, tmp_path, daily_tokens=300)
+    async with stub_of(idle_mesh) as stub:
+        heard = await hear(stub.Chat(ask(sampling=sampling.SamplingParams(max_tokens=200))))
+        had = heard.finished.usage.prompt_tokens + heard.finished.usage.completion_tokens
+    another = ScriptedMesh(tmp_path / "another")
+    limited(another, tmp_path, daily_tokens=300)
+    async with stub_of(another) as stub:
+        assert await used(stub) == {("daily_tokens", False): had}  # to the token: a gateway that stops gives back the rest
+        error = await failure(stub.Chat(ask(sampling=sampling.SamplingParams(max_tokens=299 - had))))
+        assert error.reason == "TENANT_QUOTA"
