@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --constraint constraints.txt --editable
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-vllm lint docs protos pytest cluster-tools cluster-programs cluster-demo bench-mesh bench-engine bench-quantisation bench-placement bench-operator bench-audit clean
+.PHONY: help demo test test-vllm lint docs protos pytest cluster-tools cluster-programs cluster-demo bench-mesh bench-engine bench-quantisation bench-placement bench-operator bench-access bench-audit clean
 
 help:
 	@echo "make demo         install and run the demonstration"
@@ -31,6 +31,7 @@ help:
 	@echo "make bench-quantisation   what rounding weights costs in accuracy and gains in time; QUICK=1 for less of it"
 	@echo "make bench-placement   what observing and placing cost on 5,000 nodes, without a cluster; QUICK=1 likewise"
 	@echo "make bench-operator    the operator on a real API server with 5,000 nodes and 1,000 models; QUICK=1 for 300 and 50"
+	@echo "make bench-access      what one decision of the access policies costs, in process; QUICK=1 for a tenth"
 	@echo "make bench-audit       durable leaves a second, appends and proofs, against plain inserts into the same databases; QUICK=1 likewise"
 	@echo "make clean        remove the virtual environment, caches and generated stubs"
 
@@ -87,6 +88,9 @@ bench-placement: $(VENV)/.installed-dev
 bench-operator: $(VENV)/.installed-dev
 	$(BIN)/python tools/cluster_tools.py
 	$(BIN)/python -m benchmarks.operator_scale $(if $(QUICK),--quick)
+
+bench-access: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.access_policy $(if $(QUICK),--quick)
 
 bench-audit: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.audit $(if $(QUICK),--quick) $(ARGS)

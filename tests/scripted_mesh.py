@@ -327,8 +327,14 @@ class ScriptedMesh:
         self.servers: dict[str, RunningServer] = {}
         self.tenants: list[dict[str, Any]] = [tenant("bank"), tenant("broker")]
         self.limits: dict[str, Any] = {}
+        self.tenants_directory: Path | None = None
         self.targets: dict[str, str] = {}
+        self.gateway_changes: dict[str, Any] = {}
+        """Settings of the gateway beyond those that have an attribute here."""
         self.peer_timeout_s = 5.0
+        self.http: dict[str, Any] | None = None
+        """Settings of the HTTP port; None: none."""
+        self.max_concurrent_rpcs_per_caller: int | None = None
         self.routes_directory = directory / "routes"
         self.routed = False
         self.engines: dict[str, Parrot] = {}
@@ -401,10 +407,17 @@ class ScriptedMesh:
             for name in self._services
             if not (self.routed and name == "inference") and (self.own_tokenization or name != "tokenization")
         }
+        if self.http is not None:
+            peers["http"] = self.http
         if self.routed:
             peers["routes_file"] = self.routes_directory / "routes.json"
         return GatewaySettings(
-            **self.server_settings("gateway"), **peers, tenants=self.tenants, limits=LimitSettings(**self.limits)
+            **self.server_settings("gateway", max_concurrent_rpcs_per_caller=self.max_concurrent_rpcs_per_caller),
+            **peers,
+            tenants=self.tenants,
+            tenants_dir=self.tenants_directory,
+            **self.gateway_changes,
+            limits=LimitSettings(**self.limits),
         )
 
     @asynccontextmanager
@@ -416,10 +429,12 @@ class ScriptedMesh:
                 if service not in self.targets:
                     await self.start_peer(service)
             settings = self.gateway_settings()
-            registrations = await stack.enter_async_context(gateway(settings))
-            front = await start_server(settings, "gateway", registrations)
+            served = await stack.enter_async_context(gateway(settings))
+            front = await start_server(settings, "gateway", served.registrations, http=served.http)
             stack.push_async_callback(front.stop)
             self.servers["gateway"], self.targets["gateway"] = front, f"127.0.0.1:{front.port}"
+            if front.http_port is not None:
+                self.targets["http"] = f"127.0.0.1:{front.http_port}"
             yield self
 
     async def _stop_all(self) -> None:

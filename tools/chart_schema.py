@@ -34,7 +34,14 @@ COMPONENTS: Mapping[str, type[BaseModel]] = {
     "operator": OperatorSettings,
 }
 _WHOLE = frozenset(
-    {"gateway.TenantSettings", "gateway.PrincipalSettings", "audit-monitor.WatchedLogSettings", "audit-monitor.WitnessSettings"}
+    {
+        "gateway.NamedTenant",
+        "gateway.PrincipalSpec",
+        "gateway.IssuerSpec",
+        "gateway.BindingSpec",
+        "audit-monitor.WatchedLogSettings",
+        "audit-monitor.WitnessSettings",
+    }
 )
 """What a user writes whole, and not over something that the chart wrote."""
 _DROPPED = frozenset({"title", "default"})
@@ -44,7 +51,7 @@ def generated() -> dict[str, Any]:
     """$defs: `<component>.<class>` for each class of settings, `<component>` for the whole."""
     definitions: dict[str, Any] = {}
     for component, settings in COMPONENTS.items():
-        schema = settings.model_json_schema()
+        schema = settings.model_json_schema(by_alias=False)  # in the chart, as in all settings, names are written_so
         for name, definition in schema.pop("$defs", {}).items():
             definitions[f"{component}.{name}"] = _adapted(definition, component, whole=f"{component}.{name}" in _WHOLE)
         definitions[component] = _adapted(schema, component, whole=False)

@@ -203,6 +203,9 @@ def test_decimals_are_as_people_write_them() -> None:
     assert [float32_decimal(value) for value in (params.temperature, params.top_p, params.min_p)] == ["0.7", "0.95", "0"]
 
 
+POLICIES = "sha256:" + "ab" * 32
+
+
 def _request(**event: Any) -> pb.AppendRequest:
     context = context_pb2.RequestContext(
         request_id="0197f000-0000-7000-8000-000000000000",
@@ -213,6 +216,7 @@ def _request(**event: Any) -> pb.AppendRequest:
         purpose="research",
         territory="HK",
         profile="default",
+        access_policy_digest=POLICIES,
     )
     return pb.AppendRequest(context=context, event_id="0197f000-0000-7000-8000-000000000001", trace_id="ab" * 16, **event)
 
@@ -227,6 +231,7 @@ def test_an_intent_message_becomes_a_documented_leaf() -> None:
     salt = new_salt(event)
     leaf = json.loads(build_leaf(event, recorded_at_us=NOW_US, salt=salt))
     assert leaf["auth_method"] == "oidc"
+    assert leaf["access_policy_digest"] == POLICIES
     assert leaf["data_class"] == "personal"
     assert leaf["trace_id"] == "ab" * 16
     assert leaf["model"] == {"name": "smollm2"}

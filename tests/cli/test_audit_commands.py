@@ -27,8 +27,8 @@ from lionrock.cli import audit_reading
 from lionrock.cli.audit import app
 from lionrock.cli.errors import EXIT_REFUSED, EXIT_UNAVAILABLE, EXIT_USAGE, CommandError, report
 from lionrock.common.v1 import chat_pb2
-from lionrock.gateway.authorization import ROLE_ACTIONS
 from lionrock.gateway.v1 import gateway_pb2 as gw
+from lionrock.tenancy.vocabulary import ROLES
 from lionrock.tlog.keys import Cosigner
 from lionrock.tlog.proof import TlogProof
 from mesh_ca import TRUST_DOMAIN, DevCa
@@ -43,9 +43,10 @@ def spiffe_id(role: str) -> str:
 
 def principals() -> dict[str, Any]:
     settings = tenant("bank", data_classes=["personal", "suspicion"])
-    for role in ROLE_ACTIONS:
+    for role in ROLES:
         granted = {"roles": [role], "purposes": ["oversight"], "data_classes": ["personal", "suspicion"]}
-        settings["principals"].append({"spiffe_id": spiffe_id(role), **granted})
+        end = {"not_after": "2100-01-01T00:00:00Z"}
+        settings["principals"].append({"spiffe_id": spiffe_id(role), **granted, **end})
     return settings
 
 

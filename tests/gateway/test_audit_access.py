@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,16 @@ from lionrock.chassis.ids import uuid7
 from lionrock.chassis.settings import PeerSettings
 from lionrock.common.v1 import context_pb2 as ctx
 from lionrock.gateway.audit_access import CALL_ACTIONS
-from lionrock.gateway.authorization import ROLE_ACTIONS, Action
+from lionrock.gateway.access_policies import AccessPolicies, packaged_roles
+from lionrock.gateway.authorization import AccessRequest, Action, Denial
+from lionrock.gateway.tenants import Grant, Principal, Tenant, TenantName
 from lionrock.gateway.v1 import gateway_pb2 as gw
+from lionrock.gateway.v1 import gateway_pb2_grpc as gateway_rpc
+from lionrock.tenancy.vocabulary import ROLES as KNOWN_ROLES
 from mesh_ca import TRUST_DOMAIN, DevCa
 from scripted_mesh import ScriptedMesh, tenant
 
-ROLES = (*sorted(ROLE_ACTIONS), "stranger")
+ROLES = (*KNOWN_ROLES, "stranger")
 SERVICES = {
     "RecordsService": rec.DESCRIPTOR.services_by_name["RecordsService"],
     "AuditService": audit.DESCRIPTOR.services_by_name["AuditService"],
@@ -60,12 +65,13 @@ async def door(service: tuple[Path, AuditProcess]) -> AsyncIterator[ScriptedMesh
 
 def with_roles(name: str) -> dict[str, Any]:
     settings = tenant(name, data_classes=["personal", "suspicion"])
-    for role in ROLE_ACTIONS:
+    for role in KNOWN_ROLES:
         principal = {
             "spiffe_id": f"spiffe://{TRUST_DOMAIN}/tenant/{name}/workload/{role.replace('_', '-')}",
             "roles": [role],
             "purposes": ["oversight"],
             "data_classes": ["personal", "suspicion"],
+            "not_after": "2100-01-01T00:00:00Z",
         }
         settings["principals"].append(principal)
     return settings
@@ -253,15 +259,33 @@ def context_of(role: str, tenant: str = "bank") -> ctx.RequestContext:
 
 
 def test_the_gateways_table_is_the_audit_services() -> None:
-    assert set(ROLE_ACTIONS) == set(permissions.ROLE_ACTIONS)
+    assert set(KNOWN_ROLES) == set(permissions.ROLE_ACTIONS)
+    policies = AccessPolicies(packaged_roles())
     shared = {action.value for action in permissions.Action}
-    for role, actions in ROLE_ACTIONS.items():
-        assert {action.value for action in actions} & shared == {action.value for action in permissions.ROLE_ACTIONS[role]}, role
+    for role, permitted in permissions.ROLE_ACTIONS.items():
+        who = in_role(role)
+        decided = {action for action in shared if policies.decide(who, AccessRequest(Action(action))).allowed}
+        assert decided == {action.value for action in permitted}, role
     calls = {name: action.value for methods in CALL_ACTIONS.values() for name, action in methods.items()}
     assert calls == {name: action.value for name, action in permissions.CALL_ACTIONS.items()}
     assert {method.name for method in METHODS} == {*calls, "Append"}
     assert shared < {action.value for action in Action}
     assert permissions.ROLE_ACTIONS["platform_operator"] == frozenset()
+
+
+def test_the_same_roles_are_behind_the_wall_at_the_gateway_and_in_the_audit_service() -> None:
+    policies = AccessPolicies(packaged_roles())
+    asked = AccessRequest(Action.READ_RECORD, data_class="suspicion")
+    readers = [role for role in KNOWN_ROLES if permissions.Action.READ_RECORD in permissions.ROLE_ACTIONS[role]]
+    denials = {role: policies.decide(in_role(role), asked).denial for role in readers}
+    assert denials == {role: None if permissions.is_cleared([role]) else Denial.DATA_CLASS for role in readers}
+    assert permissions.CLEARED_ROLES <= set(readers)
+
+
+def in_role(role: str) -> Principal:
+    end = datetime(2100, 1, 1, tzinfo=UTC)
+    grant = Grant((role,), ("oversight",), frozenset({"*"}), frozenset({"personal", "suspicion"}), "default", not_after=end)
+    return Principal("spiffe://td/tenant/bank/user/ada", Tenant(TenantName("bank"), "HK", 4, {}), grant)
 
 
 async def test_nobody_says_for_himself_who_asks(door: ScriptedMesh) -> None:
@@ -314,10 +338,13 @@ async def test_retention_and_holds_refuse_with_what_the_caller_needs_to_know(doo
 
 
 async def test_leaves_of_suspicion_are_withheld_from_whoever_is_not_cleared(door: ScriptedMesh, ask: Any, hear: Any) -> None:
-    door_tenants = door.tenants[0]["principals"][0]
-    assert "suspicion" in door_tenants["data_classes"]
-    async with door.calling() as gateway:
-        heard = await hear(gateway.Chat(ask("STR?", data_class=ctx.DATA_CLASS_SUSPICION, case_id="CASE-STR")))
+    question = ask("STR?", data_class=ctx.DATA_CLASS_SUSPICION, case_id="CASE-STR", purpose="oversight")
+    async with as_role(door, "user") as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await hear(gateway_rpc.GatewayServiceStub(channel).Chat(question))
+        assert remote_error(refused.value).reason == "DATA_CLASS_NOT_PERMITTED"
+    async with as_role(door, "mlro") as channel:
+        heard = await hear(gateway_rpc.GatewayServiceStub(channel).Chat(question))
     hidden: dict[str, set[int]] = {}
     for role in ("auditor", "regulator"):
         async with as_role(door, role) as channel:

@@ -47,6 +47,7 @@ telemetry:
 routes_file: /etc/lionrock/routes/routes.json
 cache_salt_file: /etc/lionrock/salt/salt
 tenants: {{ toJson (include "lionrock.tenants" . | fromJsonArray) }}
+tenants_dir: /etc/lionrock/tenants
 {{- end -}}
 
 {{/* The tenants, and that of the chart's own test. */}}
@@ -87,6 +88,7 @@ policies: {}
 platform: {{ include "lionrock.platform" . }}
 region: {{ .Values.audit.region | quote }}
 tenants: {{ include "lionrock.loggedtenants" . }}
+tenants_dir: /etc/lionrock/tenants
 {{- if .Values.audit.postgresql.existingSecret }}
 store_dsn_file: /etc/lionrock/postgresql/{{ .Values.audit.postgresql.key }}
 {{- else }}

@@ -5,6 +5,7 @@ import logging
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, closing, suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,11 +23,13 @@ from lionrock.audit.records.servicer import RecordsServicer
 from lionrock.audit.recovery import OrphanSweep
 from lionrock.audit.rotation import Rotation
 from lionrock.audit.servicer import AuditServicer
-from lionrock.audit.settings import AuditSettings
+from lionrock.audit.settings import RESERVED_NAMES, AuditSettings
 from lionrock.audit.signed_checkpoints import SignedCheckpoints
 from lionrock.audit.standby import take_over, until_store_is_lost
 from lionrock.audit.store import LogStore
 from lionrock.audit.store.opening import open_postgres, open_sqlite
+from lionrock.audit.tenant_log import open_tenant_log
+from lionrock.audit.tenants_dir import TenantsDir
 from lionrock.audit.tile_service import tile_service
 from lionrock.audit.v1.audit_pb2_grpc import add_AuditServiceServicer_to_server
 from lionrock.audit.v1.records_pb2_grpc import add_RecordsServiceServicer_to_server
@@ -57,14 +60,18 @@ async def _open_and_serve(settings: AuditSettings, telemetry: Telemetry) -> None
     ):
         keys = KeyDirectory(settings.key_dir, LOG_SIGNATURES[settings.signature])
         limits = Limits(settings.max_pending, settings.max_batch, settings.retry_window_s)
-        logs = open_logs(store, keys, signed, settings.tenants, platform=settings.platform, region=settings.region, limits=limits)
+        reserved = RESERVED_NAMES if settings.tiles.wanted else frozenset[str]()
+        files = None if settings.tenants_dir is None else TenantsDir(settings.tenants_dir, reserved)
+        tenants = settings.tenants if files is None else files.start(settings.tenants)
+        logs = open_logs(store, keys, signed, tenants, platform=settings.platform, region=settings.region, limits=limits)
         platform = open_platform_log(settings.platform, store, keys, signed)
         async with logs:
             platform_log = PlatformLog(platform, logs, store, signed)
             async with (
-                open_records(settings.vault, logs, settings.tenants) as records,
+                open_records(settings.vault, logs, tenants) as records,
                 _witnesses(settings, logs, platform_log) as witnessing,
                 _tiles(settings, logs, platform_log, store) as publishing,
+                _joining(settings, files, _Opening(logs, keys, signed, records)),
                 _running(Rotation(logs, platform, keys, signed, settings.region).run(settings.sweep_interval_s), "audit-rotation"),
             ):
                 await _serve(settings, telemetry, logs, platform_log, records, witnessing, publishing)
@@ -99,6 +106,34 @@ async def _witnesses(settings: AuditSettings, logs: AuditLogs, platform_log: Pla
     logging.getLogger("lionrock.audit").info("the platform's log", extra=ours | {"witnesses": len(settings.witnesses)})
     async with _running(witnessing.run(settings.platform_interval_s), "audit-witnessing"):
         yield witnessing
+
+
+@dataclass(frozen=True, slots=True)
+class _Opening:
+    """What a tenant that joins needs opened."""
+
+    logs: AuditLogs
+    keys: KeyDirectory
+    signed: SignedCheckpoints
+    records: Records
+
+
+@asynccontextmanager
+async def _joining(settings: AuditSettings, files: TenantsDir | None, opening: _Opening) -> AsyncIterator[None]:
+    """Let tenants join by their files while the block runs, where settings name a directory."""
+    if files is None:
+        yield
+        return
+    kept = None if settings.vault is None else settings.vault.tenants
+
+    async def join(tenant: str) -> None:
+        if kept is None or tenant in kept:
+            await opening.records.join(tenant)
+        origin = f"{settings.platform}/audit/{tenant}"
+        await opening.logs.join(tenant, lambda store: open_tenant_log(tenant, origin, store, opening.keys, opening.signed))
+
+    async with _running(files.keep_looking(settings.tenants_poll_s, join), "audit-tenants"):
+        yield
 
 
 @asynccontextmanager

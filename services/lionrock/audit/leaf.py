@@ -63,6 +63,8 @@ class Context:
     """public, internal, personal, identity or suspicion."""
     territory: str
     profile: str
+    access_policy_digest: str = ""
+    """Digest of the access policies by which the gateway let the request in, "sha256:…"; absent before there were any."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The logs of all tenants that settings name: append, prove, list.
+"""The logs of all tenants: append, prove, list.
 
 This is the domain's whole surface; servicer.py puts it on the wire.
 Knows: which tenant has which log, what may be read up to where. Does not know: gRPC, SQL, how a batch is committed.
@@ -61,6 +61,7 @@ class AuditLogs:
         self._clock_us = clock_us
         self._recorder: Recorder | None = None
         self._refusal: Callable[[], str | None] = _nothing
+        self._stopped: str | None = None
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="audit-reader")
 
     async def __aenter__(self) -> Self:
@@ -94,10 +95,34 @@ class AuditLogs:
     @property
     def writable(self) -> bool:
         """Whether an append of any tenant could succeed now."""
-        return self._sequencer.broken is None and any(log.read_only is None for log in self._logs.values())
+        if self._sequencer.broken is not None:
+            return False
+        nobody_yet = not self._logs and not self._unusable
+        return nobody_yet or any(log.read_only is None for log in self._logs.values())
+
+    async def join(self, tenant: str, open_log: Callable[[LogStore], TenantLog]) -> None:
+        """Open the log of a tenant that joins while others write, on the thread that writes.
+
+        A log that does not pass its checks refuses from now on, as at the start. Raises QueueFull, StoreFailed.
+        """
+
+        def opened(store: LogStore) -> TenantLog | str:
+            try:
+                return open_log(store)
+            except LogReadOnly as refusal:
+                return str(refusal)
+
+        found = await self.sequence(opened)
+        if isinstance(found, str):
+            self._unusable[tenant] = found
+            return
+        found.read_only = found.read_only or self._stopped
+        self._unusable.pop(tenant, None)
+        self._logs.setdefault(tenant, found)
 
     def stop_signing(self, why: str) -> None:
-        """Make every log read-only: what the store holds is not what was signed for."""
+        """Make every log read-only, also those of tenants that join: what the store holds is not what was signed for."""
+        self._stopped = self._stopped or why
         for log in self._logs.values():
             log.read_only = log.read_only or why
 

@@ -14,6 +14,9 @@ from lionrock.tlog.keys import VerifierKey
 
 Tenant = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
 
+RESERVED_NAMES = frozenset({"tile", "checkpoint"})
+"""With tiles, the platform log's own files are called so, beside the directories of the tenants' logs."""
+
 
 class AuditSettings(ServiceSettings):
     """Audit service: one Merkle log a tenant, receipts that verify offline."""
@@ -24,8 +27,14 @@ class AuditSettings(ServiceSettings):
         pattern=r"^[A-Za-z0-9._~/-]{1,128}$", description="first part of every log's origin, <platform>/audit/<tenant>"
     )
     tenants: tuple[Tenant, ...] = Field(
-        min_length=1, max_length=10_000, description="tenants that have a log; all others are refused"
+        default=(), max_length=10_000, description="tenants that have a log, beside those of tenants_dir; all others are refused"
     )
+    tenants_dir: Path | None = Field(
+        None,
+        description="directory of Tenant files (.yaml, .yml, .json) whose tenants have a log, followed when they change; where "
+        "tiles are published, those of a tenant that joins begin when the service starts the next time",
+    )
+    tenants_poll_s: float = Field(1, gt=0, le=5, description="time between two looks at the files of tenants_dir, in seconds")
     store_file: Path | None = Field(
         None, description="SQLite file with the logs; one audit service at a time can hold it; either this or store_dsn_file"
     )
@@ -74,8 +83,7 @@ class AuditSettings(ServiceSettings):
 
     @model_validator(mode="after")
     def _tiles_have_room(self) -> Self:
-        # The platform log's own files are called so, beside the directories of the tenants' logs.
-        if self.tiles.wanted and not {"tile", "checkpoint"}.isdisjoint(self.tenants):
+        if self.tiles.wanted and not RESERVED_NAMES.isdisjoint(self.tenants):
             raise ValueError("with tiles, no tenant can be called tile or checkpoint")
         if self.tiles.wanted and any(part in {"", ".", ".."} or part.startswith(".") for part in self.platform.split("/")):
             raise ValueError("with tiles, the platform is a path: no part of it is empty or begins with a dot")
@@ -84,8 +92,14 @@ class AuditSettings(ServiceSettings):
     vault: VaultSettings | None = Field(None, description="where payloads are kept; unset: nowhere, leaves alone commit to them")
 
     @model_validator(mode="after")
+    def _somebody_has_a_log(self) -> Self:
+        if not self.tenants and self.tenants_dir is None:
+            raise ValueError("state tenants or tenants_dir: nobody would have a log")
+        return self
+
+    @model_validator(mode="after")
     def _vault_keeps_what_is_logged(self) -> Self:
-        if self.vault is not None and (strangers := set(self.vault.tenants or ()) - set(self.tenants)):
+        if self.tenants_dir is None and self.vault is not None and (strangers := set(self.vault.tenants or ()) - set(self.tenants)):
             raise ValueError(f"vault.tenants names tenants without a log: {', '.join(sorted(strangers))}")
         return self
 

@@ -61,6 +61,7 @@ def asker_of(context: context_pb2.RequestContext) -> Context:
         data_class=_enum(context_pb2.DataClass.Name(context.data_class), "DATA_CLASS_") or "personal",
         territory=context.territory,
         profile=context.profile,
+        access_policy_digest=context.access_policy_digest,
     )
 
 

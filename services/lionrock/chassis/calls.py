@@ -21,10 +21,13 @@ _request_id: ContextVar[str | None] = ContextVar("lionrock_request_id", default=
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One admitted RPC. `deadline` is a time of the event loop's clock in seconds."""
+    """One admitted call. `deadline` is a time of the event loop's clock in seconds.
 
-    context: grpc.aio.ServicerContext[Any, Any]
-    caller: SpiffeId
+    `context` is None for a call that came over HTTP, `caller` for one whose connection shows no certificate.
+    """
+
+    context: grpc.aio.ServicerContext[Any, Any] | None
+    caller: SpiffeId | None
     deadline: float
 
 

@@ -69,6 +69,10 @@ class _ServerTls:
         context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
         context.set_alpn_protocols(["h2", "http/1.1"])
         context.verify_mode = _CERTIFICATES[self._settings.client_certificates]
+        if context.verify_mode != ssl.CERT_NONE:
+            # A resumed connection is not verified again: a certificate would outlive its authority.
+            context.options |= ssl.OP_NO_TICKET
+            context.num_tickets = 0
         try:
             context.load_cert_chain(tls.cert_file, tls.key_file)
             context.load_verify_locations(tls.ca_file)

@@ -8,6 +8,7 @@ standards.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -66,7 +67,12 @@ class SpiffeId:
 
 @dataclass(frozen=True, slots=True)
 class AnyTenant:
-    """Callers: whoever belongs to a tenant."""
+    """Callers: whoever belongs to a tenant.
+
+    `tokens`: also who shows no certificate. The service itself then finds out, by a bearer token, who that is.
+    """
+
+    tokens: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +84,10 @@ Callers = frozenset[str] | AnyTenant | AnyMember
 """Names of the services that may call, or one of the two wider rules. An empty set permits nobody."""
 
 
-def permits(callers: Callers, identity: SpiffeId) -> bool:
-    """Whether a rule lets an identity of the own trust domain in."""
+def permits(callers: Callers, identity: SpiffeId | None) -> bool:
+    """Whether a rule lets an identity of the own trust domain in; None is who shows no certificate."""
+    if identity is None:
+        return isinstance(callers, AnyTenant) and callers.tokens
     match callers:
         case AnyTenant():
             return identity.tenant is not None
@@ -109,9 +117,41 @@ def verified_identity(auth_context: Mapping[str, Any], trust_domain: str) -> Spi
     return identity
 
 
+def shows_certificate(auth_context: Mapping[str, Any]) -> bool:
+    """Whether the peer of a connection showed a certificate of any kind."""
+    return any(name.startswith(("x509_", "peer_")) for name in auth_context)
+
+
+@lru_cache(maxsize=1024)
+def _names_of(certificate: str) -> tuple[tuple[bytes, ...], float]:
+    from cryptography import x509  # services without HTTP read no certificates themselves, and it weighs megabytes
+
+    parsed = x509.load_pem_x509_certificate(certificate.encode("ascii"))
+    try:
+        names = parsed.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return (), parsed.not_valid_after_utc.timestamp()
+    found = names.get_values_for_type(x509.UniformResourceIdentifier)
+    return tuple(name.encode() for name in found), parsed.not_valid_after_utc.timestamp()
+
+
+def certified_identity(certificate: str, trust_domain: str) -> SpiffeId:
+    """Return the one SPIFFE id of a certificate, in PEM, that TLS verified. Raises CallerNotPermitted as verified_identity does.
+
+    Also once its time has run out, which TLS looks at when a connection begins and never again.
+    """
+    try:
+        names, not_after = _names_of(certificate)
+    except ValueError:
+        raise CallerNotPermitted("the certificate cannot be read") from None
+    if time.time() >= not_after:
+        raise CallerNotPermitted("the certificate has expired")
+    return verified_identity({"peer_spiffe_id": names}, trust_domain)
+
+
 def caller(context: grpc.aio.ServicerContext[Any, Any]) -> SpiffeId:
     """Return who makes the current RPC, as the server verified it. Raises RuntimeError outside of an RPC of a chassis server."""
     call = calls.current_call()
-    if call is None or call.context is not context:
+    if call is None or call.caller is None or call.context is not context:
         raise RuntimeError("not inside an RPC that the chassis admitted")
     return call.caller

@@ -1,4 +1,4 @@
-"""What happens to every RPC before and after its handler, in one place.
+"""What happens to every call before and after its handler, in one place; calls that come over HTTP (http_door.py) pass it too.
 
   identity → allow-list → draining? → concurrency bound → server span → deadline cap → decode and validate → handler → error mapping
 
@@ -12,13 +12,14 @@ exception texts into spans.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import inspect
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import protovalidate
@@ -37,7 +38,7 @@ from lionrock.chassis.errors import (
     MethodNotFound,
     ShuttingDown,
 )
-from lionrock.chassis.identity import AnyMember, Callers, SpiffeId, permits, verified_identity
+from lionrock.chassis.identity import AnyMember, Callers, SpiffeId, permits, shows_certificate, verified_identity
 from lionrock.chassis.refusals import abort, mesh_error
 from lionrock.chassis.settings import ServerSettings
 from lionrock.chassis.telemetry import meter, tracer
@@ -46,12 +47,14 @@ from lionrock.chassis.validation import Decoder, Requests
 log = logging.getLogger("lionrock.chassis")
 
 Context = grpc.aio.ServicerContext
+Answer = TypeVar("Answer")
 
 PROBE_LIMIT = 64
 PROBE_LIMIT_PER_CALLER = 16
 REFUSALS_LOGGED_EVERY_S = 1.0
 _PROPAGATOR = TraceContextTextMapPropagator()
-_TRACE_KEYS = frozenset({"traceparent", "tracestate"})
+AUTHORIZATION = "authorization"
+TRACE_KEYS = frozenset({"traceparent", "tracestate"})
 # Statuses that are the server's fault (OpenTelemetry semantic conventions for gRPC servers).
 _SERVER_FAULTS = frozenset(
     {
@@ -65,6 +68,20 @@ _SERVER_FAULTS = frozenset(
 )
 
 
+def token_bearer(authorization: Iterable[bytes]) -> bytes:
+    """Return as whom a caller without a certificate is counted: as the holder of their token, whoever that will turn out to be."""
+    return hashlib.sha256(b"\0".join(authorization)).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """What is asked for, by whichever door: its name in spans, its attributes in metrics."""
+
+    name: str
+    attributes: Mapping[str, str]
+    probe: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Method:
     """One method as the interceptor serves it."""
@@ -74,6 +91,11 @@ class Method:
     handler: grpc.RpcMethodHandler[Any, Any]
     decoder: Decoder
     attributes: Mapping[str, str]
+
+    @property
+    def rpc(self) -> Operation:
+        """The same for spans, metrics and bounds."""
+        return Operation(self.full_name, self.attributes, probe=self.probe)
 
     @property
     def probe(self) -> bool:
@@ -98,7 +120,7 @@ class Guard(grpc.aio.ServerInterceptor):
         self._serving: set[asyncio.Task[Any]] = set()
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self._unknown: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(self._refuse_unknown)
-        self._validator = protovalidate.Validator()
+        self.validator = protovalidate.Validator()
         self._tracer = tracer()
         self._duration = meter().create_histogram("rpc.server.duration", "ms", "Time from the arrival of a call to its status")
         self._active = meter().create_up_down_counter("rpc.server.active_requests", "{request}", "Calls that are served now")
@@ -121,7 +143,7 @@ class Guard(grpc.aio.ServerInterceptor):
         if handler is None or callers is None:
             return self._unknown
         attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method}
-        decoder = Decoder(handler.request_deserializer, self._validator)  # type: ignore[arg-type]
+        decoder = Decoder(handler.request_deserializer, self.validator)  # type: ignore[arg-type]
         guarded = self._guarded(Method(name.removeprefix("/"), callers, handler, decoder, attributes))
         self._handlers[name] = guarded
         return guarded
@@ -162,7 +184,7 @@ class Guard(grpc.aio.ServerInterceptor):
     async def _refuse_unknown(self, requests: object, context: Context[Any, Any]) -> None:
         del requests
         try:
-            verified_identity(context.auth_context(), self._settings.trust_domain)
+            self._identity(context)
         except CallerNotPermitted as error:
             await self._refuse(context, error, "unknown")
         await self._refuse(context, MethodNotFound("the server has no such method"), "unknown")
@@ -176,37 +198,57 @@ class Guard(grpc.aio.ServerInterceptor):
             self._refusal_logged_at, self._refusals_unlogged = now, 0
         await abort(context, error)
 
-    def _admit(self, method: Method, context: Context[Any, Any]) -> SpiffeId:
-        """Verify the caller and count the call. Raises MeshError, having counted nothing."""
-        identity = verified_identity(context.auth_context(), self._settings.trust_domain)
+    def _identity(self, context: Context[Any, Any]) -> SpiffeId | None:
+        """Return who calls, None on the port for bearer tokens. Raises CallerNotPermitted."""
+        auth_context = context.auth_context()
+        if self._settings.token_listen is not None and not shows_certificate(auth_context):
+            return None
+        return verified_identity(auth_context, self._settings.trust_domain)
+
+    def _admit(self, method: Method, context: Context[Any, Any]) -> tuple[SpiffeId | None, Hashable]:
+        """Verify the caller and count the call. Returns who calls, and as whom they are counted.
+
+        Raises MeshError, having counted nothing.
+        """
+        identity = self._identity(context)
         if not permits(method.callers, identity):
             raise CallerNotPermitted("this identity may not call this method")
-        if method.probe:
-            self._probes.enter(identity)
-            return identity
+        if identity is None:
+            counted: Hashable = token_bearer(
+                value.encode() if isinstance(value, str) else value
+                for key, value in context.invocation_metadata() or ()
+                if key == AUTHORIZATION
+            )
+            self.enter(counted)
+        elif method.probe:
+            counted = identity
+            self._probes.enter(counted)
+        else:
+            counted = identity
+            self.enter(counted, None if identity.service is None else self._service_limit)
+        return identity, counted
+
+    def enter(self, caller: Hashable, limit: int | None = None) -> None:
+        """Count one more call of a caller; `work.leave` counts it less. Raises ShuttingDown, Overloaded."""
         if self.draining:
             raise shutting_down()
-        self.work.enter(identity, self._tenant_limit if identity.service is None else self._service_limit)
-        return identity
+        self.work.enter(caller, limit or self._tenant_limit)
 
-    def _allowed_s(self, method: Method, context: Context[Any, Any]) -> float:
-        remaining: float | None = context.time_remaining()
-        if remaining is None and not method.probe:
-            return self._settings.default_deadline_s
+    def deadline(self, remaining_s: float | None, *, probe: bool = False) -> float:
+        """Return until when a call may take whose caller leaves it so many seconds, as a time of the event loop."""
         longest = self._settings.max_deadline_s
-        return longest if remaining is None else min(remaining, longest)
+        if remaining_s is None:
+            remaining_s = longest if probe else self._settings.default_deadline_s
+        return asyncio.get_running_loop().time() + min(remaining_s, longest)
 
-    def _start_span(self, method: Method, context: Context[Any, Any], identity: SpiffeId) -> trace.Span:
-        carrier = {
-            key: value for key, value in context.invocation_metadata() or () if key in _TRACE_KEYS and isinstance(value, str)
-        }
+    def _start_span(self, operation: Operation, carrier: Mapping[str, str], identity: SpiffeId | None) -> trace.Span:
         parent = _PROPAGATOR.extract(carrier, otel_context.Context()) if carrier else otel_context.Context()
-        attributes = dict(method.attributes)
-        if identity.service is not None:
+        attributes = dict(operation.attributes)
+        if identity is not None and identity.service is not None:
             attributes["lionrock.caller.service"] = identity.service
-        elif identity.tenant is not None:
+        elif identity is not None and identity.tenant is not None:
             attributes["lionrock.caller.tenant"] = identity.tenant
-        span = self._tracer.start_span(method.full_name, parent, trace.SpanKind.SERVER, attributes)
+        span = self._tracer.start_span(operation.name, parent, trace.SpanKind.SERVER, attributes)
         otel_context.attach(trace.set_span_in_context(span, parent))
         return span
 
@@ -220,22 +262,42 @@ class Guard(grpc.aio.ServerInterceptor):
         self, method: Method, context: Context[Any, Any], body: Callable[[Any, Context[Any, Any]], Awaitable[Any]]
     ) -> Any:
         try:
-            identity = self._admit(method, context)
+            identity, counted = self._admit(method, context)
         except MeshError as error:
             await self._refuse(context, error, method.full_name)
+        try:
+            call = calls.Call(context, identity, self.deadline(context.time_remaining(), probe=method.probe))
+            carrier = {
+                key: value for key, value in context.invocation_metadata() or () if key in TRACE_KEYS and isinstance(value, str)
+            }
+            return await self.run(method.rpc, call, carrier, lambda: self._answer(method, context, body))
+        except MeshError as refusal:
+            await abort(context, refusal)
+        finally:
+            (self._probes if method.probe else self.work).leave(counted)
+
+    async def run(
+        self, operation: Operation, call: calls.Call, carrier: Mapping[str, str], body: Callable[[], Awaitable[Answer]]
+    ) -> Answer:
+        """Run an admitted call in the current task: span, deadline, end of drain, measurement.
+
+        `carrier` holds its caller's trace context. Raises MeshError for everything but cancellation and gRPC's own AbortError.
+        """
         began = time.perf_counter()
         span: trace.Span = trace.INVALID_SPAN
         status, reason = grpc.StatusCode.OK, None
         task = asyncio.current_task()
-        assert task is not None, "gRPC serves each call in a task"
+        assert task is not None, "each call is served in a task"
         self._serving.add(task)
-        self._active.add(1, method.attributes)
+        self._active.add(1, operation.attributes)
         try:
-            if not method.probe:
-                span = self._start_span(method, context, identity)
-            return await self._run(method, context, identity, body)
+            if not operation.probe:
+                span = self._start_span(operation, carrier, call.caller)
+            calls.enter_call(call)
+            return await self._in_time(call, body)
         except grpc.aio.AbortError:
-            status = context.code()
+            assert call.context is not None
+            status = call.context.code()
             raise
         except asyncio.CancelledError:
             if not self._ending:
@@ -243,50 +305,48 @@ class Guard(grpc.aio.ServerInterceptor):
                 raise
             task.uncancel()
             status, reason = grpc.StatusCode.UNAVAILABLE, ShuttingDown.reason
-            await abort(context, shutting_down())
-        except Exception as error:  # noqa: BLE001  every error becomes a status here
+            raise shutting_down() from None
+        except Exception as error:
             refusal = mesh_error(error)
             status, reason = refusal.status, refusal.reason
             if reason != Internal.reason:
-                log.debug("call failed", extra={"reason": reason, "rpc": method.full_name})
-            await abort(context, refusal)
+                log.debug("call failed", extra={"reason": reason, "rpc": operation.name})
+            if refusal is error:
+                raise
+            raise refusal from error
         finally:
             self._serving.discard(task)
-            (self._probes if method.probe else self.work).leave(identity)
-            self._finish(method, span, status, reason, began)
+            self._finish(operation, span, status, reason, began)
 
-    async def _run(
-        self,
-        method: Method,
-        context: Context[Any, Any],
-        identity: SpiffeId,
-        body: Callable[[Any, Context[Any, Any]], Awaitable[Any]],
-    ) -> Any:
-        allowed_s = self._allowed_s(method, context)
-        deadline = asyncio.get_running_loop().time() + allowed_s
-        calls.enter_call(calls.Call(context, identity, deadline))
-        requests = Requests(context, method.decoder, self._settings.stream_idle_timeout_s)
+    @staticmethod
+    async def _in_time(call: calls.Call, body: Callable[[], Awaitable[Answer]]) -> Answer:
         try:
-            async with asyncio.timeout_at(deadline) as limit:
-                if method.handler.request_streaming:
-                    answer = await body(requests, context)
-                else:
-                    request = await anext(requests, None)
-                    if request is None:
-                        raise MalformedRequest("the call carries no message")
-                    answer = await body(request, context)
+            async with asyncio.timeout_at(call.deadline) as limit:
+                return await body()
         except TimeoutError:
             if not limit.expired():
                 raise
             raise DeadlineExceeded("the deadline passed before the answer was complete") from None
+
+    async def _answer(
+        self, method: Method, context: Context[Any, Any], body: Callable[[Any, Context[Any, Any]], Awaitable[Any]]
+    ) -> Any:
+        requests = Requests(context, method.decoder, self._settings.stream_idle_timeout_s)
+        if method.handler.request_streaming:
+            answer = await body(requests, context)
+        else:
+            request = await anext(requests, None)
+            if request is None:
+                raise MalformedRequest("the call carries no message")
+            answer = await body(request, context)
         if requests.refused is not None:
             raise requests.refused
         return answer
 
-    def _finish(self, method: Method, span: trace.Span, status: grpc.StatusCode, reason: str | None, began: float) -> None:
+    def _finish(self, operation: Operation, span: trace.Span, status: grpc.StatusCode, reason: str | None, began: float) -> None:
         number = status.value[0]
-        measured: dict[str, str | int] = {**method.attributes, "rpc.grpc.status_code": number}
-        self._active.add(-1, method.attributes)
+        measured: dict[str, str | int] = {**operation.attributes, "rpc.grpc.status_code": number}
+        self._active.add(-1, operation.attributes)
         self._duration.record((time.perf_counter() - began) * 1000, measured)
         if span.is_recording():
             span.set_attribute("rpc.grpc.status_code", number)

@@ -14,12 +14,13 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
 
 from lionrock.chassis.health import SERVICE_NAME as HEALTH
 from lionrock.chassis.health import Health
+from lionrock.chassis.http_door import HttpCalls, HttpDoor
 from lionrock.chassis.identity import AnyMember, AnyTenant, Callers
 from lionrock.chassis.interceptors import Guard
 from lionrock.chassis.probes import start_probes
@@ -27,6 +28,9 @@ from lionrock.chassis.ready_file import write_ready_file
 from lionrock.chassis.settings import ServerSettings, ServiceSettings, TlsSettings
 from lionrock.chassis.telemetry import Telemetry, start_telemetry
 from lionrock.chassis.tls import TlsFilesUnusable, WatchedIdentity
+
+if TYPE_CHECKING:
+    from lionrock.chassis.http_server import RunningHttpServer
 
 __all__ = ["AnyTenant", "CannotListen", "Registration", "RunningServer", "serve", "start_server"]
 
@@ -84,8 +88,8 @@ def _options(settings: ServerSettings) -> list[tuple[str, int]]:
     ]
 
 
-def _credentials(tls: TlsSettings) -> grpc.ServerCredentials:
-    """Credentials that follow their files at every handshake. Raises TlsFilesUnusable."""
+def _credentials(tls: TlsSettings, *, mutual: bool = True) -> grpc.ServerCredentials:
+    """Credentials that follow their files at every handshake. `mutual`: clients show theirs too. Raises TlsFilesUnusable."""
     watched = WatchedIdentity(tls, interval_s=0)
     lock = threading.Lock()  # handshakes ask from threads of gRPC
     handed_out = watched.version
@@ -105,7 +109,7 @@ def _credentials(tls: TlsSettings) -> grpc.ServerCredentials:
             handed_out = watched.version
             return configuration()
 
-    return grpc.dynamic_ssl_server_credentials(configuration(), changed, require_client_authentication=True)  # type: ignore[arg-type]
+    return grpc.dynamic_ssl_server_credentials(configuration(), changed, require_client_authentication=mutual)  # type: ignore[arg-type]
 
 
 class RunningServer:
@@ -120,8 +124,13 @@ class RunningServer:
         probes: tuple[grpc.aio.Server, int] | None,
         *,
         leave_on_drain: bool,
+        token_port: int | None = None,
+        http: RunningHttpServer | None = None,
     ) -> None:
         self.port = port
+        self.token_port = token_port
+        self.http_port = None if http is None else http.port
+        self._http = http
         self._leave_on_drain = leave_on_drain
         self.probe_port = None if probes is None else probes[1]
         self._probes = None if probes is None else probes[0]
@@ -157,6 +166,8 @@ class RunningServer:
         if self._leave_on_drain:
             # Connections get GOAWAY at once; gRPC waits longer than we do, so that it is the guard who ends what still runs.
             leaving = asyncio.create_task(self._server.stop(grace_s + STOP_S), name="lionrock-leaving")
+        if self._http is not None:
+            await self._http.begin_drain()
         try:
             async with asyncio.timeout(grace_s):
                 await self._guard.work.idle()
@@ -164,6 +175,8 @@ class RunningServer:
             log.warning("drain grace is over", extra={"running_rpcs": self._guard.work.running})
         finally:
             self._guard.end_running()
+            if self._http is not None:
+                await self._http.stop(STOP_S)
             await self._server.stop(STOP_S)
             if leaving is not None:
                 await leaving
@@ -172,9 +185,17 @@ class RunningServer:
 
 
 async def start_server(
-    settings: ServiceSettings, name: str, registrations: Sequence[Registration], parts: Collection[str] = ()
+    settings: ServiceSettings,
+    name: str,
+    registrations: Sequence[Registration],
+    parts: Collection[str] = (),
+    *,
+    http: HttpDoor | None = None,
 ) -> RunningServer:
-    """Start a server; `parts` are what health checks know beside its services. Raises CannotListen, TlsFilesUnusable."""
+    """Start a server, with a door for HTTP if one is given; `parts` are what health checks know beside its services.
+
+    Raises CannotListen, TlsFilesUnusable.
+    """
     del name
     callers: dict[str, Callers] = {registration.service_name: registration.callers for registration in registrations}
     health = Health(callers, parts)
@@ -188,19 +209,40 @@ async def start_server(
     _add_health(health, server)
     if settings.server.reflection:
         _add_reflection([*callers], server)
-    try:
-        port = server.add_secure_port(settings.server.listen, _credentials(settings.server.tls))
-    except RuntimeError:
-        raise CannotListen(f"cannot listen on {settings.server.listen}") from None
+    port = _listen(server, settings.server.listen, _credentials(settings.server.tls))
+    token_port = None
+    if settings.server.token_listen is not None:
+        credentials = _credentials(settings.server.token_tls or settings.server.tls, mutual=False)
+        token_port = _listen(server, settings.server.token_listen, credentials)
     probes = None
     if settings.server.probe_listen is not None:
         try:
             probes = await start_probes(settings.server.probe_listen, health)
         except RuntimeError:
             raise CannotListen(f"cannot listen on {settings.server.probe_listen}") from None
+    beside = None if http is None else await _open(http, guard, settings.server.trust_domain)
     await server.start()
     health.serving()
-    return RunningServer(server, port, guard, health, probes, leave_on_drain=settings.server.leave_on_drain)
+    leave = settings.server.leave_on_drain
+    return RunningServer(server, port, guard, health, probes, leave_on_drain=leave, token_port=token_port, http=beside)
+
+
+def _listen(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials) -> int:
+    """Return the port. Raises CannotListen."""
+    try:
+        return server.add_secure_port(address, credentials)
+    except RuntimeError:
+        raise CannotListen(f"cannot listen on {address}") from None
+
+
+async def _open(door: HttpDoor, guard: Guard, trust_domain: str) -> RunningHttpServer:
+    """Start the HTTP server beside. Raises CannotListen, TlsFilesUnusable."""
+    from lionrock.chassis import http_server  # services without HTTP are installed without what it needs
+
+    try:
+        return await http_server.start_http_server(door.app(HttpCalls(guard, trust_domain)), door.settings)
+    except http_server.CannotListen as error:
+        raise CannotListen(*error.args) from None
 
 
 def _add_health(health: Health, server: grpc.aio.Server) -> None:
@@ -232,6 +274,7 @@ async def serve(
     readiness: AsyncIterator[bool] | None = None,
     parts: Mapping[str, AsyncIterator[bool]] | None = None,
     telemetry: Telemetry | None = None,
+    http: HttpDoor | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal ends at once.
 
@@ -246,7 +289,7 @@ async def serve(
     loop.set_exception_handler(_log_loop_error)
     own_telemetry = start_telemetry(name, settings.telemetry) if telemetry is None else None
     try:
-        running = await start_server(settings, name, registrations, tuple(parts or ()))
+        running = await start_server(settings, name, registrations, tuple(parts or ()), http=http)
     except (CannotListen, TlsFilesUnusable) as error:
         print(f"lionrock {name}: {error}", file=sys.stderr)
         if own_telemetry is not None:
@@ -269,6 +312,9 @@ async def serve(
             following.append(asyncio.create_task(_follow(able, announce), name=f"lionrock-readiness-{part}"))
         if on_ready is not None:
             await on_ready(running.port)
+        if http is not None and http.settings.ready_file is not None:
+            assert running.http_port is not None
+            write_ready_file(http.settings.ready_file, running.http_port)
         ready_file = settings.server.ready_file
         if ready_file is not None:
             write_ready_file(ready_file, running.port)

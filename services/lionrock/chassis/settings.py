@@ -43,6 +43,12 @@ class ServerSettings(BaseModel):
         default="127.0.0.1:0", pattern=r"^.+:\d{1,5}$", description="host:port to listen on; port 0 takes a free one"
     )
     tls: TlsSettings
+    token_listen: str | None = Field(
+        default=None,
+        pattern=r"^.+:\d{1,5}$",
+        description="host:port of a second gRPC port, whose callers bring a bearer token and no certificate; unset: there is none",
+    )
+    token_tls: TlsSettings | None = Field(default=None, description="certificate of the second port; unset: that of the first")
     trust_domain: str = Field(
         pattern=r"^[a-z0-9._-]{1,255}$", description="SPIFFE trust domain of this mesh; callers of others are refused"
     )

@@ -41,6 +41,14 @@ def _violation(violation: protovalidate.Violation) -> FieldViolation:
     return _field_path(found.field), found.message or f"breaks the rule {found.rule_id}"
 
 
+def check(message: Message, validator: protovalidate.Validator) -> None:
+    """Check a message by the rules of its proto. Raises InvalidField."""
+    violations = validator.collect_violations(message)
+    if violations:
+        found = [_violation(violation) for violation in violations[:MAX_VIOLATIONS]]
+        raise InvalidField("the request breaks the rules of its fields", field_violations=found)
+
+
 class Decoder:
     """Decodes and checks messages of one type."""
 
@@ -56,10 +64,7 @@ class Decoder:
             message = self._parse(encoded)
         except DecodeError:
             raise MalformedRequest("the request is not a valid message of its type") from None
-        violations = self._validator.collect_violations(message)
-        if violations:
-            found = [_violation(violation) for violation in violations[:MAX_VIOLATIONS]]
-            raise InvalidField("the request breaks the rules of its fields", field_violations=found)
+        check(message, self._validator)
         return message
 
 

@@ -17,7 +17,7 @@ def run(config: Path, tenant: str | None, *, platform: bool) -> int:
     if (tenant is None) == (not platform):
         raise CommandError("it is not clear which log", fix="give either --tenant or --platform", exit_code=EXIT_USAGE)
     settings = load_settings(AuditSettings, ["--config", str(config)])
-    if tenant is not None and tenant not in settings.tenants:
+    if tenant is not None and settings.tenants_dir is None and tenant not in settings.tenants:
         raise CommandError(
             f"the settings name no tenant {tenant}", fix=f"one of {', '.join(settings.tenants)}", exit_code=EXIT_USAGE
         )

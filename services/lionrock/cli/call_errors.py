@@ -24,6 +24,9 @@ from lionrock.client.errors import call_error
 
 _FIXES: Final[Mapping[str, str]] = {
     "ROLE_NOT_PERMITTED": "use the certificate of someone whose role may do this; docs/audit.md has the table of roles",
+    "SCOPE_NOT_HELD": "ask for no more than your own certificate may do, or use one that may do it",
+    "API_KEY_NOT_FOUND": "lionrock keys list",
+    "TOO_MANY_API_KEYS": "lionrock keys list, then lionrock keys revoke those that nobody uses",
     "RETENTION_APPLIES": "wait until the time named above, or erase what may go now: --partial",
     "LEGAL_HOLD_APPLIES": "lionrock audit hold list; what is not held can go now: --partial",
     "REQUEST_OPEN": "wait until the request has ended, or erase the others now: --partial",
@@ -54,6 +57,8 @@ def explained(error: CallError) -> str:
     text = error.message
     for path, description in error.field_violations:
         text += f"; {path}: {description}"
+    for subject, description in error.quota_violations:
+        text += f"; {subject}: {description}"
     if isinstance(error, PromptBlocked) and error.rules:
         text += f" (refused by {', '.join(error.rules)})"
     if until := error.metadata.get("until"):

@@ -19,7 +19,9 @@ from lionrock.cli.settings import MeshSettings
 from lionrock.cli.state import StateDir, write_atomically
 from lionrock.modelstore.source import ModelSource
 
-# Order of starting: the slowest first, the door last. Ports are the gateway's and those after it, in this list's reverse order.
+# Order of starting: the slowest first, the door last. Ports are the gateway's and those after it, in this list's reverse order,
+# and after them that of the gateway's HTTP API.
+HTTP = "http"
 START_ORDER = ("inference", "tokenization", "guardrails", "audit", "gateway")
 # The door first: what runs may finish, nothing new comes in.
 DRAIN_ORDER = (("gateway",), ("tokenization", "inference", "guardrails", "audit"))
@@ -32,9 +34,10 @@ _FREE_PORTS = range(20000, 32000)
 
 @dataclass(frozen=True, slots=True)
 class MeshConfiguration:
-    """Where every service listens, and what it is told."""
+    """Where every service listens, and what it is told. `http`: where the gateway's HTTP API listens."""
 
     targets: Mapping[str, str]
+    http: str | None
     contents: Mapping[str, Mapping[str, Any]]
 
 
@@ -50,7 +53,7 @@ def certificate_plan(settings: MeshSettings) -> CertificatePlan:
 
 def choose_ports(settings: MeshSettings) -> dict[str, int]:
     """Choose a port for each service. Raises CommandError naming the first that is taken."""
-    names = tuple(reversed(START_ORDER))
+    names = (*reversed(START_ORDER), HTTP)
     if settings.port == 0:
         return dict(zip(names, _free_ports(len(names)), strict=True))
     ports = {name: settings.port + offset for offset, name in enumerate(names)}
@@ -67,7 +70,7 @@ def _free_ports(count: int) -> list[int]:
     candidates = random.SystemRandom().sample(_FREE_PORTS, 200)
     free = [port for port in candidates if _is_free(port)][:count]
     if len(free) < count:
-        raise CommandError("no free ports between 20000 and 32000", fix="give a --port whose next four ports are free")
+        raise CommandError("no free ports between 20000 and 32000", fix="give a --port whose next five ports are free")
     return free
 
 
@@ -85,15 +88,17 @@ def configure(
     settings: MeshSettings, state: StateDir, certificates: Certificates, ports: Mapping[str, int], model: ModelSource
 ) -> MeshConfiguration:
     """Say everything that the services are told, with the user's settings of single services merged over it."""
-    targets = {name: f"127.0.0.1:{port}" for name, port in ports.items()}
+    targets = {name: f"127.0.0.1:{port}" for name, port in ports.items() if name != HTTP}
+    http = f"127.0.0.1:{ports[HTTP]}"
     own: dict[str, dict[str, Any]] = {
-        "gateway": _gateway(settings, targets),
+        "gateway": _gateway(settings, state, targets, http),
         "tokenization": {"models": {model.name: str(state.models / model.name)}},
         "inference": _inference(settings, state, certificates, model),
         "guardrails": {},
         "audit": {
             "platform": settings.trust_domain,
             "tenants": [settings.tenant],
+            "tenants_dir": str(state.tenants),
             "store_file": str(state.audit / "logs.sqlite"),
             "key_dir": str(state.audit / "keys"),
             "vault": {
@@ -106,12 +111,18 @@ def configure(
         name: _merge({**_common(name, settings, state, certificates, targets[name]), **own[name]}, settings.services.get(name, {}))  # type: ignore[call-overload]
         for name in START_ORDER
     }
-    return MeshConfiguration(targets, contents)
+    api = contents["gateway"]["http"]  # the user may have said null
+    return MeshConfiguration(targets, None if api is None else api["listen"], contents)
 
 
 def write_configuration(state: StateDir, configuration: MeshConfiguration) -> None:
-    """Write config/<service>.yaml and a new token for Ray. JSON is YAML 1.2, and needs no writer."""
+    """Write config/<service>.yaml, a new token for Ray, and the first time the secret of API keys.
+
+    JSON is YAML 1.2, and needs no writer.
+    """
     write_atomically(state.ray_token, secrets.token_hex(32))
+    if not state.api_key_secret.exists():
+        write_atomically(state.api_key_secret, secrets.token_hex(32))
     for name, content in configuration.contents.items():
         write_atomically(state.config(name), json.dumps(content, indent=2) + "\n")
 
@@ -134,19 +145,25 @@ def _common(name: str, settings: MeshSettings, state: StateDir, certificates: Ce
     }
 
 
-def _gateway(settings: MeshSettings, targets: Mapping[str, str]) -> dict[str, Any]:
+def _gateway(settings: MeshSettings, state: StateDir, targets: Mapping[str, str], http: str) -> dict[str, Any]:
     tenant = {
         "name": settings.tenant,
         "principals": [
             {
                 "spiffe_id": f"spiffe://{settings.trust_domain}/tenant/{settings.tenant}/user/*",
                 "purposes": ["demonstration"],
-            }
+            },
+            # Whoever runs the mesh administers its tenant: makes API keys, for one.
+            {"spiffe_id": client_id(settings), "roles": ["user", "tenant_admin"], "purposes": ["demonstration"]},
         ],
     }
     return {
         **{name: {"target": targets[name], "service": name} for name in PEERS},
+        "http": {"listen": http},
         "tenants": [tenant],
+        "tenants_dir": str(state.tenants),
+        "state": {"sqlite_file": str(state.root / "gateway" / "state.sqlite")},
+        "api_keys": {"secret_file": str(state.api_key_secret)},
         "limits": {"models_fresh_s": _MODELS_FRESH_S},
     }
 

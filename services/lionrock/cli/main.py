@@ -14,7 +14,10 @@ import typer
 
 from lionrock.cli.audit import app as audit
 from lionrock.cli.errors import EXIT_USAGE, CommandError, report
+from lionrock.cli.keys_commands import app as keys
+from lionrock.cli.policy_commands import app as policy
 from lionrock.cli.services import run_service
+from lionrock.cli.tenant import app as tenant
 
 SERVICES = ("gateway", "tokenization", "inference", "guardrails", "witness")
 
@@ -31,6 +34,9 @@ models = typer.Typer(help="The model store: what is there, and how to bring more
 app.add_typer(models, name="models")
 bundle = typer.Typer(help="Images, charts and models in one directory, for sites without a network.", no_args_is_help=True)
 app.add_typer(bundle, name="bundle")
+app.add_typer(tenant, name="tenant")
+app.add_typer(policy, name="policy")
+app.add_typer(keys, name="keys")
 app.add_typer(audit, name="audit", rich_help_panel="Services")
 
 StateDirOption = Annotated[
@@ -131,6 +137,28 @@ def chat(
 
     options = command.ChatOptions(model, system, max_tokens, temperature, seed, purpose, timeout)
     sys.exit(command.run(state_dir, prompt, options, as_json=as_json, door=command.Door(gateway, certificates)))
+
+
+@app.command(
+    epilog=_examples("lionrock quota", "lionrock quota --json | jq 'select(.quota == \"daily_tokens\")'"),
+)
+def quota(
+    gateway: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Gateway of a mesh elsewhere. Default: the mesh of this machine.")
+    ] = None,
+    certificates: Annotated[
+        Path | None,
+        typer.Option(metavar="DIRECTORY", help="Your tls.crt, tls.key and ca.crt. Default: those in the state directory."),
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds until the call is given up.")] = 30.0,
+    as_json: JsonOption = False,
+    state_dir: StateDirOption = None,
+) -> None:
+    """Show how much of your tenant's quotas, and of your own, is used."""
+    from lionrock.cli import quota as command
+    from lionrock.cli.chat import Door
+
+    sys.exit(command.run(state_dir, Door(gateway, certificates), timeout_s=timeout, as_json=as_json))
 
 
 @app.command(

@@ -146,7 +146,8 @@ class Mesh:
     def _write_mesh(self) -> None:
         pids = self._supervisor.pids
         endpoints = {name: Endpoint(target, pids.get(name, 0)) for name, target in self._configuration.targets.items()}
-        self._state.write_mesh(MeshInfo(self._pid, self._started_at, self._settings.trust_domain, endpoints, [self._model.name]))
+        domain, http = self._settings.trust_domain, self._configuration.http
+        self._state.write_mesh(MeshInfo(self._pid, self._started_at, domain, endpoints, [self._model.name], http))
 
     def _say_ready(self) -> None:
         table = Table(box=None, pad_edge=False, header_style="bold")
@@ -166,6 +167,11 @@ class Mesh:
             f"-authority gateway.lionrock.internal {self._configuration.targets['gateway']} list",
             markup=False,
         )
+        if self._configuration.http is not None:
+            url = f"https://{self._configuration.http}/v1"
+            print_(f"  openai  {url}   # base_url of OpenAI's clients, with the certificate; api_key: certificate", markup=False)
+            shown = f"--cacert {certs}/ca.crt --cert {certs}/tls.crt --key {certs}/tls.key"
+            print_(f"          curl {shown} {url}/models", markup=False)
 
     def _explained(self, failure: ChildFailed) -> ServiceNotReady:
         log = self._state.log(failure.name)

@@ -5,6 +5,7 @@
     ca/  certs/     development CA, one certificate a service, and certs/client/ for the user's own calls
     config/         one YAML file a service, written by `up`
     logs/ traces/   JSON lines; logs are bounded, see logs.py
+    tenants/        Tenant files, followed by the services that need them
     audit/ models/ ray/ receipts/ keys/
 
 Knows paths and the formats of `lock` and `mesh.json`. Does not know how services are configured or started.
@@ -49,6 +50,8 @@ class MeshInfo:
     trust_domain: str
     endpoints: dict[str, Endpoint] = field(default_factory=dict)
     models: list[str] = field(default_factory=list)
+    http: str | None = None
+    """Where the gateway's HTTP API listens."""
 
     def to_json(self) -> str:
         """As stored: one JSON object."""
@@ -126,6 +129,16 @@ class StateDir:
         return self.root / "ray" / "token"
 
     @property
+    def api_key_secret(self) -> Path:
+        """Secret that the gateway recognises API keys with; it stays for as long as the keys do."""
+        return self.root / "gateway" / "api-keys.secret"
+
+    @property
+    def tenants(self) -> Path:
+        """Tenant files."""
+        return self.root / "tenants"
+
+    @property
     def receipts(self) -> Path:
         """Receipts of the user's own chats, with the salts that open them."""
         return self.root / "receipts"
@@ -139,7 +152,7 @@ class StateDir:
         """Make the directories, readable by the user alone. Raises CommandError."""
         try:
             self.root.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
-            for name in ("ca", "certs", "config", "logs", "traces", "audit", "models", "ray", "receipts", "keys"):
+            for name in ("ca", "certs", "config", "logs", "traces", "audit", "models", "ray", "receipts", "keys", "tenants"):
                 (self.root / name).mkdir(mode=_PRIVATE, exist_ok=True)
         except OSError as error:
             raise CommandError(

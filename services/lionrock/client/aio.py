@@ -161,6 +161,12 @@ class AsyncClient:
             await self._unary(lambda timeout_s: self._stub.ListModels(gw.ListModelsRequest(), timeout=timeout_s), deadline_s)
         ).models
 
+    async def get_quota(self, *, deadline_s: float | None = None) -> Sequence[gw.QuotaUse]:
+        """Say how much of the quotas that bound this identity is taken; empty: none does. Raises CallError."""
+        return (
+            await self._unary(lambda timeout_s: self._stub.GetQuota(gw.GetQuotaRequest(), timeout=timeout_s), deadline_s)
+        ).quotas
+
     async def get_receipt(self, request_id: str, *, deadline_s: float | None = None) -> Receipt:
         """Fetch the proof of an earlier answer of the tenant. Raises ReceiptNotFound and other CallErrors."""
         request = gw.GetReceiptRequest(request_id=request_id)

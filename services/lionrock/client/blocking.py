@@ -173,6 +173,13 @@ class Client:
             lambda stub, timeout_s: stub.ListModels(request, timeout=timeout_s, metadata=trace_metadata()), deadline_s
         ).models
 
+    def get_quota(self, *, deadline_s: float | None = None) -> Sequence[gw.QuotaUse]:
+        """Say how much of the quotas that bound this identity is taken; empty: none does. Raises CallError."""
+        request = gw.GetQuotaRequest()
+        return self._unary(
+            lambda stub, timeout_s: stub.GetQuota(request, timeout=timeout_s, metadata=trace_metadata()), deadline_s
+        ).quotas
+
     def get_receipt(self, request_id: str, *, deadline_s: float | None = None) -> Receipt:
         """Fetch the proof of an earlier answer of the tenant. Raises ReceiptNotFound and other CallErrors."""
         request = gw.GetReceiptRequest(request_id=request_id)

@@ -58,6 +58,7 @@ class CallError(LionrockError):
         self.status = error.status
         self.reason = error.reason
         self.message = error.message
+        self.quota_violations: Sequence[tuple[str, str]] = error.quota_violations
         self.metadata: Mapping[str, str] = error.metadata
         self.retry_after_s = error.retry_after_s
         self.field_violations: Sequence[tuple[str, str]] = tuple(error.field_violations)

@@ -20,17 +20,16 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 
 from lionrock.audit.v1 import audit_pb2, records_pb2
-from lionrock.chassis.calls import current_call
 from lionrock.chassis.errors import InvalidField
 from lionrock.chassis.ids import uuid7
 from lionrock.chassis.server import AnyTenant, Registration
-from lionrock.gateway import errors
-from lionrock.gateway.authorization import AccessRequest, Action
+from lionrock.gateway.authorization import AccessRequest, Action, Authorizer
 from lionrock.gateway.context import request_context
+from lionrock.gateway.identity.authenticator import Authenticator
+from lionrock.gateway.identity.grpc_caller import caller_of_rpc
 from lionrock.gateway.peer_errors import passed_on, translated
 from lionrock.gateway.peers import Deadline
 from lionrock.gateway.refusals import permit
-from lionrock.gateway.tenants import TenantDirectory, UnknownPrincipalError
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -68,13 +67,16 @@ _SERVICES: Final[tuple[ServiceDescriptor, ...]] = (
 class AuditDoor:
     """Forwards calls of tenants' identities to the audit service."""
 
-    def __init__(self, directory: TenantDirectory, channel: grpc.aio.Channel) -> None:
-        self._directory = directory
+    def __init__(self, authenticator: Authenticator, authorizer: Authorizer, channel: grpc.aio.Channel) -> None:
+        self._authenticator = authenticator
+        self._authorizer = authorizer
         self._channel = channel
 
     def registrations(self) -> tuple[Registration, ...]:
         """Return the services as the chassis registers them."""
-        return tuple(Registration(_add, self._handlers(service), service.full_name, AnyTenant()) for service in _SERVICES)
+        return tuple(
+            Registration(_add, self._handlers(service), service.full_name, AnyTenant(tokens=True)) for service in _SERVICES
+        )
 
     def _handlers(self, service: ServiceDescriptor) -> grpc.GenericRpcHandler:
         methods = {name: self._handler(service.methods_by_name[name]) for name in CALL_ACTIONS[service.name]}
@@ -92,13 +94,13 @@ class AuditDoor:
 
         async def unary(request: Any, context: Context) -> Any:
             del context
-            deadline = self._admit(request, action)
+            deadline = await self._admit(request, action)
             with translated(passed_on):
                 return await forward(request, timeout=deadline.left_s())
 
         async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
             del context
-            deadline = self._admit(request, action)
+            deadline = await self._admit(request, action)
             call = forward(request, timeout=deadline.left_s())
             try:
                 with translated(passed_on):
@@ -114,20 +116,16 @@ class AuditDoor:
             response_serializer=response_class.SerializeToString,
         )
 
-    def _admit(self, request: Message, action: Action) -> Deadline:
-        """Say in the request who asks, if they may. Raises UnknownPrincipal, AccessDenied, InvalidField."""
-        call = current_call()
-        assert call is not None, "the chassis admits every call"
-        try:
-            principal = self._directory.principal(str(call.caller))
-        except UnknownPrincipalError as unknown:
-            raise errors.UnknownPrincipal("no tenant lists this identity") from unknown
-        permit(principal, AccessRequest(action))
+    async def _admit(self, request: Message, action: Action) -> Deadline:
+        """Say in the request who asks, if they may. Raises what refuses a credential (refusing.py), AccessDenied, InvalidField."""
+        principal, deadline = await caller_of_rpc(self._authenticator)
+        permit(self._authorizer, principal, AccessRequest(action))
         if request.HasField("context"):
             rule = "unset: the gateway writes it from the credential"
             raise InvalidField("a caller does not say who asks", field_violations=[("context", rule)])
-        request.context.CopyFrom(request_context(principal, uuid7()))  # type: ignore[attr-defined]
-        return Deadline(call.deadline)
+        context = request_context(principal, uuid7(), access_policy_digest=self._authorizer.digest)
+        request.context.CopyFrom(context)  # type: ignore[attr-defined]
+        return deadline
 
 
 def _add(handlers: grpc.GenericRpcHandler, server: grpc.aio.Server) -> None:

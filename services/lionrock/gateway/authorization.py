@@ -1,7 +1,7 @@
 """May this principal do this, for this purpose, with this class of data, on this model? Default deny.
 
-`decide` is a pure function of its arguments: no clock, no state, no I/O, so that it can be tabulated exhaustively and exchanged
-for a policy language behind the same signature. It does not know whether the model exists: a model that a principal may not use
+Knows the words of the question and of the answer, and which set of policies answers now. Does not know Cedar
+(access_policies.py), where policies come from (policy_directory.py), or whether a model exists: one that a principal may not use
 and one that nobody serves must look the same to them.
 
 Sources: role and purpose as conditions of access, PDPO Data Protection Principles 3 and 4; separation of operators from payloads.
@@ -11,8 +11,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from lionrock.gateway.tenants import Principal
+
+if TYPE_CHECKING:
+    from lionrock.gateway.access_policies import AccessPolicies
 
 
 class Action(StrEnum):
@@ -21,6 +25,7 @@ class Action(StrEnum):
     CHAT = "chat"
     COUNT_TOKENS = "count_tokens"
     LIST_MODELS = "list_models"
+    GET_QUOTA = "get_quota"
     GET_RECEIPT = "get_receipt"
     LIST_AUDIT_KEYS = "list_audit_keys"
     READ_RECORD = "read_record"
@@ -34,34 +39,18 @@ class Action(StrEnum):
     READ_LOG_STATS = "read_log_stats"
     READ_LEAVES = "read_leaves"
     VERIFY_LOG = "verify_log"
-
-
-_VERIFY = frozenset({Action.GET_RECEIPT, Action.LIST_AUDIT_KEYS, Action.VERIFY_LOG})
-_ASK = _VERIFY | {Action.CHAT, Action.COUNT_TOKENS, Action.LIST_MODELS}
-_WATCH = _VERIFY | {Action.READ_LOG_STATS, Action.READ_LEAVES}
-_LOOK = frozenset({Action.READ_RECORD, Action.SEARCH_RECORDS})
-_OVERSEE = _WATCH | _LOOK | {Action.READ_LOG_BOOK, Action.EXPORT_RECORDS}
-
-# A role that is missing here permits nothing. platform_operator sees what is served and never a payload or its proof.
-# What concerns records and logs, the audit service decides again, by the same table (lionrock.audit.records.permissions).
-ROLE_ACTIONS: dict[str, frozenset[Action]] = {
-    "user": _ASK,
-    "tenant_admin": _WATCH | {Action.LIST_MODELS},
-    "reviewer": _ASK | {Action.READ_RECORD},
-    "mlro": _ASK | _LOOK | {Action.HOLD_RECORDS},
-    "privacy_officer": _OVERSEE | {Action.ERASE_RECORDS, Action.CORRECT_RECORD, Action.HOLD_RECORDS, Action.LOG_REFUSAL},
-    "auditor": _OVERSEE,
-    "regulator": _OVERSEE | {Action.HOLD_RECORDS},
-    "platform_operator": frozenset({Action.LIST_MODELS}),
-    "model_risk": _ASK | _WATCH,
-    "security": _WATCH | {Action.LIST_MODELS},
-}
+    READ_REVIEWS = "read_reviews"
+    DECIDE_REVIEW = "decide_review"
+    LIST_API_KEYS = "list_api_keys"
+    ISSUE_API_KEYS = "issue_api_keys"
+    REVOKE_API_KEYS = "revoke_api_keys"
 
 
 class Denial(StrEnum):
-    """Why not: the reasons that a caller may learn."""
+    """Why not: the reasons that a caller may learn. Of several the first in this order is named."""
 
     ROLE = "ROLE_NOT_PERMITTED"
+    AUTHOR = "AUTHOR_MAY_NOT_REVIEW"
     PURPOSE = "PURPOSE_NOT_PERMITTED"
     DATA_CLASS = "DATA_CLASS_NOT_PERMITTED"
     MODEL = "MODEL_NOT_PERMITTED"
@@ -69,19 +58,28 @@ class Denial(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class AccessRequest:
-    """What is asked for. None where the action has no such dimension."""
+    """What is asked for. None where the action has no such dimension; a chat without a purpose or a data class is refused.
+
+    `author`: actor whose work a review decides on; without one none is decided. Of an API key's work it is who made the key.
+    """
 
     action: Action
     purpose: str | None = None
     data_class: str | None = None
     model: str | None = None
+    author: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Allowed exactly when `denial` is None."""
+    """Allowed exactly when `denial` is None.
+
+    `policies`: ids of those that decided, sorted: what permits, or what forbids for the reason that is named. A refusal without
+    any is the default: nothing permits.
+    """
 
     denial: Denial | None
+    policies: tuple[str, ...]
 
     @property
     def allowed(self) -> bool:
@@ -89,15 +87,26 @@ class Decision:
         return self.denial is None
 
 
-def decide(principal: Principal, request: AccessRequest) -> Decision:
-    """Decide. Every dimension must permit; the first that does not, in the order role, purpose, data class, model, is named."""
-    grant = principal.grant
-    if not any(request.action in ROLE_ACTIONS.get(role, frozenset()) for role in grant.roles):
-        return Decision(Denial.ROLE)
-    if request.purpose is not None and request.purpose not in grant.purposes:
-        return Decision(Denial.PURPOSE)
-    if request.data_class is not None and request.data_class not in grant.data_classes:
-        return Decision(Denial.DATA_CLASS)
-    if request.model is not None and not principal.may_use(request.model):
-        return Decision(Denial.MODEL)
-    return Decision(None)
+class Authorizer:
+    """Decides by the policies that are in force. They are exchanged whole: a decision is by the old set or by the new one."""
+
+    def __init__(self, policies: AccessPolicies) -> None:
+        self._policies = policies
+
+    @property
+    def policies(self) -> AccessPolicies:
+        """The set in force now: what decides several times for one request keeps it."""
+        return self._policies
+
+    @property
+    def digest(self) -> str:
+        """Digest of the set in force, "sha256:…"."""
+        return self._policies.digest
+
+    def decide(self, principal: Principal, request: AccessRequest) -> Decision:
+        """Decide by the set in force. Raises DecisionFailedError."""
+        return self._policies.decide(principal, request)
+
+    def follow(self, policies: AccessPolicies) -> None:
+        """Decide by another set from now on."""
+        self._policies = policies

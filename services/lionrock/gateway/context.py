@@ -14,9 +14,15 @@ from hashlib import sha256
 from lionrock.common.v1 import chat_pb2 as chat
 from lionrock.common.v1 import context_pb2 as ctx
 from lionrock.common.v1 import sampling_pb2 as sampling
-from lionrock.gateway.tenants import Principal, TenantName
+from lionrock.gateway.tenants import AuthMethod, Principal, TenantName
 
 _SEED_BITS = 53  # survives JSON readers that keep numbers as IEEE 754 doubles
+
+_AUTH_METHODS = {
+    AuthMethod.MTLS: ctx.AUTH_METHOD_MTLS,
+    AuthMethod.OIDC: ctx.AUTH_METHOD_OIDC,
+    AuthMethod.API_KEY: ctx.AUTH_METHOD_API_KEY,
+}
 
 
 def data_class_name(value: ctx.DataClass.ValueType) -> str:
@@ -32,13 +38,17 @@ def request_context(
     case_id: str = "",
     conversation_id: str = "",
     data_class: ctx.DataClass.ValueType = ctx.DATA_CLASS_PERSONAL,
+    access_policy_digest: str,
 ) -> ctx.RequestContext:
-    """Return the envelope of every inner call. An empty purpose is the grant's default, an undeclared data class is personal."""
+    """Return the envelope of every inner call. An empty purpose is the grant's default, an undeclared data class is personal.
+
+    `access_policy_digest`: of the set of policies that decides on the request.
+    """
     return ctx.RequestContext(
         request_id=request_id,
         tenant=principal.tenant.name,
         actor=principal.actor,
-        auth_method=ctx.AUTH_METHOD_MTLS,
+        auth_method=_AUTH_METHODS[principal.auth_method],
         roles=sorted(principal.grant.roles),
         purpose=purpose or principal.grant.purposes[0],
         case_id=case_id,
@@ -46,6 +56,7 @@ def request_context(
         data_class=data_class or ctx.DATA_CLASS_PERSONAL,
         territory=principal.tenant.territory,
         profile=principal.grant.profile,
+        access_policy_digest=access_policy_digest,
     )
 
 

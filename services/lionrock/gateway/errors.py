@@ -1,9 +1,17 @@
 """What can go wrong at the door, as callers see it.
 
     MeshError
+    ├── CredentialMissing           UNAUTHENTICATED       CREDENTIAL_MISSING
+    ├── TokenInvalid                UNAUTHENTICATED       TOKEN_INVALID
+    ├── TokenExpired                UNAUTHENTICATED       TOKEN_EXPIRED
     ├── UnknownPrincipal            UNAUTHENTICATED       UNKNOWN_PRINCIPAL
+    ├── ApiKeysUnavailable          UNAVAILABLE           API_KEYS_UNAVAILABLE
+    ├── ScopeNotHeld                PERMISSION_DENIED     SCOPE_NOT_HELD
+    ├── ApiKeyNotFound              NOT_FOUND             API_KEY_NOT_FOUND
+    ├── TooManyApiKeys              FAILED_PRECONDITION   TOO_MANY_API_KEYS
     ├── AccessDenied                PERMISSION_DENIED
     │   ├── RoleNotPermitted                              ROLE_NOT_PERMITTED
+    │   ├── AuthorMayNotReview                            AUTHOR_MAY_NOT_REVIEW
     │   ├── PurposeNotPermitted                           PURPOSE_NOT_PERMITTED
     │   ├── DataClassNotPermitted                         DATA_CLASS_NOT_PERMITTED
     │   └── ModelNotPermitted                             MODEL_NOT_PERMITTED
@@ -11,12 +19,15 @@
     ├── ReviewRequired              PERMISSION_DENIED     REVIEW_REQUIRED
     ├── PromptTooLong               INVALID_ARGUMENT      PROMPT_TOO_LONG
     ├── ChatTemplateRefused         INVALID_ARGUMENT      CHAT_TEMPLATE_REFUSED
+    ├── UnsupportedParameter        INVALID_ARGUMENT      UNSUPPORTED_PARAMETER      (HTTP)
+    ├── EmbeddingsUnsupported       UNIMPLEMENTED         EMBEDDINGS_UNSUPPORTED     (HTTP)
     ├── UnsupportedSamplingOption   UNIMPLEMENTED         UNSUPPORTED_SAMPLING_OPTION
     ├── UnsupportedOutputConstraint UNIMPLEMENTED         UNSUPPORTED_OUTPUT_CONSTRAINT
     ├── InvalidConstraint           INVALID_ARGUMENT      INVALID_CONSTRAINT
     ├── ModelNotFound               NOT_FOUND             MODEL_NOT_FOUND
     ├── ReceiptNotFound             NOT_FOUND             RECEIPT_NOT_FOUND
     ├── TenantQuota                 RESOURCE_EXHAUSTED    TENANT_QUOTA
+    ├── SharedStateUnavailable      UNAVAILABLE           STATE_UNAVAILABLE
     ├── SaidByAudit                 as the audit service said it, for calls that are forwarded to it
     └── PeerUnavailable             UNAVAILABLE
         ├── AuditUnavailable                              AUDIT_UNAVAILABLE
@@ -35,10 +46,52 @@ from grpc import StatusCode
 from lionrock.chassis.errors import MeshError, RemoteError
 
 
+class CredentialMissing(MeshError):
+    """Neither a client certificate nor a bearer token was presented."""
+
+    status, reason = StatusCode.UNAUTHENTICATED, "CREDENTIAL_MISSING"
+
+
+class TokenInvalid(MeshError):
+    """The bearer token is not accepted; metadata `why`: MALFORMED, NOT_ACCEPTED, NOT_YET_VALID or TOO_OLD."""
+
+    status, reason = StatusCode.UNAUTHENTICATED, "TOKEN_INVALID"
+
+
+class TokenExpired(MeshError):
+    """The bearer token was good until its time ran out: get a new one."""
+
+    status, reason = StatusCode.UNAUTHENTICATED, "TOKEN_EXPIRED"
+
+
 class UnknownPrincipal(MeshError):
-    """The certificate is valid, but no tenant lists its SPIFFE id."""
+    """The credential is good, but no tenant grants anything to whom it names."""
 
     status, reason = StatusCode.UNAUTHENTICATED, "UNKNOWN_PRINCIPAL"
+
+
+class ApiKeysUnavailable(MeshError):
+    """API keys cannot be checked or changed at the moment, because the gateways' shared state cannot be reached."""
+
+    status, reason = StatusCode.UNAVAILABLE, "API_KEYS_UNAVAILABLE"
+
+
+class ScopeNotHeld(MeshError):
+    """An API key may do no more than who makes it; the field violations say where it would."""
+
+    status, reason = StatusCode.PERMISSION_DENIED, "SCOPE_NOT_HELD"
+
+
+class ApiKeyNotFound(MeshError):
+    """The caller's tenant has no such API key, or it has ended or has a successor already."""
+
+    status, reason = StatusCode.NOT_FOUND, "API_KEY_NOT_FOUND"
+
+
+class TooManyApiKeys(MeshError):
+    """The tenant has as many API keys as it may: revoke one that is not used."""
+
+    status, reason = StatusCode.FAILED_PRECONDITION, "TOO_MANY_API_KEYS"
 
 
 class AccessDenied(MeshError):
@@ -51,6 +104,12 @@ class RoleNotPermitted(AccessDenied):
     """None of the caller's roles permits this call."""
 
     reason = "ROLE_NOT_PERMITTED"
+
+
+class AuthorMayNotReview(AccessDenied):
+    """An answer is reviewed by somebody else than who asked for it."""
+
+    reason = "AUTHOR_MAY_NOT_REVIEW"
 
 
 class PurposeNotPermitted(AccessDenied):
@@ -95,6 +154,18 @@ class ChatTemplateRefused(MeshError):
     status, reason = StatusCode.INVALID_ARGUMENT, "CHAT_TEMPLATE_REFUSED"
 
 
+class UnsupportedParameter(MeshError):
+    """A request over HTTP has a field that is not offered, or is not known; the field violation says which, and why not."""
+
+    status, reason = StatusCode.INVALID_ARGUMENT, "UNSUPPORTED_PARAMETER"
+
+
+class EmbeddingsUnsupported(MeshError):
+    """No model that is served makes embeddings."""
+
+    status, reason = StatusCode.UNIMPLEMENTED, "EMBEDDINGS_UNSUPPORTED"
+
+
 class UnsupportedSamplingOption(MeshError):
     """The model's engine does not offer a sampling option that was asked for."""
 
@@ -126,9 +197,15 @@ class ReceiptNotFound(MeshError):
 
 
 class TenantQuota(MeshError):
-    """The tenant, or the caller within it, has as many open answers as it may; RetryInfo says when to come back."""
+    """A quota of the tenant, or of the caller within it, is used up; QuotaFailure names it, RetryInfo says when to come back."""
 
     status, reason = StatusCode.RESOURCE_EXHAUSTED, "TENANT_QUOTA"
+
+
+class SharedStateUnavailable(MeshError):
+    """What gateways share cannot be reached, and nobody is let in uncounted or unchecked."""
+
+    status, reason = StatusCode.UNAVAILABLE, "STATE_UNAVAILABLE"
 
 
 class SaidByAudit(MeshError):

@@ -30,9 +30,10 @@ from lionrock.chassis.telemetry import set_request_id
 from lionrock.common.v1 import chat_pb2 as chat
 from lionrock.common.v1 import sampling_pb2 as sampling
 from lionrock.gateway import errors
+from lionrock.gateway.access_policies import AccessPolicies
 from lionrock.gateway.admission import Admission, GatewayFullError, TenantFullError, Ticket
 from lionrock.gateway.answer_text import AnswerText
-from lionrock.gateway.authorization import AccessRequest, Action
+from lionrock.gateway.authorization import AccessRequest, Action, Authorizer
 from lionrock.gateway.context import (
     CacheSalts,
     committed_prompt,
@@ -45,6 +46,8 @@ from lionrock.gateway.engines import Chosen, EngineChoice, Engines
 from lionrock.gateway.generation import Generation, ResumePolicy
 from lionrock.gateway.model_stats import AnswerStats, ModelStats
 from lionrock.gateway.peers import Deadline, Peers
+from lionrock.gateway.quota_refusals import quota_refusals
+from lionrock.gateway.quotas.admission import QuotaAdmission, Reservation
 from lionrock.gateway.record import RequestRecord, intent_leaf
 from lionrock.gateway.refusals import (
     engine_reason,
@@ -88,12 +91,14 @@ class Turn:
     """One admitted request."""
 
     principal: Principal
+    policies: AccessPolicies
     request: gw.ChatRequest
     params: sampling.SamplingParams
     deadline: Deadline
     send: Send
     record: RequestRecord
     ticket: Ticket
+    reservation: Reservation
     engine_stats: AnswerStats | None = None
     engine_failed: bool = False
     closing: asyncio.Task[audit.AppendResponse] | None = None
@@ -104,20 +109,24 @@ class ChatPipeline:
 
     def __init__(
         self,
+        authorizer: Authorizer,
         peers: Peers,
         engines: Engines,
         models: ServedModels,
         admission: Admission,
+        quotas: QuotaAdmission,
         salts: CacheSalts,
         limits: LimitSettings,
         metrics: GatewayMetrics,
         stats: ModelStats,
     ) -> None:
+        self._authorizer = authorizer
         self._peers = peers
         self._engines = engines
         self._stats = stats
         self._models = models
         self._admission = admission
+        self._quotas = quotas
         self._salts = salts
         self._limits = limits
         self._metrics = metrics
@@ -126,7 +135,7 @@ class ChatPipeline:
 
     async def answer(self, principal: Principal, request: gw.ChatRequest, deadline: Deadline, send: Send) -> None:
         """Answer one question through `send`. Raises the errors of gateway.proto; cancel the task when the client goes away."""
-        turn = self._admit(principal, request, deadline, send)
+        turn = await self._admit(principal, request, deadline, send)
         try:
             await self._answer(turn)
         except asyncio.CancelledError:
@@ -158,6 +167,7 @@ class ChatPipeline:
     async def _answer_from(self, chosen: Chosen, turn: Turn) -> None:
         record, model = turn.record, chosen.model
         prompt = await self._prepare(turn, chosen)
+        await self._reserve_tokens(turn, prompt)
         record.answer_verdict = Verdict()
         stops = bool(turn.params.stop) and await self._models.offers(model, "stop", turn.deadline)
         stats = turn.engine_stats = self._stats.answer(model)
@@ -182,11 +192,12 @@ class ChatPipeline:
         outcome = await asyncio.shield(self._close(turn))
         await turn.send(finished(record, intent, outcome, text.blocked))
 
-    def _admit(self, principal: Principal, request: gw.ChatRequest, deadline: Deadline, send: Send) -> Turn:
+    async def _admit(self, principal: Principal, request: gw.ChatRequest, deadline: Deadline, send: Send) -> Turn:
         arrived_at = asyncio.get_running_loop().time()
         refuse_what_is_not_offered(request, self._limits.max_prompt_code_points)
         if deadline.left_s() < self._limits.min_deadline_s:
             raise DeadlineTooShort("the deadline leaves no time for an answer")
+        policies = self._authorizer.policies
         context = request_context(
             principal,
             uuid7(),
@@ -194,6 +205,7 @@ class ChatPipeline:
             case_id=request.case_id,
             conversation_id=request.conversation_id,
             data_class=request.data_class,
+            access_policy_digest=policies.digest,
         )
         record = RequestRecord(context, _trace_id(), arrived_at)
         params = effective_sampling(request.sampling)
@@ -206,18 +218,24 @@ class ChatPipeline:
             ) from full
         except GatewayFullError as full:
             raise Overloaded("the gateway has no room", retry_after_s=full.retry_after_s) from full
+        try:
+            with quota_refusals():
+                reservation = await self._quotas.admit(principal)
+        except BaseException:
+            ticket.release()
+            raise
         set_request_id(context.request_id)
         self._idle.clear()
         self._metrics.opened(principal.tenant.name)
-        return Turn(principal, request, params, deadline, send, record, ticket)
+        return Turn(principal, policies, request, params, deadline, send, record, ticket, reservation)
 
     async def _authorize(self, turn: Turn) -> str:
         """Return the model that the caller means and may use."""
         asked = AccessRequest(
             Action.CHAT, turn.record.context.purpose, data_class_name(turn.record.context.data_class), turn.request.model or None
         )
-        permit(turn.principal, asked)
-        return await self._models.resolve(turn.principal, turn.request.model, turn.deadline)
+        permit(turn.policies, turn.principal, asked)
+        return await self._models.resolve(turn.policies, turn.principal, asked, turn.deadline)
 
     async def _prepare(self, turn: Turn, chosen: Chosen) -> Prompt:
         """Judge and encode side by side. The encoding of a text that gets masked is thrown away: most texts are not."""
@@ -235,6 +253,15 @@ class ChatPipeline:
                     encoding.cancel()
                     encoded = await tokenization.encode(context, model, messages, deadline)
         return Prompt(messages, verdict, encoded.token_ids, encoded.tokenizer_digest)
+
+    async def _reserve_tokens(self, turn: Turn, prompt: Prompt) -> None:
+        """Reserve the most that the answer may have. A quota of tokens needs a bound, also where the caller states none."""
+        if not turn.principal.counts_tokens:
+            return
+        if not turn.params.HasField("max_tokens"):
+            turn.params.max_tokens = self._limits.assumed_max_tokens
+        with quota_refusals():
+            await self._quotas.reserve_tokens(turn.reservation, len(prompt.token_ids) + turn.params.max_tokens)
 
     def _generation(self, turn: Turn, choice: EngineChoice, model: str, prompt: Prompt, *, stops: bool) -> Generation:
         request = inf.GenerateRequest(
@@ -327,10 +354,11 @@ class ChatPipeline:
             return await self._peers.audit.append(record.outcome(), deadline)
 
     def _closed(self, turn: Turn, closing: asyncio.Task[audit.AppendResponse]) -> None:
+        record = turn.record
         turn.ticket.release()
+        self._quotas.settle(turn.reservation, record.used_tokens)
         if not self._admission.open_streams:
             self._idle.set()
-        record = turn.record
         tenant = turn.principal.tenant.name
         error = asyncio.CancelledError() if closing.cancelled() else closing.exception()
         if error is not None:

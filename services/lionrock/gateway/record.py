@@ -95,6 +95,11 @@ class RequestRecord:
         self._end(audit.OUTCOME_STATUS_FAILED, reason)
 
     @property
+    def used_tokens(self) -> int:
+        """Tokens of prompt and answer; none where no engine took the request."""
+        return 0 if self.engine is None or self.usage is None else self.usage.prompt_tokens + self.usage.completion_tokens
+
+    @property
     def first_text_s(self) -> float | None:
         """From arrival to the first released text, in seconds; None when there was none."""
         return None if self.first_text_at is None else self.first_text_at - self.arrived_at

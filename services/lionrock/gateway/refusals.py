@@ -11,7 +11,8 @@ from lionrock.chassis.errors import InvalidField
 from lionrock.common.v1 import chat_pb2 as chat
 from lionrock.common.v1 import sampling_pb2 as sampling
 from lionrock.gateway import errors
-from lionrock.gateway.authorization import AccessRequest, Denial, decide
+from lionrock.gateway.access_policies import AccessPolicies
+from lionrock.gateway.authorization import AccessRequest, Authorizer, Denial
 from lionrock.gateway.generation import Generation
 from lionrock.gateway.peer_errors import from_guardrails, from_inference, protocol_violation
 from lionrock.gateway.tenants import Principal
@@ -21,15 +22,16 @@ from lionrock.inference.v1 import inference_pb2 as inf
 
 _DENIALS: dict[Denial, type[errors.AccessDenied]] = {
     Denial.ROLE: errors.RoleNotPermitted,
+    Denial.AUTHOR: errors.AuthorMayNotReview,
     Denial.PURPOSE: errors.PurposeNotPermitted,
     Denial.DATA_CLASS: errors.DataClassNotPermitted,
     Denial.MODEL: errors.ModelNotPermitted,
 }
 
 
-def permit(principal: Principal, asked: AccessRequest) -> None:
-    """Raise the AccessDenied of whatever does not permit the request."""
-    decision = decide(principal, asked)
+def permit(policies: Authorizer | AccessPolicies, principal: Principal, asked: AccessRequest) -> None:
+    """Raise the AccessDenied of whatever does not permit the request; DecisionFailedError when nobody can tell."""
+    decision = policies.decide(principal, asked)
     if decision.denial is not None:
         raise _DENIALS[decision.denial](f"not permitted: {decision.denial.name.lower().replace('_', ' ')}")
 

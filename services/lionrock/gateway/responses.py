@@ -1,8 +1,9 @@
-"""The three messages of a Chat stream, from what is known of the request."""
+"""The messages of a Chat stream, from what is known of the request, and a quota as it is shown."""
 
 from __future__ import annotations
 
 from lionrock.audit.v1 import audit_pb2 as audit
+from lionrock.gateway.quotas.ledger import Use
 from lionrock.gateway.record import RequestRecord, duration
 from lionrock.gateway.v1 import gateway_pb2 as gw
 from lionrock.gateway.verdict import Verdict
@@ -45,3 +46,11 @@ def finished(
 def delta(text: str, tokens: int) -> gw.ChatResponse:
     """Released text, and the tokens generated since the last."""
     return gw.ChatResponse(delta=gw.ChatResponse.Delta(text=text, tokens=tokens))
+
+
+def quota_use(use: Use) -> gw.QuotaUse:
+    """Return how much of one quota is taken."""
+    shown = gw.QuotaUse(name=use.budget.quota, principal=use.budget.principal, limit=use.limit, taken=use.taken)
+    if use.resets_at_us is not None:
+        shown.resets_at.FromMicroseconds(use.resets_at_us)
+    return shown

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 
 from lionrock.chassis.errors import InvalidField
 from lionrock.gateway import errors
+from lionrock.gateway.access_policies import AccessPolicies
+from lionrock.gateway.authorization import AccessRequest
 from lionrock.gateway.engines import Engines, no_such_model
 from lionrock.gateway.peers import Deadline
 from lionrock.gateway.tenants import Principal
@@ -30,13 +33,19 @@ class ServedModels:
         self._fresh_until = float("-inf")
         self._asking = asyncio.Lock()
 
-    async def usable_by(self, principal: Principal, deadline: Deadline) -> Sequence[inf.ServedModel]:
-        """Return the served models that the grant names and that are served to the tenant, by name. Raises InferenceUnavailable."""
+    async def usable_by(
+        self, policies: AccessPolicies, principal: Principal, asked: AccessRequest, deadline: Deadline
+    ) -> Sequence[inf.ServedModel]:
+        """Return the models that are served to the tenant and for which the question is permitted, by name.
+
+        Raises InferenceUnavailable, DecisionFailedError.
+        """
         tenant, table = principal.tenant.name, self._engines.table
         return [
             model
             for model in await self._listed(deadline)
-            if principal.may_use(model.identity.model) and table.route(model.identity.model, tenant) is not None
+            if table.route(model.identity.model, tenant) is not None
+            and policies.decide(principal, replace(asked, model=model.identity.model)).allowed
         ]
 
     async def offers(self, name: str, option: str, deadline: Deadline) -> bool:
@@ -56,17 +65,18 @@ class ServedModels:
     def _stale(self) -> bool:
         return asyncio.get_running_loop().time() >= self._fresh_until or self._version != self._engines.version
 
-    async def resolve(self, principal: Principal, name: str, deadline: Deadline) -> str:
-        """Return the model that a request means: the name, or the only usable one.
+    async def resolve(self, policies: AccessPolicies, principal: Principal, asked: AccessRequest, deadline: Deadline) -> str:
+        """Return the model that a permitted question means: the one that it names, or the only one for which it is permitted.
 
         Raises InvalidField when there are several, ModelNotFound when there is none, InferenceUnavailable. A name is looked up in
         the routes only: the tokenizer and the engines know best what they serve.
         """
-        if name:
+        name = asked.model
+        if name is not None:
             if self._engines.table.route(name, principal.tenant.name) is None:
                 raise no_such_model()
             return name
-        names = [model.identity.model for model in await self.usable_by(principal, deadline)]
+        names = [model.identity.model for model in await self.usable_by(policies, principal, asked, deadline)]
         if not names:
             raise errors.ModelNotFound("no model is served that the caller may use")
         if len(names) > 1:

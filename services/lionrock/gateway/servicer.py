@@ -10,18 +10,21 @@ from typing import Any
 
 import grpc
 
-from lionrock.chassis.calls import current_call
 from lionrock.chassis.ids import uuid7
 from lionrock.common.v1 import context_pb2 as ctx
-from lionrock.gateway import errors
-from lionrock.gateway.authorization import AccessRequest, Action
+from lionrock.gateway.authorization import AccessRequest, Action, Authorizer
 from lionrock.gateway.context import request_context
 from lionrock.gateway.engines import Engines
+from lionrock.gateway.identity.authenticator import Authenticator
+from lionrock.gateway.identity.grpc_caller import caller_of_rpc
 from lionrock.gateway.peers import Deadline, Peers
 from lionrock.gateway.pipeline import ChatPipeline
+from lionrock.gateway.quota_refusals import quota_refusals
+from lionrock.gateway.quotas.admission import QuotaAdmission
 from lionrock.gateway.refusals import permit
+from lionrock.gateway.responses import quota_use
 from lionrock.gateway.served_models import ServedModels
-from lionrock.gateway.tenants import Principal, TenantDirectory, UnknownPrincipalError
+from lionrock.gateway.tenants import Principal
 from lionrock.gateway.v1 import gateway_pb2 as gw
 from lionrock.gateway.v1.gateway_pb2_grpc import GatewayServiceServicer
 
@@ -32,36 +35,50 @@ class GatewayServicer(GatewayServiceServicer):
     """The RPCs of gateway.proto."""
 
     def __init__(
-        self, directory: TenantDirectory, pipeline: ChatPipeline, peers: Peers, engines: Engines, models: ServedModels
+        self,
+        authenticator: Authenticator,
+        authorizer: Authorizer,
+        pipeline: ChatPipeline,
+        peers: Peers,
+        engines: Engines,
+        models: ServedModels,
+        quotas: QuotaAdmission,
     ) -> None:
-        self._directory = directory
+        self._authenticator = authenticator
+        self._authorizer = authorizer
         self._pipeline = pipeline
         self._peers = peers
         self._engines = engines
         self._models = models
+        self._quotas = quotas
 
     async def Chat(self, request: gw.ChatRequest, context: Context) -> None:  # type: ignore[override]  # noqa: N802
         """Stream one answer. Written through the context, so that a cancelled call interrupts the pipeline wherever it is."""
-        principal, deadline = self._caller()
+        principal, deadline = await caller_of_rpc(self._authenticator)
         send: Callable[[gw.ChatResponse], Awaitable[None]] = context.write
         await self._pipeline.answer(principal, request, deadline, send)
 
     async def CountTokens(self, request: gw.CountTokensRequest, context: Context) -> gw.CountTokensResponse:  # noqa: N802
         """Count the tokens of a conversation."""
         del context
-        principal, deadline = self._caller()
-        permit(principal, AccessRequest(Action.COUNT_TOKENS, model=request.model or None))
-        model = await self._models.resolve(principal, request.model, deadline)
+        principal, deadline = await caller_of_rpc(self._authenticator)
+        asked = AccessRequest(Action.COUNT_TOKENS, model=request.model or None)
+        permit(self._authorizer, principal, asked)
+        model = await self._models.resolve(self._authorizer.policies, principal, asked, deadline)
         with self._engines.tokenizing(model, principal.tenant.name) as tokenization:
-            tokens = await tokenization.count(_context(principal), model, request.messages, deadline)
+            tokens = await tokenization.count(self._context(principal), model, request.messages, deadline)
         return gw.CountTokensResponse(tokens=tokens)
 
     async def ListModels(self, request: gw.ListModelsRequest, context: Context) -> gw.ListModelsResponse:  # noqa: N802
         """List what is served and permitted."""
         del request, context
-        principal, deadline = self._caller()
-        permit(principal, AccessRequest(Action.LIST_MODELS))
-        served = await self._models.usable_by(principal, deadline)
+        return await self.list_models(*await caller_of_rpc(self._authenticator))
+
+    async def list_models(self, principal: Principal, deadline: Deadline) -> gw.ListModelsResponse:
+        """List what is served to a caller and permitted, by whichever door it came."""
+        asked = AccessRequest(Action.LIST_MODELS)
+        permit(self._authorizer, principal, asked)
+        served = await self._models.usable_by(self._authorizer.policies, principal, asked, deadline)
         models = [
             gw.Model(identity=model.identity, plan=model.plan, context_window=model.context_window, ready=model.ready)
             for model in served
@@ -71,29 +88,28 @@ class GatewayServicer(GatewayServiceServicer):
     async def GetReceipt(self, request: gw.GetReceiptRequest, context: Context) -> gw.GetReceiptResponse:  # noqa: N802
         """Fetch the proof of an answer of the caller's tenant: its log is the only one that is asked."""
         del context
-        principal, deadline = self._caller()
-        permit(principal, AccessRequest(Action.GET_RECEIPT))
-        receipt = await self._peers.audit.receipt(_context(principal), request.request_id, deadline)
+        principal, deadline = await caller_of_rpc(self._authenticator)
+        permit(self._authorizer, principal, AccessRequest(Action.GET_RECEIPT))
+        receipt = await self._peers.audit.receipt(self._context(principal), request.request_id, deadline)
         return gw.GetReceiptResponse(receipt=receipt)
 
     async def ListAuditKeys(self, request: gw.ListAuditKeysRequest, context: Context) -> gw.ListAuditKeysResponse:  # noqa: N802
         """List the verifier keys of the caller's log."""
         del request, context
-        principal, deadline = self._caller()
-        permit(principal, AccessRequest(Action.LIST_AUDIT_KEYS))
-        keys = await self._peers.audit.verifier_keys(_context(principal), deadline)
+        principal, deadline = await caller_of_rpc(self._authenticator)
+        permit(self._authorizer, principal, AccessRequest(Action.LIST_AUDIT_KEYS))
+        keys = await self._peers.audit.verifier_keys(self._context(principal), deadline)
         # A signed note's key is named after the log that it signs: "<origin>+<hash>+<key>" (C2SP signed-note).
         return gw.ListAuditKeysResponse(verifier_keys=keys, origin=keys[0].split("+", 1)[0] if keys else "")
 
-    def _caller(self) -> tuple[Principal, Deadline]:
-        call = current_call()
-        assert call is not None, "the chassis admits every call"
-        try:
-            return self._directory.principal(str(call.caller)), Deadline(call.deadline)
-        except UnknownPrincipalError as unknown:
-            raise errors.UnknownPrincipal("no tenant lists this identity") from unknown
+    async def GetQuota(self, request: gw.GetQuotaRequest, context: Context) -> gw.GetQuotaResponse:  # noqa: N802
+        """Say what is taken of the quotas of the caller and its tenant."""
+        del request, context
+        principal, _ = await caller_of_rpc(self._authenticator)
+        permit(self._authorizer, principal, AccessRequest(Action.GET_QUOTA))
+        with quota_refusals():
+            return gw.GetQuotaResponse(quotas=map(quota_use, await self._quotas.use(principal)))
 
-
-def _context(principal: Principal) -> ctx.RequestContext:
-    """Return the envelope of a call that is not a question."""
-    return request_context(principal, uuid7())
+    def _context(self, principal: Principal) -> ctx.RequestContext:
+        """Return the envelope of a call that is not a question."""
+        return request_context(principal, uuid7(), access_policy_digest=self._authorizer.digest)

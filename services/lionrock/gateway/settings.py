@@ -2,107 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from lionrock.chassis.identity import SpiffeId
 from lionrock.chassis.settings import PeerSettings, ServiceSettings
-from lionrock.common.v1 import context_pb2 as ctx
-from lionrock.gateway.authorization import ROLE_ACTIONS
-from lionrock.gateway.tenants import Grant, Tenant, TenantDirectory, TenantName
+from lionrock.gateway.granting import tenant_of
+from lionrock.gateway.identity.settings import ApiKeySettings
+from lionrock.gateway.openai.settings import HttpApiSettings
+from lionrock.gateway.state.opening import StateSettings
+from lionrock.gateway.tenants import Tenant, TenantDirectory
+from lionrock.tenancy.spec import NamedTenant
+from lionrock.tenancy.vocabulary import TERRITORY
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
-_LABEL = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
-_CODE = r"^[a-z][a-z0-9_]{0,62}$"
-_DATA_CLASSES = frozenset(name.removeprefix("DATA_CLASS_").lower() for name in ctx.DataClass.DESCRIPTOR.values_by_name) - {
-    "unspecified"
-}
-
-
-class PrincipalSettings(BaseModel):
-    """One caller, or one kind of caller, and what it may do."""
-
-    model_config = _FROZEN
-
-    spiffe_id: str = Field(description='SPIFFE id under the tenant, or a kind: "spiffe://<trust domain>/tenant/<tenant>/user/*"')
-    roles: tuple[str, ...] = Field(
-        ("user",), min_length=1, max_length=16, description="roles; what each permits is in docs/operations.md"
-    )
-    purposes: tuple[str, ...] = Field(
-        min_length=1, max_length=64, description="purposes that may be stated; the first is the default"
-    )
-    models: frozenset[str] = Field(default=frozenset({"*"}), min_length=1, description='model names, or "*" for all')
-    data_classes: frozenset[str] = Field(
-        default=frozenset({"public", "internal", "personal"}), min_length=1, description="classes of data that may be declared"
-    )
-    profile: str | None = Field(default=None, pattern=_LABEL, description="guardrail profile; unset: the tenant's")
-    max_streams: int | None = Field(
-        default=None, ge=1, description="open answers of one caller at a time; unset: the tenant's bound"
-    )
-
-    @field_validator("roles")
-    @classmethod
-    def _known_roles(cls, roles: tuple[str, ...]) -> tuple[str, ...]:
-        if unknown := sorted(set(roles) - ROLE_ACTIONS.keys()):
-            raise ValueError(f"no such role: {', '.join(unknown)}; there are {', '.join(sorted(ROLE_ACTIONS))}")
-        return roles
-
-    @field_validator("data_classes")
-    @classmethod
-    def _known_classes(cls, classes: frozenset[str]) -> frozenset[str]:
-        if unknown := sorted(classes - _DATA_CLASSES):
-            raise ValueError(f"no such data class: {', '.join(unknown)}; there are {', '.join(sorted(_DATA_CLASSES))}")
-        return classes
-
-    @field_validator("purposes")
-    @classmethod
-    def _purpose_codes(cls, purposes: tuple[str, ...]) -> tuple[str, ...]:
-        if any(not re.fullmatch(_CODE, purpose) for purpose in purposes):
-            raise ValueError("a purpose is a lower-case code such as customer_service")
-        return purposes
-
-
-class TenantSettings(BaseModel):
-    """One tenant."""
-
-    model_config = _FROZEN
-
-    name: str = Field(pattern=_LABEL, description="DNS label; also the tenant in its callers' SPIFFE ids")
-    territory: str = Field(
-        default="HK", pattern="^[A-Z]{2}$", description="territory that requests must not leave, ISO 3166-1 alpha-2"
-    )
-    profile: str = Field(default="default", pattern=_LABEL, description="guardrail profile of its requests")
-    max_streams: int = Field(default=64, ge=1, description="open answers of the whole tenant at a time")
-    principals: tuple[PrincipalSettings, ...] = Field(min_length=1, description="who may call")
-
-    @model_validator(mode="after")
-    def _principals_are_its_own(self) -> Self:
-        for principal in self.principals:
-            # A kind is checked like an id with one more segment: "*" is no character of a SPIFFE id.
-            base = principal.spiffe_id[:-1] + "any" if principal.spiffe_id.endswith("/*") else principal.spiffe_id
-            if SpiffeId.parse(base).tenant != self.name:
-                form = f"spiffe://<trust domain>/tenant/{self.name}/<user|workload>/<name>"
-                raise ValueError(f"principal {principal.spiffe_id} is not of the form {form}")
-        return self
-
-    def tenant(self) -> Tenant:
-        """Return the tenant as the directory knows it."""
-        grants = {
-            principal.spiffe_id: Grant(
-                roles=principal.roles,
-                purposes=principal.purposes,
-                models=principal.models,
-                data_classes=principal.data_classes,
-                profile=principal.profile or self.profile,
-                max_streams=principal.max_streams,
-            )
-            for principal in self.principals
-        }
-        return Tenant(TenantName(self.name), self.territory, self.max_streams, grants)
 
 
 class LimitSettings(BaseModel):
@@ -118,6 +33,12 @@ class LimitSettings(BaseModel):
     max_pending_tokens: int = Field(
         default=4096, ge=1, description="tokens that wait for a slow client before the engine's stream is not read"
     )
+    assumed_max_tokens: int = Field(
+        default=2048,
+        ge=1,
+        le=131072,
+        description="tokens of an answer, at most, for which no max_tokens is stated and whose tenant has a quota of tokens",
+    )
     max_delta_tokens: int = Field(default=256, ge=1, le=65536, description="tokens in one delta at most")
     gathering_s_per_stream: float = Field(
         default=0.005, ge=0, description="time that tokens gather between deltas, for each other open answer, in seconds"
@@ -130,6 +51,12 @@ class LimitSettings(BaseModel):
     max_resumptions: int = Field(default=3, ge=0, description="shard groups that one answer may lose before it fails")
     resume_window_s: float = Field(default=30.0, ge=0, description="time to find another shard group after a loss, in seconds")
     routes_poll_s: float = Field(default=1.0, gt=0, description="time between two looks at the routes file, in seconds")
+    tenants_poll_s: float = Field(
+        default=1.0, gt=0, le=5, description="time between two looks at the files of tenants_dir, in seconds"
+    )
+    policies_poll_s: float = Field(
+        default=1.0, gt=0, le=5, description="time between two looks at the files of policy_dir, in seconds"
+    )
     models_fresh_s: float = Field(default=5.0, ge=0, description="time for which the list of served models is believed, in seconds")
 
 
@@ -150,8 +77,27 @@ class GatewaySettings(ServiceSettings):
     )
     guardrails: PeerSettings
     audit: PeerSettings
-    tenants: tuple[TenantSettings, ...] = Field(
-        min_length=1, description="who may come in; a caller that no tenant lists is refused"
+    http: HttpApiSettings | None = Field(default=None, description="port of the OpenAI-compatible HTTP API; unset: none")
+    tenants: tuple[NamedTenant, ...] = Field(
+        default=(), description="who may come in, beside the tenants of tenants_dir; a caller that no tenant lists is refused"
+    )
+    tenants_dir: Path | None = Field(
+        default=None, description="directory of Tenant files (.yaml, .yml, .json), followed when they change; unset: there are none"
+    )
+    policy_dir: Path | None = Field(
+        default=None,
+        description="directory of access policies (*.cedar) in place of the packaged roles, followed when they change",
+    )
+    served_in: str | None = Field(
+        default=None,
+        pattern=TERRITORY,
+        description="territory of this gateway and its engines; tenants of another are not answered; unset: not checked",
+    )
+    state: StateSettings | None = Field(
+        default=None, description="what gateways share, quotas among it; unset: tenants with quotas are not answered"
+    )
+    api_keys: ApiKeySettings | None = Field(
+        default=None, description="API keys for workloads without a certificate, kept in the state; unset: there are none"
     )
     limits: LimitSettings = LimitSettings()
     cache_salt_file: Path | None = Field(
@@ -168,15 +114,23 @@ class GatewaySettings(ServiceSettings):
         return self
 
     @model_validator(mode="after")
-    def _directory_is_consistent(self) -> Self:
-        self.directory()
-        domain = self.server.trust_domain
-        for tenant in self.tenants:
-            for principal in tenant.principals:
-                if not principal.spiffe_id.startswith(f"spiffe://{domain}/"):
-                    raise ValueError(f"principal {principal.spiffe_id} is not of the trust domain {domain}")
+    def _api_keys_are_kept_somewhere(self) -> Self:
+        if self.api_keys is not None and self.state is None:
+            raise ValueError("state state: API keys are kept there")
         return self
 
+    @model_validator(mode="after")
+    def _directory_is_consistent(self) -> Self:
+        if not self.tenants and self.tenants_dir is None:
+            raise ValueError("state tenants or tenants_dir: nobody could come in")
+        self.directory()
+        return self
+
+    def named_tenants(self) -> tuple[Tenant, ...]:
+        """Return the tenants that are named here, as the directory knows them."""
+        domain = self.server.trust_domain
+        return tuple(tenant_of(tenant.name, tenant, trust_domain=domain) for tenant in self.tenants)
+
     def directory(self) -> TenantDirectory:
-        """Return the tenants, indexed by SPIFFE id."""
-        return TenantDirectory(tenant.tenant() for tenant in self.tenants)
+        """Return the tenants that are named here, indexed."""
+        return TenantDirectory(self.named_tenants())

@@ -55,6 +55,15 @@ class GatewayMetrics:
         self._routes_refused = meter.create_counter(
             "lionrock.gateway.routes_refused", description="Changes of the routes file that were not followed."
         )
+        self._policies_refused = meter.create_counter(
+            "lionrock.gateway.policies_refused", description="Changes of the access policies that were not followed."
+        )
+        self._tenants_refused = meter.create_counter(
+            "lionrock.gateway.tenants_refused", description="Tenant files that were not followed when they changed."
+        )
+        self._issuer_keys_unavailable = meter.create_counter(
+            "lionrock.gateway.issuer_keys_unavailable", description="Fetches of the keys of tenants' token issuers that failed."
+        )
         self._unrecorded = meter.create_counter("lionrock.gateway.outcomes_unrecorded", description="Outcome leaves that failed.")
 
     def opened(self, tenant: str) -> None:
@@ -101,6 +110,18 @@ class GatewayMetrics:
     def routes_refused(self) -> None:
         """Count a change of the routes file that was not followed."""
         self._routes_refused.add(1)
+
+    def policies_refused(self) -> None:
+        """Count a change of the access policies that was not followed."""
+        self._policies_refused.add(1)
+
+    def tenants_refused(self) -> None:
+        """Count a Tenant file that was not followed."""
+        self._tenants_refused.add(1)
+
+    def issuer_keys_unavailable(self) -> None:
+        """Count a fetch of an issuer's keys that failed."""
+        self._issuer_keys_unavailable.add(1)
 
     def outcome_unrecorded(self, tenant: str) -> None:
         """Count an outcome leaf that could not be written."""

@@ -1,17 +1,24 @@
 """Who may come in: tenants, and the principals that belong to them.
 
-Knows which SPIFFE id belongs to which tenant and what was granted to it. Does not know certificates (the chassis verifies them),
-what a grant permits (authorization.py) or how much is in use (admission.py). Imports neither grpc nor stubs.
+Knows which SPIFFE id belongs to which tenant and what was granted to it, and which issuers speak for a tenant's people. Does not
+know certificates (the chassis verifies them) and tokens (identity/), what a grant permits (authorization.py) or how much is in use
+(admission.py). Imports neither grpc nor stubs.
 
 A principal's id is exact (`spiffe://td/tenant/bank/workload/desk`) or names a kind (`spiffe://td/tenant/bank/user/*`). An exact
-id wins over a kind, and nothing else matches: there is no default principal.
+id wins over a kind, and nothing else matches: there is no default principal. An issuer and an audience together belong to one
+tenant, so that no token can be taken for another tenant's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
 from typing import NewType
+
+from lionrock.gateway.quotas.limits import NO_QUOTAS, Quotas
 
 TenantName = NewType("TenantName", str)
 
@@ -19,8 +26,20 @@ ANY_MODEL = "*"
 MAX_ACTOR_CHARS = 512  # RequestContext.actor
 
 
-class UnknownPrincipalError(Exception):
-    """No tenant lists this SPIFFE id, exactly or by its kind."""
+class CredentialError(Exception):
+    """What a caller presents makes nobody of them. Subclasses say why, in words that tell a stranger nothing."""
+
+
+class UnknownPrincipalError(CredentialError):
+    """The credential is good, but no tenant gives anything to whom it names."""
+
+
+class AuthMethod(StrEnum):
+    """How a principal proved who they are."""
+
+    MTLS = "mtls"
+    OIDC = "oidc"
+    API_KEY = "api_key"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +48,8 @@ class Grant:
 
     `purposes[0]` is the purpose of a request that states none. `models` holds names, or "*" for every served model. `max_streams`
     bounds the answers that one caller may have open at a time; None leaves only the tenant's bound.
+    `not_after` (aware) ends the grant; None: it has no end, which a regulator's must have. `quotas` are each caller's own, within
+    the tenant's, and counted by all gateways together.
     """
 
     roles: tuple[str, ...]
@@ -37,28 +58,77 @@ class Grant:
     data_classes: frozenset[str]
     profile: str
     max_streams: int | None = None
+    not_after: datetime | None = None
+    quotas: Quotas = NO_QUOTAS
+
+
+@dataclass(frozen=True, slots=True)
+class KeyLocation:
+    """Where the keys of an issuer are: `jwks_uri`, or what discovery says for None. `ca_file`: PEM; None trusts the system's."""
+
+    issuer: str
+    jwks_uri: str | None
+    ca_file: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class IssuerConfig:
+    """An OpenID Connect issuer of a tenant, and what its tokens are worth here.
+
+    `issuer` is an https URL without query and fragment, exactly as in `iss`. `audiences`: a token needs one of them.
+    `authorized_parties`: values of `azp`, or of `client_id` where there is none (RFC 9068), that are accepted; None accepts all.
+    `roles_claim`: path of the claim whose values `bindings` are about, in the order in which they decide: the first that a token
+    has is its grant. Grants are not added up, since the sum of two would permit what neither does.
+    """
+
+    keys: KeyLocation
+    audiences: frozenset[str]
+    roles_claim: tuple[str, ...]
+    bindings: tuple[tuple[str, Grant], ...]
+    algorithms: frozenset[str] = frozenset({"RS256", "ES256"})
+    authorized_parties: frozenset[str] | None = None
+    clock_skew_s: float = 30
+    max_token_age_s: float = 3600
+
+    @property
+    def issuer(self) -> str:
+        """The issuer's URL."""
+        return self.keys.issuer
 
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
     """A tenant.
 
-    `territory` is an ISO 3166-1 alpha-2 code; `grants` maps an exact SPIFFE id, or a kind ending in "/*", to its grant.
+    `territory` is an ISO 3166-1 alpha-2 code; `grants` maps an exact SPIFFE id, or a kind ending in "/*", to its grant; `issuers`
+    speak for its people; `quotas` bound all its callers together, at all gateways.
     """
 
     name: TenantName
     territory: str
     max_streams: int
     grants: Mapping[str, Grant]
+    issuers: tuple[IssuerConfig, ...] = ()
+    quotas: Quotas = NO_QUOTAS
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """A caller whom the directory knows. `actor` is the full SPIFFE id of the certificate, never the pattern that matched it."""
+    """A caller whom the directory knows.
+
+    `actor` names whoever it is by the credential: the certificate's full SPIFFE id, never the pattern that matched it; issuer and
+    subject of a person's token, "<issuer>#<sub>"; or an API key, "api-key:<key id>".
+    """
 
     actor: str
     tenant: Tenant
     grant: Grant
+    auth_method: AuthMethod = AuthMethod.MTLS
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether a quota bounds the tokens of this caller's requests."""
+        return self.tenant.quotas.count_tokens or self.grant.quotas.count_tokens
 
     def may_use(self, model: str) -> bool:
         """Whether the grant names this model."""
@@ -66,20 +136,45 @@ class Principal:
 
 
 class TenantDirectory:
-    """All tenants of a gateway, looked up by SPIFFE id in constant time."""
+    """All tenants of a gateway, looked up by SPIFFE id, or by issuer and audience, in constant time."""
 
     def __init__(self, tenants: Iterable[Tenant]) -> None:
-        """Index the tenants. Raises ValueError when two of them, or two principals, claim the same id."""
+        """Index the tenants. Raises ValueError when two of them, or two principals, claim the same id, or the same tokens."""
         self._grants: dict[str, tuple[Tenant, Grant]] = {}
-        names: set[TenantName] = set()
+        self._tenants: dict[TenantName, Tenant] = {}
+        self._issuers: dict[str, dict[str, tuple[Tenant, IssuerConfig]]] = {}
         for tenant in tenants:
-            if tenant.name in names:
+            if tenant.name in self._tenants:
                 raise ValueError(f"tenant {tenant.name!r} is defined twice")
-            names.add(tenant.name)
+            self._tenants[tenant.name] = tenant
             for pattern, grant in tenant.grants.items():
                 if pattern in self._grants:
                     raise ValueError(f"principal {pattern!r} is defined twice")
                 self._grants[pattern] = (tenant, grant)
+            for issuer in tenant.issuers:
+                by_audience = self._issuers.setdefault(issuer.issuer, {})
+                for audience in issuer.audiences:
+                    if audience in by_audience:
+                        raise ValueError(f"tokens of {issuer.issuer!r} for {audience!r} are claimed twice")
+                    by_audience[audience] = (tenant, issuer)
+
+    def follow(self, tenants: Iterable[Tenant]) -> None:
+        """Know these tenants and no others, from the next look-up on. Raises ValueError as at first; nothing has changed then."""
+        other = TenantDirectory(tenants)
+        self._grants, self._tenants, self._issuers = other._grants, other._tenants, other._issuers
+
+    def issuers(self, issuer: str) -> Mapping[str, tuple[Tenant, IssuerConfig]]:
+        """Return whose tokens of an issuer are, by audience; empty for an issuer that nobody has."""
+        return self._issuers.get(issuer, {})
+
+    def tenant(self, name: str) -> Tenant | None:
+        """Return the tenant of this name, if there is one."""
+        return self._tenants.get(TenantName(name))
+
+    @property
+    def key_locations(self) -> frozenset[KeyLocation]:
+        """Where the keys of all issuers are."""
+        return frozenset(issuer.keys for tenant in self._tenants.values() for issuer in tenant.issuers)
 
     def principal(self, spiffe_id: str) -> Principal:
         """Return the principal of a verified SPIFFE id. Raises UnknownPrincipalError."""

@@ -27,6 +27,8 @@ def engine_request(request: pb.GenerateRequest, deadline_s: float) -> Request:
         priority=request.priority,
         deadline_s=deadline_s,
         cache_salt=request.cache_salt,
+        tenant=request.context.tenant,
+        weight=request.weight or 1,
         constraint=_constraint(request.constraint) if request.HasField("constraint") else None,
     )
 

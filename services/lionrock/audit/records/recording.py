@@ -44,6 +44,10 @@ class Recorder:
         self._retention = retention
         self._tenants = frozenset(tenants)
 
+    def keep(self, tenant: str) -> None:
+        """Keep payloads of one more tenant from now on."""
+        self._tenants |= {tenant}
+
     def keeps(self, tenant: str) -> bool:
         """Whether payloads of a tenant are kept."""
         return tenant in self._tenants

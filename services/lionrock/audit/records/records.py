@@ -80,6 +80,12 @@ class Records:
             self._destruction = Destruction(logs, vault.keys, at)
             self._holds = Holds(logs, vault.keys)
 
+    async def join(self, tenant: str) -> None:
+        """Keep payloads of a tenant that joins, where any are kept. Raises KeysUnavailable when its key does not answer."""
+        if self._vault is not None:
+            await self._vault.keys.prepare(tenant)
+            self._vault.recorder.keep(tenant)
+
     async def read(self, asker: Context, request_id: str, max_bytes: int | None = None) -> RecordContent:
         """Read one record, of at most `max_bytes`.
 

@@ -45,7 +45,7 @@ class EngineLimits:
     max_running: int = 64
     """Sequences in one step."""
     max_waiting: int = 256
-    """Sequences in the waiting queue, beyond which add() raises EngineFull."""
+    """Sequences in the waiting queue, beyond which add() raises EngineFull but to tenants that have less than their share of it."""
     max_step_tokens: int = 512
     """Token budget of one step: a longer prefill is cut into chunks, so that decoding streams never stall for longer."""
     max_answer_tokens: int = 131072
@@ -175,7 +175,7 @@ class Engine:
         Raises a RequestRefused, or EngineFull; then nothing has changed. A constraint may be refused later: see StepOutput.error.
         """
         self._check(request)
-        if self.waiting >= self.limits.max_waiting:
+        if self._is_full_for(request):
             raise EngineFull(self._retry_after_s())
         sequence_id = SequenceId(self._next_id)
         self._next_id += 1
@@ -402,6 +402,18 @@ class Engine:
         self._rules.forget(sequence)
 
     # ---- admission -------------------------------------------------------------------------------------------------------
+
+    def _is_full_for(self, request: Request) -> bool:
+        """Say whether the queue has no place for a request.
+
+        A full queue still takes a tenant that has less than its share of it, so that a flood by another does not shut it out; at
+        twice its length it takes nobody.
+        """
+        if self.waiting < self.limits.max_waiting:
+            return False
+        own = sum(sequence.request.tenant == request.tenant for sequence in self._sequences.values())
+        share = self._scheduler.share_of_queue(request.tenant, request.weight, self.limits.max_waiting)
+        return own + 1 > share or self.waiting >= 2 * self.limits.max_waiting
 
     def _retry_after_s(self) -> float:
         """Guess when a place in the queue comes free: with R sequences in the batch, one ends every (seconds per answer) / R."""

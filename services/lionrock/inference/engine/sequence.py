@@ -78,11 +78,14 @@ class Request:
     resumed_tokens: int = 0
     """How many ids at the end of `token_ids` belong to the answer."""
     priority: int = 0
-    """Larger goes first; within one priority, first come first served."""
+    """Larger goes first; within one priority, the tenant that was served least, and within a tenant, first come first served."""
     deadline_s: float | None = None
     """`time.monotonic()` after which the sequence leaves at the next step."""
     cache_salt: bytes = b""
     """Prefix-cache salt of the tenant; KV blocks are shared within one salt only."""
+    tenant: str = ""
+    """Whose turn it takes: tenants share an engine by weight (fair_share.py)."""
+    weight: int = 1
     trace: str | None = None
     """W3C traceparent; carried, never read."""
     constraint: Constraint | None = None
@@ -148,6 +151,8 @@ class Sequence:
     arrived_s: float
     computed_tokens: int = 0
     """Tokens whose keys and values are in the cache: a prefix of `tokens`."""
+    charged_tokens: int = 0
+    """Tokens at the start of `tokens` that were charged to the tenant, or cost nothing: what is computed anew is not charged."""
     block_table: list[int] = field(default_factory=list)
     block_hashes: list[BlockHash] = field(default_factory=list)
     """Names of the first full blocks of `tokens`, as far as anybody asked. They stay right while tokens are only appended."""
@@ -162,11 +167,6 @@ class Sequence:
     cached_prompt_tokens: int = 0
     scheduled_s: float | None = None
     first_token_s: float | None = None
-
-    @property
-    def rank(self) -> tuple[int, int]:
-        """Order of service; the smallest goes first."""
-        return (-self.request.priority, self.sequence_id)
 
     @property
     def pending_tokens(self) -> int:

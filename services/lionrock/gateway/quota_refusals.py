@@ -1,0 +1,29 @@
+"""What a caller hears when a quota leaves no room, or when nobody can say whether it does.
+
+Knows the quotas' exceptions and the errors at our border. Does not know when which is asked (pipeline.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lionrock.gateway import errors
+from lionrock.gateway.quotas.admission import QuotaExceededError
+from lionrock.gateway.state.store import StateUnavailable
+
+_RETRY_AFTER_S = 1.0
+
+
+@contextmanager
+def quota_refusals() -> Iterator[None]:
+    """Turn what quotas raise into TenantQuota and SharedStateUnavailable."""
+    try:
+        yield
+    except QuotaExceededError as exceeded:
+        violation = [(str(exceeded.budget), exceeded.what)]
+        raise errors.TenantQuota(
+            "a quota is used up", retry_after_s=exceeded.retry_after_s, quota_violations=violation
+        ) from exceeded
+    except StateUnavailable as unavailable:
+        raise errors.SharedStateUnavailable("quotas cannot be counted", retry_after_s=_RETRY_AFTER_S) from unavailable

@@ -1,0 +1,1 @@
+"""How much a tenant, or a caller within it, may use: requests, tokens and open answers, counted by all gateways together."""

@@ -1,0 +1,161 @@
+"""The schema of a Tenant: who may come in, and what each of them may do.
+
+One schema, three places: a file in a gateway's `tenants_dir`, a Kubernetes resource (charts/lionrock-crds, whose schema accepts and
+refuses the same), and the gateway's own setting `tenants`. Files and resources spell fields in camelCase and state everything
+under `spec`; settings may also spell them in snake_case, and state the tenant's `name` beside them.
+
+    apiVersion: lionrock.io/v1alpha1
+    kind: Tenant
+    metadata: {name: retail}
+    spec:
+      territory: HK
+      principals:
+        - spiffeId: spiffe://bank.example/tenant/retail/user/*
+          purposes: [customer_service]
+
+Every field here is obeyed by something that runs: a field that nothing obeys would be a lie to whoever audits the file. Knows what
+a Tenant may say. Does not know files (files.py) or what the gateway makes of it (lionrock.gateway.granting).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from lionrock.tenancy import vocabulary as words
+from lionrock.tenancy.grants import DataClasses, GrantSpec, Label, Models, Purposes, QuotasSpec, TenancyModel
+from lionrock.tenancy.issuers import IssuerSpec
+
+MAX_PRINCIPALS = 128
+MAX_ISSUERS = 8
+
+
+class PrincipalSpec(GrantSpec):
+    """One caller, or one kind of caller, by SPIFFE id, and what it may do."""
+
+    spiffe_id: str = Field(
+        max_length=512,
+        pattern=words.PRINCIPAL,
+        description='SPIFFE id spiffe://<trust domain>/tenant/<tenant>/<user|workload>/<name>; the name "*" means every one.',
+    )
+
+    @property
+    def tenant(self) -> str:
+        """The tenant that the id names."""
+        return self.spiffe_id.split("/")[4]
+
+
+class TenantSpec(TenancyModel):
+    """What a Tenant says under `spec`."""
+
+    display_name: str | None = Field(
+        default=None, min_length=1, max_length=128, pattern=words.TEXT, description="What people call the tenant."
+    )
+    territory: str = Field(
+        default="HK", pattern=words.TERRITORY, description="Territory that requests must not leave, ISO 3166-1 alpha-2."
+    )
+    profile: Label = Field(default="default", description="Guardrail profile of the tenant's requests; unset: default.")
+    max_streams: int = Field(default=64, ge=1, le=65536, description="Open answers of the whole tenant at a time; unset: 64.")
+    purposes: Purposes | None = Field(
+        default=None, description="Purposes that the tenant has; no principal may state another. Unset: those of its principals."
+    )
+    models: Models | None = Field(
+        default=None, description="Models that the tenant may use, whatever its principals say; unset: all."
+    )
+    data_classes: DataClasses | None = Field(
+        default=None, description="Classes of data that the tenant may declare, whatever its principals say; unset: all."
+    )
+    quotas: QuotasSpec | None = Field(default=None, description="Quotas of all the tenant's callers together; unset: none.")
+    principals: tuple[PrincipalSpec, ...] = Field(
+        default=(), max_length=MAX_PRINCIPALS, description="Who may call by mTLS, and what each may do."
+    )
+    issuers: tuple[IssuerSpec, ...] = Field(
+        default=(), max_length=MAX_ISSUERS, description="Whose tokens are believed, and what their claims are worth."
+    )
+
+    @model_validator(mode="after")
+    def _grants_stay_within_the_tenant(self) -> Self:
+        if not _all_different([principal.spiffe_id for principal in self.principals]):
+            raise ValueError("principals states a spiffeId twice")
+        if not self.principals and not self.issuers:
+            raise ValueError("nobody could come in: state principals or issuers")
+        claimed = [f"{issuer.issuer} {audience}" for issuer in self.issuers for audience in issuer.audiences]
+        if not _all_different(claimed):
+            raise ValueError("issuers states an issuer and audience twice")
+        for principal in self.principals:
+            self._within(principal.spiffe_id, principal)
+        for issuer in self.issuers:
+            for binding in issuer.bindings:
+                self._within(f"{issuer.issuer}, {binding.value}", binding)
+        return self
+
+    def _within(self, who: str, grant: GrantSpec) -> None:
+        """Raise ValueError when a grant gives what the tenant does not have."""
+        limits: Sequence[tuple[str, Sequence[str], Sequence[str] | None]] = (
+            ("purpose", grant.purposes, self.purposes),
+            ("model", grant.models, None if self.models is not None and words.ANY_MODEL in self.models else self.models),
+            ("class of data", grant.data_classes or (), self.data_classes),
+        )
+        for what, granted, owned in limits:
+            for value in granted:
+                if owned is not None and value not in owned and value != words.ANY_MODEL:
+                    raise ValueError(f"{who} is granted the {what} {value}, which the tenant does not have")
+
+
+def _all_different(values: Sequence[str]) -> bool:
+    return len(set(values)) == len(values)
+
+
+class NamedTenant(TenantSpec):
+    """A tenant as the gateway's setting `tenants` states it: its name beside its spec."""
+
+    name: Label = Field(description="DNS label; also the tenant in its callers' SPIFFE ids")
+
+    @model_validator(mode="after")
+    def _principals_are_its_own(self) -> Self:
+        refuse_strangers(self.name, self)
+        return self
+
+
+class WholeSpec(TenantSpec):
+    """A spec that has to stand alone: where a tenant's requests may go, nobody decides for it."""
+
+    territory: str = Field(pattern=words.TERRITORY, description=TenantSpec.model_fields["territory"].description)
+
+
+class TenantMetadata(BaseModel):
+    """Of an object's metadata the name alone concerns Lionrock; the rest is Kubernetes', and is not read."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
+
+    name: Label
+
+
+class TenantResource(TenancyModel):
+    """A Tenant as a document: what a file and a Kubernetes object have in common."""
+
+    api_version: Literal["lionrock.io/v1alpha1"]
+    kind: Literal["Tenant"]
+    metadata: TenantMetadata
+    spec: WholeSpec
+    status: dict[str, Any] | None = Field(default=None, exclude=True, description="Written by the operator; not read.")
+
+    @model_validator(mode="after")
+    def _principals_are_its_own(self) -> Self:
+        refuse_strangers(self.metadata.name, self.spec)
+        return self
+
+    @property
+    def name(self) -> str:
+        """The tenant's name."""
+        return self.metadata.name
+
+
+def refuse_strangers(name: str, spec: TenantSpec) -> None:
+    """Raise ValueError for a principal of another tenant."""
+    for principal in spec.principals:
+        if principal.tenant != name:
+            form = f"spiffe://<trust domain>/tenant/{name}/<user|workload>/<name>"
+            raise ValueError(f"principal {principal.spiffe_id} is not of the form {form}")
