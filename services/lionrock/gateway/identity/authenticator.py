@@ -5,8 +5,8 @@ wires: the listener says what its transport verified (`spiffe_id`) and what the 
 
 A token that nobody vouches for is refused REFUSAL_AFTER_S after it came, whatever was wrong with it. How long it took to find that
 out would otherwise tell whether its issuer, or its key, is one that we know. A key that is newer than the last fetch is fetched in
-that time, and the token looked at once more at its end. No more than MAX_REFUSALS_WAITING wait like this: who floods the gateway
-with bad tokens is turned away at once, whatever is wrong with them, and holds no places that others need.
+that time, and the token looked at once more before its end. No more than MAX_REFUSALS_WAITING wait like this: who floods the
+gateway with bad tokens is turned away at once, whatever is wrong with them, and holds no places that others need.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from lionrock.gateway.tenants import Principal, TenantDirectory, TenantName, Unk
 
 REFUSAL_AFTER_S: Final = 0.1
 MAX_REFUSALS_WAITING: Final = 64
+_SECOND_LOOK_S: Final = 0.01
+"""So long before the refusal a token whose key was missing is looked at again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,20 +78,27 @@ class Authenticator:
         refused_at = loop.time() + REFUSAL_AFTER_S
         try:
             return self._holder(token, within)
-        except TokenInvalidError as refused:
-            if refused.why is not Why.NOT_ACCEPTED:
-                raise
-            if self._refusals_waiting >= MAX_REFUSALS_WAITING:
-                raise RefusalsFullError("too many tokens are not accepted at the moment") from None
-            if isinstance(refused, KeyMissing):
-                self._keyring.missed(refused.location)
+        except TokenInvalidError as error:
+            refused = error
+        if refused.why is not Why.NOT_ACCEPTED:
+            raise refused
+        if self._refusals_waiting >= MAX_REFUSALS_WAITING:
+            raise RefusalsFullError("too many tokens are not accepted at the moment") from None
         self._refusals_waiting += 1
         try:
-            # By the loop's clock, as the timer that wakes us: what was done until now changes nothing about when that is.
+            if isinstance(refused, KeyMissing):
+                self._keyring.missed(refused.location)
+                await asyncio.sleep(refused_at - _SECOND_LOOK_S - loop.time())
+                try:
+                    return self._holder(token, within)
+                except TokenInvalidError as error:
+                    if error.why is not Why.NOT_ACCEPTED:
+                        raise
+            # Everything that depends on the token is done: from here on one refusal is as another.
             await asyncio.sleep(refused_at - loop.time())
         finally:
             self._refusals_waiting -= 1
-        return self._holder(token, within)
+        raise refused
 
     def _holder(self, token: str, within: TenantName | None) -> Principal:
         if not token.startswith(PREFIX):
