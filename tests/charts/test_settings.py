@@ -178,3 +178,17 @@ def test_payloads_are_kept_where_values_say_so(load: Callable[..., Any]) -> None
     assert str(load("audit", "minimal", "audit.vault.enabled=true").vault.local_key_dir) == "/var/lib/lionrock/keys/tenant-keys"
     mounted = load("audit", "minimal", "audit.vault.enabled=true", 'audit.vault.tenantKeys.existingSecret="tenant-keys"')
     assert str(mounted.vault.local_key_dir) == "/etc/lionrock/tenant-keys"
+
+
+def test_the_http_api_has_one_port_from_the_service_to_the_gateway_or_none(render: Callable[..., Any]) -> None:
+    off, on = render("minimal"), render("minimal", "gateway.http.enabled=true")
+    assert "http" not in off.settings("gateway")
+    port = int(on.settings("gateway")["http"]["listen"].rpartition(":")[2])
+    ports = {
+        "pod": on.one("Deployment", "lionrock-gateway")["spec"]["template"]["spec"]["containers"][0]["ports"],
+        "service": on.one("Service", "lionrock-gateway")["spec"]["ports"],
+    }
+    assert {"name": "http", "containerPort": port} in ports["pod"]
+    assert {"name": "http", "port": 8443, "targetPort": "http"} in ports["service"]
+    clients = on.one("NetworkPolicy", "lionrock-gateway")["spec"]["ingress"][0]
+    assert port in [each["port"] for each in clients["ports"]]

@@ -167,6 +167,9 @@ spec:
       ports:
         - {name: grpc, containerPort: {{ include "lionrock.port" .component }}}
         - {name: probes, containerPort: {{ include "lionrock.probeport" . }}}
+        {{- if and (eq .component "gateway") .root.Values.gateway.http.enabled }}
+        - {name: http, containerPort: {{ include "lionrock.httpport" .root }}}
+        {{- end }}
       {{- include "lionrock.probes" .startSeconds | nindent 6 }}
       lifecycle:
         preStop: {sleep: {seconds: 5}}  # until the Endpoints are without this pod
