@@ -276,3 +276,17 @@ def test_tiles_and_a_monitor_that_do_not_fit_together_are_refused(render: Callab
     with pytest.raises(Exception, match="execution error") as refused:
         render("everything", wrong)
     assert words in str(refused.value)
+
+
+def test_the_http_api_has_one_port_from_the_service_to_the_gateway_or_none(render: Callable[..., Any]) -> None:
+    off, on = render("minimal"), render("minimal", "gateway.http.enabled=true")
+    assert "http" not in off.settings("gateway")
+    port = int(on.settings("gateway")["http"]["listen"].rpartition(":")[2])
+    ports = {
+        "pod": on.one("Deployment", "lionrock-gateway")["spec"]["template"]["spec"]["containers"][0]["ports"],
+        "service": on.one("Service", "lionrock-gateway")["spec"]["ports"],
+    }
+    assert {"name": "http", "containerPort": port} in ports["pod"]
+    assert {"name": "http", "port": 8443, "targetPort": "http"} in ports["service"]
+    clients = on.one("NetworkPolicy", "lionrock-gateway")["spec"]["ingress"][0]
+    assert port in [each["port"] for each in clients["ports"]]

@@ -170,6 +170,9 @@ spec:
         {{- if and (eq .component "audit") .root.Values.audit.tiles.http.enabled }}
         - {name: tiles, containerPort: {{ include "lionrock.tilesport" . }}}
         {{- end }}
+        {{- if and (eq .component "gateway") .root.Values.gateway.http.enabled }}
+        - {name: http, containerPort: {{ include "lionrock.httpport" .root }}}
+        {{- end }}
       {{- include "lionrock.probes" .startSeconds | nindent 6 }}
       lifecycle:
         preStop: {sleep: {seconds: 5}}  # until the Endpoints are without this pod

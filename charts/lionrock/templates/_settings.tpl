@@ -48,7 +48,13 @@ routes_file: /etc/lionrock/routes/routes.json
 cache_salt_file: /etc/lionrock/salt/salt
 tenants: {{ toJson (include "lionrock.tenants" . | fromJsonArray) }}
 tenants_dir: /etc/lionrock/tenants
+{{- if .Values.gateway.http.enabled }}
+http: {listen: "0.0.0.0:{{ include "lionrock.httpport" . }}"}
+{{- end }}
 {{- end -}}
+
+{{/* Port of the gateway's HTTP API. */}}
+{{- define "lionrock.httpport" -}}7460{{- end -}}
 
 {{/* The tenants, and that of the chart's own test. */}}
 {{- define "lionrock.tenants" -}}

@@ -98,7 +98,7 @@ class WindowShare:
             spent = self.spend(amount)
             if spent is not None:
                 return spent
-            if self._taking is None:
+            if self._taking is None or self._taking.done():  # done: its callback comes next, and waiting for it would not let it
                 missing = amount - (self._left.get(self._window(), 0) if self._clock.known else 0)
                 if self._known_to_lack(missing):
                     return None
@@ -147,7 +147,8 @@ class WindowShare:
         return self._taking
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        self._taking = None
+        if self._taking is task:
+            self._taking = None
         if not task.cancelled() and task.exception() is not None:
             self._not_ahead_until = self._clock.steady() + LACK_S  # who waited for this has its error; who needs more will ask
 

@@ -55,7 +55,7 @@ class PlaceShare:
     async def hold_and_enter(self) -> bool:
         """Fill a place, holding more of them where others leave some. Raises StateUnavailable."""
         while not self.enter():
-            if self._holding is None:
+            if self._holding is None or self._holding.done():  # done: its callback comes next, and waiting would not let it
                 if self._clock.steady() < self._none_until:
                     return False
                 self._hold(self._open + slice_of(self.budget.quota, self.limit))
@@ -94,7 +94,8 @@ class PlaceShare:
         return self._holding
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        self._holding = None
+        if self._holding is task:
+            self._holding = None
         if not task.cancelled():
             task.exception()  # seen: who waited for this has its error
 
