@@ -40,7 +40,7 @@ class QuotaExceededError(Exception):
         self.what = what
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Reservation:
     """What one request has taken. Given to `settle` exactly once."""
 
