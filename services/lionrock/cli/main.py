@@ -166,13 +166,18 @@ def quota(
         "lionrock verify ~/.local/state/lionrock/receipts/ID.tlog-proof",
         "lionrock verify ID.tlog-proof --key 'lionrock.local/audit/demo+1f2e3d4c+AZ…'",
         "lionrock verify ID.tlog-proof --opening ID.opening.json   # this was the very answer",
+        "lionrock verify completion.json --keys-file audit-keys.json   # as the HTTP API answered them",
         "lionrock verify ID.tlog-proof --platform-proof ID.platform.tlog-proof --witness 'w1.example+5d6e7f80+BA…'",
     )
 )
 def verify(
-    receipt: Annotated[Path, typer.Argument(help="A receipt: a C2SP tlog-proof file.")],
+    receipt: Annotated[
+        Path, typer.Argument(help="A receipt: a C2SP tlog-proof file, or a completion or header that the HTTP API answered.")
+    ],
     key: Annotated[list[str] | None, typer.Option(help="Verifier key of the log. May be repeated.")] = None,
-    keys_file: Annotated[Path | None, typer.Option(help="File with verifier keys, one a line.")] = None,
+    keys_file: Annotated[
+        Path | None, typer.Option(help="File with verifier keys, one a line, or as the HTTP API lists them.")
+    ] = None,
     opening: Annotated[
         Path | None, typer.Option(help="Opening: salts and texts that the leaves commit to. Default: the one beside the receipt.")
     ] = None,

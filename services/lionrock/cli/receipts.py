@@ -90,10 +90,19 @@ def keep_keys(state: StateDir, origin: str, verifier_keys: Sequence[str]) -> Pat
 
 
 def read_keys(path: Path) -> list[str]:
-    """Read a file with one verifier key a line; empty lines and those that start with # do not count. Raises CommandError."""
+    """Read a file with one verifier key a line; empty lines and those that start with # do not count. Raises CommandError.
+
+    The JSON that `GET /v1/lionrock/audit-keys` answers is taken too: no verifier key begins as it does.
+    """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+        if text.lstrip().startswith("{"):
+            keys = json.loads(text)["verifier_keys"]
+            if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+                raise TypeError("not a list of keys")
+            return keys
+        lines = text.splitlines()
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CommandError(f"the keys in {path} cannot be read", fix="give a text file with one verifier key a line") from error
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 

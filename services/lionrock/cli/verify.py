@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from lionrock.audit.verify import (
     RECEIPT_MAX_CHARS,
+    Reason,
     VerificationFailed,
     VerifiedLeaf,
     VerifiedPlatform,
@@ -21,7 +22,9 @@ from lionrock.audit.verify import (
     verify_receipt,
     when,
 )
-from lionrock.cli.errors import EXIT_FAILED, CommandError
+from lionrock.cli.errors import EXIT_FAILED, EXIT_USAGE, CommandError
+from lionrock.cli.http_receipts import MAX_BYTES as HTTP_MAX_BYTES
+from lionrock.cli.http_receipts import ShownReceipt, shown_receipts
 from lionrock.cli.receipts import Opening, opening_beside, read_keys, saved_keys
 from lionrock.cli.state import StateDir
 
@@ -50,7 +53,10 @@ def run(
     as_json: bool,
     above: Above | None = None,
 ) -> int:
-    """Check and say. Returns 0 when everything that was given holds, 1 when something does not. Raises CommandError."""
+    """Check and say, receipt after receipt where a file has several.
+
+    Returns 0 when everything that was given holds, 1 when something does not. Raises CommandError.
+    """
     state = StateDir.at(state_dir)
     trusted = [*keys, *(read_keys(keys_file) if keys_file is not None else [])]
     source = "given"
@@ -60,27 +66,50 @@ def run(
         raise CommandError(
             "there is no verifier key to check against", fix="give one with --key or --keys-file: the log's operator publishes it"
         )
+    found = shown_receipts(_read(receipt, HTTP_MAX_BYTES))
     opening = opening or opening_beside(receipt)
-    try:
-        leaf = verify_receipt(_read(receipt), trusted)
-        platform = None
-        if above is not None:
-            needed = len({key.partition("+")[0] for key in above.witnesses}) if above.threshold is None else above.threshold
-            platform = verify_platform_proof(_read(above.proof), leaf, trusted, above.witnesses, needed)
-        if opening is not None:
-            opened = Opening.read(opening)
-            check_opening(leaf, "answer", opened.answer_salt, opened.answer.encode())
-    except VerificationFailed as failure:
+    if len(found) > 1 and (opening is not None or above is not None):
+        raise CommandError(
+            f"{receipt} has {len(found)} receipts", fix="check one of them with its opening or proof", exit_code=EXIT_USAGE
+        )
+    given = None if opening is None else Opening.read(opening)
+    status = 0
+    for shown in found:
+        try:
+            leaf, platform, opened = _checked(shown, trusted, given, above)
+        except VerificationFailed as failure:
+            status = EXIT_FAILED
+            if as_json:
+                print(json.dumps({"verified": False, "reason": failure.reason.name, "detail": str(failure)}))
+            else:
+                print(f"NOT VERIFIED  {receipt}: {failure}", file=sys.stderr)
+            continue
         if as_json:
-            print(json.dumps({"verified": False, "reason": failure.reason.name, "detail": str(failure)}))
+            print(json.dumps(_fields(leaf, platform, opened), ensure_ascii=False))
         else:
-            print(f"NOT VERIFIED  {receipt}: {failure}", file=sys.stderr)
-        return EXIT_FAILED
-    if as_json:
-        print(json.dumps(_fields(leaf, platform, opening is not None), ensure_ascii=False))
-    else:
-        print_verified(leaf, platform, key_source=source, opened=opening is not None)
-    return 0
+            print_verified(leaf, platform, key_source=source, opened=opened)
+    return status
+
+
+def _checked(
+    shown: ShownReceipt, trusted: Sequence[str], given: Opening | None, above: Above | None
+) -> tuple[VerifiedLeaf, VerifiedPlatform | None, bool]:
+    """Check one receipt with all that is known beside it; return also whether an answer opened its leaf."""
+    leaf = verify_receipt(shown.tlog_proof, trusted)
+    if shown.request_id is not None and leaf.fields.get("request_id") != shown.request_id:
+        raise VerificationFailed(Reason.OPENING_INVALID, "the receipt is of another request than the one it stands beside")
+    platform = None
+    if above is not None:
+        needed = len({key.partition("+")[0] for key in above.witnesses}) if above.threshold is None else above.threshold
+        platform = verify_platform_proof(_read(above.proof, 4 * RECEIPT_MAX_CHARS), leaf, trusted, above.witnesses, needed)
+    opened = False
+    if shown.answer is not None and shown.answer_salt is not None:
+        check_opening(leaf, "answer", shown.answer_salt, shown.answer.encode("utf-8", "surrogatepass"))
+        opened = True
+    if given is not None:
+        check_opening(leaf, "answer", given.answer_salt, given.answer.encode())
+        opened = True
+    return leaf, platform, opened
 
 
 def print_verified(leaf: VerifiedLeaf, platform: VerifiedPlatform | None, *, key_source: str, opened: bool) -> None:
@@ -134,10 +163,10 @@ def _fields(leaf: VerifiedLeaf, platform: VerifiedPlatform | None, opened: bool)
     return fields
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, max_bytes: int) -> bytes:
     try:
         with path.open("rb") as file:
-            return file.read(4 * RECEIPT_MAX_CHARS + 1)
+            return file.read(max_bytes + 1)
     except OSError as error:
         raise CommandError(
             f"{path} cannot be read: {error.strerror}", fix="give the path that `lionrock chat` printed; receipts lie in receipts/"

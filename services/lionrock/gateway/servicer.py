@@ -19,7 +19,7 @@ from lionrock.gateway.identity.authenticator import Authenticator
 from lionrock.gateway.identity.grpc_caller import caller_of_rpc
 from lionrock.gateway.peers import Deadline, Peers
 from lionrock.gateway.pipeline import ChatPipeline
-from lionrock.gateway.quota_refusals import quota_refusals
+from lionrock.gateway.quota_refusals import state_needed
 from lionrock.gateway.quotas.admission import QuotaAdmission
 from lionrock.gateway.refusals import permit
 from lionrock.gateway.responses import quota_use
@@ -86,17 +86,23 @@ class GatewayServicer(GatewayServiceServicer):
         return gw.ListModelsResponse(models=models)
 
     async def GetReceipt(self, request: gw.GetReceiptRequest, context: Context) -> gw.GetReceiptResponse:  # noqa: N802
-        """Fetch the proof of an answer of the caller's tenant: its log is the only one that is asked."""
+        """Fetch the proof of an answer."""
         del context
-        principal, deadline = await caller_of_rpc(self._authenticator)
+        return await self.get_receipt(request, *await caller_of_rpc(self._authenticator))
+
+    async def get_receipt(self, request: gw.GetReceiptRequest, principal: Principal, deadline: Deadline) -> gw.GetReceiptResponse:
+        """Fetch the proof of an answer of the caller's tenant, by whichever door it came: its log is the only one that is asked."""
         permit(self._authorizer, principal, AccessRequest(Action.GET_RECEIPT))
         receipt = await self._peers.audit.receipt(self._context(principal), request.request_id, deadline)
         return gw.GetReceiptResponse(receipt=receipt)
 
     async def ListAuditKeys(self, request: gw.ListAuditKeysRequest, context: Context) -> gw.ListAuditKeysResponse:  # noqa: N802
-        """List the verifier keys of the caller's log."""
+        """List the verifier keys."""
         del request, context
-        principal, deadline = await caller_of_rpc(self._authenticator)
+        return await self.list_audit_keys(*await caller_of_rpc(self._authenticator))
+
+    async def list_audit_keys(self, principal: Principal, deadline: Deadline) -> gw.ListAuditKeysResponse:
+        """List the verifier keys of the caller's log, by whichever door it came."""
         permit(self._authorizer, principal, AccessRequest(Action.LIST_AUDIT_KEYS))
         keys = await self._peers.audit.verifier_keys(self._context(principal), deadline)
         # A signed note's key is named after the log that it signs: "<origin>+<hash>+<key>" (C2SP signed-note).
@@ -107,7 +113,7 @@ class GatewayServicer(GatewayServiceServicer):
         del request, context
         principal, _ = await caller_of_rpc(self._authenticator)
         permit(self._authorizer, principal, AccessRequest(Action.GET_QUOTA))
-        with quota_refusals():
+        with state_needed():
             return gw.GetQuotaResponse(quotas=map(quota_use, await self._quotas.use(principal)))
 
     def _context(self, principal: Principal) -> ctx.RequestContext:

@@ -10,6 +10,7 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
+from lionrock.audit.v1 import audit_pb2 as audit
 from lionrock.common.v1 import model_pb2 as model
 from lionrock.common.v1 import sampling_pb2 as sampling
 from lionrock.gateway.v1 import gateway_pb2 as gw
@@ -123,11 +124,7 @@ def proof(told: Told, index: int, step: str) -> dict[str, Any]:
             "tokenizer_digest": started.model.tokenizer_digest,
             "engine": started.model.engine,
         },
-        "receipt": {
-            "tlog_proof": finished.receipt.tlog_proof,
-            "origin": finished.receipt.position.origin,
-            "leaf_index": finished.receipt.position.leaf_index,
-        },
+        "receipt": receipt(finished.receipt),
         "answer_salt": base64.b64encode(finished.answer_salt).decode(),
         "prompt_salt": base64.b64encode(finished.prompt_salt).decode(),
         "masked": {"prompt": len(started.prompt_findings), "answer": len(finished.answer_findings)},
@@ -135,6 +132,12 @@ def proof(told: Told, index: int, step: str) -> dict[str, Any]:
     if finished.HasField("blocked"):
         shown["blocked"] = {"rule": finished.blocked.rule, "message": finished.blocked.safe_message}
     return shown
+
+
+def receipt(proven: audit.Receipt) -> dict[str, Any]:
+    """Return a receipt as this API shows it."""
+    position = proven.position
+    return {"tlog_proof": proven.tlog_proof, "origin": position.origin, "leaf_index": position.leaf_index}
 
 
 def usage(choices: list[Choice]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from lionrock.gateway import errors
 from lionrock.gateway.identity.authenticator import Authenticator, Presented
 from lionrock.gateway.identity.failures import TokenInvalidError, Why
 from lionrock.gateway.identity.refusing import refusing
+from lionrock.gateway.openai.answer import receipt
 from lionrock.gateway.openai.answering import Answering, Chat, Completion
 from lionrock.gateway.openai.asking import Asked, asked_in_chat, asked_in_completion
 from lionrock.gateway.openai.chat_fields import ChatCompletionRequest, CompletionRequest
@@ -60,6 +61,8 @@ class OpenAiApi:
             ("POST", "/v1/completions", "Completions", self._completion),
             ("GET", "/v1/models", "ListModels", self._models),
             ("GET", "/v1/models/{model:path}", "GetModel", self._models),
+            ("GET", "/v1/lionrock/audit-keys", "ListAuditKeys", self._audit_keys),
+            ("GET", "/v1/lionrock/receipts/{request_id}", "GetReceipt", self._receipt),
             ("POST", "/v1/embeddings", "Embeddings", self._no_embeddings),
             ("GET", "/openapi.json", "OpenApi", self._document),
         ]
@@ -121,6 +124,21 @@ class OpenAiApi:
                 await send_json(send, 200, model, [(b"x-request-id", uuid7().encode())])
                 return
         raise errors.ModelNotFound("no such model is served that the caller may use")
+
+    async def _audit_keys(self, scope: Scope, body: bytes, send: Send) -> None:
+        del body
+        keys = await self._servicer.list_audit_keys(*await self._caller(scope))
+        shown = {"origin": keys.origin, "verifier_keys": list(keys.verifier_keys)}
+        await send_json(send, 200, shown, [(b"x-request-id", uuid7().encode())])
+
+    async def _receipt(self, scope: Scope, body: bytes, send: Send) -> None:
+        del body
+        principal, deadline = await self._caller(scope)
+        request = gw.GetReceiptRequest(request_id=scope["path_params"]["request_id"])
+        self._calls.check(request)
+        answered = await self._servicer.get_receipt(request, principal, deadline)
+        shown = {"request_id": request.request_id, "receipt": receipt(answered.receipt)}
+        await send_json(send, 200, shown, [(b"x-request-id", uuid7().encode())])
 
     async def _no_embeddings(self, scope: Scope, body: bytes, send: Send) -> None:
         del body, send

@@ -38,6 +38,31 @@ _ERROR = {
     },
 }
 
+_AUDIT_KEYS = {
+    "type": "object",
+    "required": ["origin", "verifier_keys"],
+    "properties": {
+        "origin": {"type": "string", "description": "name of the tenant's log"},
+        "verifier_keys": {"type": "array", "items": {"type": "string"}, "description": "C2SP signed-note verifier keys"},
+    },
+}
+_RECEIPT = {
+    "type": "object",
+    "required": ["request_id", "receipt"],
+    "properties": {
+        "request_id": {"type": "string"},
+        "receipt": {
+            "type": "object",
+            "required": ["tlog_proof", "origin", "leaf_index"],
+            "properties": {
+                "tlog_proof": {"type": "string", "description": "C2SP tlog-proof of the answer's outcome"},
+                "origin": {"type": "string"},
+                "leaf_index": {"type": "integer"},
+            },
+        },
+    },
+}
+
 
 def rows(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Refused | None, str]]:
     """Yield name, refusal and meaning of each field of a request, nested ones after the one that holds them."""
@@ -104,6 +129,19 @@ def openapi() -> dict[str, Any]:
                     "responses": _answers("The model"),
                 }
             },
+            "/v1/lionrock/audit-keys": {
+                "get": {
+                    "summary": "List the verifier keys of the log that receipts are checked against",
+                    "responses": _answers("The keys", _AUDIT_KEYS),
+                }
+            },
+            "/v1/lionrock/receipts/{request_id}": {
+                "get": {
+                    "summary": "Fetch the receipt of an earlier answer of the caller's tenant",
+                    "parameters": [{"name": "request_id", "in": "path", "required": True, "schema": {"type": "string"}}],
+                    "responses": _answers("The receipt", _RECEIPT),
+                }
+            },
             "/v1/embeddings": {"post": {"summary": "Refused: no model makes embeddings", "responses": {"400": _error("Refused")}}},
         },
         "components": {
@@ -129,8 +167,9 @@ def _post(schema: str, summary: str) -> dict[str, Any]:
     return {"post": {"summary": summary, "parameters": [*own, timeout], "requestBody": body, "responses": answers}}
 
 
-def _answers(description: str) -> dict[str, Any]:
-    return {"200": {"description": description}, "default": _error("Refused or failed")}
+def _answers(description: str, schema: dict[str, Any] | None = None) -> dict[str, Any]:
+    content = {} if schema is None else {"content": {"application/json": {"schema": schema}}}
+    return {"200": {"description": description, **content}, "default": _error("Refused or failed")}
 
 
 def _error(description: str) -> dict[str, Any]:
