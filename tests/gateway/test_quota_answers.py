@@ -13,13 +13,20 @@ from typing import Any
 
 import grpc
 import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from pydantic import ValidationError
 
 from lionrock.common.v1 import sampling_pb2 as sampling
+from lionrock.gateway import __main__ as gateway_main
+from lionrock.gateway.granting import QuotasUncounted
 from lionrock.gateway.state import sqlite
+from lionrock.gateway.state.store import StateStore, StateUnavailable
 from lionrock.gateway.v1 import gateway_pb2 as gw
 from lionrock.inference.v1 import inference_pb2 as inf
 from mesh_ca import TRUST_DOMAIN
-from scripted_mesh import ScriptedMesh, raising, tenant
+from scripted_mesh import ScriptedMesh, ShardGroupLost, raising, tenant
+from tenant_files import write
 
 Ask, Hear, Failure = Callable[..., gw.ChatRequest], Callable[..., Any], Callable[..., Any]
 
@@ -157,16 +164,124 @@ async def test_two_gateways_share_a_quota_of_open_answers(
         await hear(two.Chat(ask()))
 
 
-async def test_without_its_state_nobody_with_a_quota_is_answered(
-    idle_mesh: ScriptedMesh, tmp_path: Path, ask: Ask, hear: Hear, failure: Failure
+def refused_files(caplog: pytest.LogCaptureFixture) -> set[str]:
+    """Tenant files that the log says are not followed."""
+    return {str(getattr(record, "file", "")) for record in caplog.records if hasattr(record, "why")}
+
+
+@pytest.mark.parametrize("whose", ["tenant", "caller", "claim"])
+async def test_a_gateway_without_state_does_not_start_for_tenants_with_quotas(
+    idle_mesh: ScriptedMesh, tmp_path: Path, whose: str
+) -> None:
+    quotas = {"requests_per_minute": 2}
+    if whose == "claim":
+        binding = {"value": "teller", "purposes": ["testing"], "quotas": quotas}
+        issuer = {"issuer": "https://login.example", "audiences": ["a"], "roles_claim": "roles", "bindings": [binding]}
+        idle_mesh.tenants = [{**tenant("bank"), "issuers": [issuer]}]
+    else:
+        limited(idle_mesh, tmp_path, quotas if whose == "caller" else None, **({} if whose == "caller" else quotas))
+    idle_mesh.gateway_changes = {}
+    with pytest.raises(ValidationError, match=r"tenant bank has quotas.*set state"):
+        async with idle_mesh.running():
+            pytest.fail("it started")
+
+
+async def test_a_gateway_without_state_does_not_start_for_a_tenant_file_with_quotas(
+    idle_mesh: ScriptedMesh, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    idle_mesh.tenants_directory = tmp_path
+    write(tmp_path, "fund", quotas={"dailyTokens": 5})
+    with pytest.raises(QuotasUncounted, match=r"tenant fund has quotas.*set state"):
+        async with idle_mesh.running():
+            pytest.fail("it started")
+    assert refused_files(caplog) == {str(tmp_path / "fund.json")}
+
+
+async def test_a_tenant_file_with_quotas_is_refused_by_name_where_there_is_no_state(
+    idle_mesh: ScriptedMesh, tmp_path: Path, ask: Ask, hear: Hear, failure: Failure, caplog: pytest.LogCaptureFixture
+) -> None:
+    idle_mesh.tenants_directory, idle_mesh.limits = tmp_path / "tenants", {"tenants_poll_s": 0.02}
+    idle_mesh.tenants_directory.mkdir()
+    write(idle_mesh.tenants_directory, "fund", quotas={"weight": 7})  # which nobody has to count
+    async with stub_of(idle_mesh) as bank, idle_mesh.calling(idle_mesh.identity("fund")) as fund:
+        await hear(fund.Chat(ask()))
+        write(idle_mesh.tenants_directory, "fund", quotas={"requestsPerMinute": 1})
+        write(idle_mesh.tenants_directory, "trust")
+        async with idle_mesh.calling(idle_mesh.identity("trust")) as trust:
+            for _ in range(500):
+                if refused_files(caplog):
+                    break
+                await asyncio.sleep(0.02)
+            await hear(trust.Chat(ask()))
+        for _ in range(3):
+            await hear(fund.Chat(ask()))  # what the file said before stays
+        await hear(bank.Chat(ask()))
+    assert refused_files(caplog) == {str(idle_mesh.tenants_directory / "fund.json")}
+    assert any("tenant fund has quotas" in str(getattr(record, "why", "")) for record in caplog.records)
+
+
+async def test_a_state_that_cannot_be_reached_lets_nobody_with_a_quota_in(
+    idle_mesh: ScriptedMesh, tmp_path: Path, ask: Ask, hear: Hear, failure: Failure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limited(idle_mesh, tmp_path, requests_per_minute=2)
-    idle_mesh.gateway_changes = {}
+
+    async def unreachable(*_: Any, **__: Any) -> Any:
+        raise StateUnavailable("gone")
+
+    monkeypatch.setattr(StateStore, "_run", unreachable)
     async with stub_of(idle_mesh) as stub:
         error = await failure(stub.Chat(ask()))
         assert (error.status, error.reason) == (grpc.StatusCode.UNAVAILABLE, "STATE_UNAVAILABLE")
         async with idle_mesh.calling(idle_mesh.identity("broker")) as other:
             await hear(other.Chat(ask()))
+
+
+@pytest.mark.usefixtures("minute")
+async def test_refusals_are_counted_by_tenant_and_quota_and_name_nobody(
+    idle_mesh: ScriptedMesh, tmp_path: Path, ask: Ask, hear: Hear, failure: Failure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = InMemoryMetricReader()
+    monkeypatch.setattr(gateway_main, "meter", lambda: MeterProvider([reader]).get_meter("test"))
+    limited(idle_mesh, tmp_path, own={"requests_per_minute": 1}, daily_tokens=500)
+    idle_mesh.tenants[1]["max_streams"] = 1
+    idle_mesh.engine.pace = asyncio.Semaphore(0)
+    async with stub_of(idle_mesh) as stub, idle_mesh.calling(idle_mesh.identity("broker")) as broker:
+        await failure(stub.Chat(ask(sampling=sampling.SamplingParams(max_tokens=600))))
+        for _ in range(2):
+            assert (await failure(stub.Chat(ask()))).reason == "TENANT_QUOTA"
+        open_answer = broker.Chat(ask())
+        assert (await anext(aiter(open_answer))).HasField("started")
+        await failure(broker.Chat(ask()))
+        for _ in idle_mesh.engine.text:
+            idle_mesh.engine.pace.release()
+        await hear(open_answer)
+    data = reader.get_metrics_data()
+    assert data is not None
+    metrics = [metric for resource in data.resource_metrics for scope in resource.scope_metrics for metric in scope.metrics]
+    (counter,) = [metric for metric in metrics if metric.name == "lionrock.gateway.quota_refusals"]
+    counted = {tuple(sorted(point.attributes.items())): point.value for point in counter.data.data_points}
+    assert counted == {
+        (("lionrock.quota", "daily_tokens"), ("lionrock.tenant", "bank")): 1,
+        (("lionrock.quota", "requests_per_minute"), ("lionrock.tenant", "bank")): 2,
+        (("lionrock.quota", "max_streams"), ("lionrock.tenant", "broker")): 1,
+    }
+
+
+async def test_the_engine_is_told_the_tenants_weight_also_when_another_goes_on(
+    idle_mesh: ScriptedMesh, tmp_path: Path, ask: Ask, hear: Hear
+) -> None:
+    idle_mesh.tenants = [{**tenant("bank"), "quotas": {"weight": 250}}, tenant("broker")]
+    idle_mesh.engine.losses = [(3, ShardGroupLost("gone"))]
+    async with stub_of(idle_mesh) as stub:
+        heard = await hear(stub.Chat(ask()))
+        assert heard.text == idle_mesh.engine.text
+        async with idle_mesh.calling(idle_mesh.identity("broker")) as other:
+            await hear(other.Chat(ask()))
+    assert [(request.context.tenant, request.weight) for request in generated(idle_mesh)] == [
+        ("bank", 250),
+        ("bank", 250),
+        ("broker", 1),
+    ]
 
 
 async def test_a_caller_sees_its_own_use_and_its_tenants_and_no_other(

@@ -37,6 +37,19 @@ def test_quotas_of_tenant_principal_and_claim_reach_the_gateway() -> None:
     assert tenant.issuers[0].bindings[0][1].quotas == Quotas(concurrent_streams=6)
 
 
+def test_a_tenants_weight_reaches_the_gateway_and_its_callers_have_none() -> None:
+    assert tenant_of("bank", spec({"weight": 1000}), trust_domain="td.example").weight == 1000
+    for unset in (None, {}, {"dailyTokens": 3}):
+        assert tenant_of("bank", spec(unset), trust_domain="td.example").weight == 1
+    assert not tenant_of("bank", spec({"weight": 3}), trust_domain="td.example").has_quotas
+    for wrong in (0, 1001, -1, 1.5, "heavy", None):
+        with pytest.raises(ValidationError):
+            spec({"weight": wrong})
+    for place in ("own", "bound"):
+        with pytest.raises(ValidationError):
+            spec(**{place: {"weight": 2}})
+
+
 def test_what_is_not_stated_is_not_bounded() -> None:
     tenant = tenant_of("bank", spec(), trust_domain="td.example")
     assert tenant.quotas == tenant.grants[USER].quotas == NO_QUOTAS

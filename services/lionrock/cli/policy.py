@@ -27,6 +27,7 @@ from lionrock.gateway.access_policies import (
     utc_now,
 )
 from lionrock.gateway.authorization import AccessRequest, Action
+from lionrock.gateway.granting import QuotasUncounted
 from lionrock.gateway.policy_comparison import compare
 from lionrock.gateway.policy_tests import PolicyTestsInvalid, read_tests, run_tests
 from lionrock.gateway.settings import GatewaySettings
@@ -105,8 +106,18 @@ def explain_caller(
     settings = load_settings(GatewaySettings, ["--config", str(path)])
     known = settings.directory()
     if settings.tenants_dir is not None:
-        named, domain = settings.named_tenants(), settings.server.trust_domain
-        TenantsDir(settings.tenants_dir, named, known, trust_domain=domain, refused=lambda: None).start()
+        files = TenantsDir(
+            settings.tenants_dir,
+            settings.named_tenants(),
+            known,
+            trust_domain=settings.server.trust_domain,
+            counts_quotas=settings.state is not None,
+            refused=lambda: None,
+        )
+        try:
+            files.start()
+        except QuotasUncounted as uncounted:
+            raise CommandError(f"this gateway would not start: {uncounted}", fix=f"set state in {path}") from None
     try:
         who = known.principal(caller)
     except UnknownPrincipalError as unknown:

@@ -140,13 +140,19 @@ async def _policies(settings: GatewaySettings, metrics: GatewayMetrics) -> Async
 
 @asynccontextmanager
 async def _tenants(settings: GatewaySettings, metrics: GatewayMetrics) -> AsyncIterator[TenantDirectory]:
-    """Know the tenants, and, where a directory names them, follow it. Raises OSError."""
+    """Know the tenants, and, where a directory names them, follow it. Raises OSError, QuotasUncounted."""
     directory = settings.directory()
     if settings.tenants_dir is None:
         yield directory
         return
-    domain, refused = settings.server.trust_domain, metrics.tenants_refused
-    files = TenantsDir(settings.tenants_dir, settings.named_tenants(), directory, trust_domain=domain, refused=refused)
+    files = TenantsDir(
+        settings.tenants_dir,
+        settings.named_tenants(),
+        directory,
+        trust_domain=settings.server.trust_domain,
+        counts_quotas=settings.state is not None,
+        refused=metrics.tenants_refused,
+    )
     files.start()
     looking = asyncio.create_task(files.keep_looking(settings.limits.tenants_poll_s), name="lionrock-tenants")
     try:

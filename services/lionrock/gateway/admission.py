@@ -13,6 +13,9 @@ from collections.abc import Callable
 
 from lionrock.gateway.tenants import Principal
 
+MAX_STREAMS = "max_streams"
+"""What these bounds are called beside the names of quotas."""
+
 _SMOOTHING = 0.2
 _MIN_RETRY_S, _MAX_RETRY_S = 0.1, 5.0
 

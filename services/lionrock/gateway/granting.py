@@ -5,6 +5,7 @@ Knows lionrock.tenancy's schema and the directory's types. Pure.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from lionrock.gateway.quotas.limits import NO_QUOTAS, Quotas
@@ -19,6 +20,17 @@ class ForeignTrustDomain(ValueError):
     """A principal is of a trust domain whose certificates this gateway does not accept."""
 
 
+class QuotasUncounted(ValueError):
+    """A tenant has quotas, and the gateway has no state to count them in."""
+
+
+def refuse_uncounted_quotas(tenants: Iterable[Tenant]) -> None:
+    """Refuse tenants with quotas, for a gateway without state: it could answer none of their requests. Raises QuotasUncounted."""
+    for tenant in tenants:
+        if tenant.has_quotas:
+            raise QuotasUncounted(f"tenant {tenant.name} has quotas, and this gateway has nothing to count them in: set state")
+
+
 def tenant_of(name: str, spec: TenantSpec, *, trust_domain: str) -> Tenant:
     """Return the tenant as the directory knows it. Raises ForeignTrustDomain."""
     for principal in spec.principals:
@@ -31,6 +43,7 @@ def tenant_of(name: str, spec: TenantSpec, *, trust_domain: str) -> Tenant:
         {principal.spiffe_id: _grant(principal, spec) for principal in spec.principals},
         tuple(_issuer(issuer, spec) for issuer in spec.issuers),
         _quotas(spec.quotas),
+        1 if spec.quotas is None else spec.quotas.weight,
     )
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -31,7 +31,7 @@ from lionrock.common.v1 import chat_pb2 as chat
 from lionrock.common.v1 import sampling_pb2 as sampling
 from lionrock.gateway import errors
 from lionrock.gateway.access_policies import AccessPolicies
-from lionrock.gateway.admission import Admission, GatewayFullError, TenantFullError, Ticket
+from lionrock.gateway.admission import MAX_STREAMS, Admission, GatewayFullError, TenantFullError, Ticket
 from lionrock.gateway.answer_text import AnswerText
 from lionrock.gateway.authorization import AccessRequest, Action, Authorizer
 from lionrock.gateway.context import (
@@ -212,6 +212,7 @@ class ChatPipeline:
         try:
             ticket = self._admission.admit(principal)
         except TenantFullError as full:
+            self._metrics.quota_refused(principal.tenant.name, MAX_STREAMS)
             violation = [(full.subject, f"{full.limit} open answers at most")]
             raise errors.TenantQuota(
                 "too many open answers", retry_after_s=full.retry_after_s, quota_violations=violation
@@ -219,7 +220,7 @@ class ChatPipeline:
         except GatewayFullError as full:
             raise Overloaded("the gateway has no room", retry_after_s=full.retry_after_s) from full
         try:
-            with quota_refusals():
+            with self._quota_refusals(principal):
                 reservation = await self._quotas.admit(principal)
         except BaseException:
             ticket.release()
@@ -260,8 +261,11 @@ class ChatPipeline:
             return
         if not turn.params.HasField("max_tokens"):
             turn.params.max_tokens = self._limits.assumed_max_tokens
-        with quota_refusals():
+        with self._quota_refusals(turn.principal):
             await self._quotas.reserve_tokens(turn.reservation, len(prompt.token_ids) + turn.params.max_tokens)
+
+    def _quota_refusals(self, principal: Principal) -> AbstractContextManager[None]:
+        return quota_refusals(lambda quota: self._metrics.quota_refused(principal.tenant.name, quota.value))
 
     def _generation(self, turn: Turn, choice: EngineChoice, model: str, prompt: Prompt, *, stops: bool) -> Generation:
         request = inf.GenerateRequest(
@@ -270,6 +274,7 @@ class ChatPipeline:
             token_ids=prompt.token_ids,
             sampling=engine_sampling(turn.params, stops=stops),
             cache_salt=self._salts.of(turn.principal.tenant.name),
+            weight=turn.principal.tenant.weight,
         )
         if turn.request.HasField("constraint"):
             request.constraint.CopyFrom(turn.request.constraint)

@@ -5,25 +5,35 @@ Knows the quotas' exceptions and the errors at our border. Does not know when wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from lionrock.gateway import errors
 from lionrock.gateway.quotas.admission import QuotaExceededError
+from lionrock.gateway.quotas.limits import Quota
 from lionrock.gateway.state.store import StateUnavailable
 
 _RETRY_AFTER_S = 1.0
 
 
 @contextmanager
-def quota_refusals() -> Iterator[None]:
-    """Turn what quotas raise into TenantQuota and SharedStateUnavailable."""
+def state_needed() -> Iterator[None]:
+    """Turn a state that cannot be reached into SharedStateUnavailable."""
     try:
         yield
+    except StateUnavailable as unavailable:
+        raise errors.SharedStateUnavailable("quotas cannot be counted", retry_after_s=_RETRY_AFTER_S) from unavailable
+
+
+@contextmanager
+def quota_refusals(refused: Callable[[Quota], None]) -> Iterator[None]:
+    """Turn what quotas raise into TenantQuota, of which `refused` is told, and SharedStateUnavailable."""
+    try:
+        with state_needed():
+            yield
     except QuotaExceededError as exceeded:
+        refused(exceeded.budget.quota)
         violation = [(str(exceeded.budget), exceeded.what)]
         raise errors.TenantQuota(
             "a quota is used up", retry_after_s=exceeded.retry_after_s, quota_violations=violation
         ) from exceeded
-    except StateUnavailable as unavailable:
-        raise errors.SharedStateUnavailable("quotas cannot be counted", retry_after_s=_RETRY_AFTER_S) from unavailable

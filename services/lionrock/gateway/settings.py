@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from lionrock.chassis.settings import PeerSettings, ServiceSettings
-from lionrock.gateway.granting import tenant_of
+from lionrock.gateway.granting import refuse_uncounted_quotas, tenant_of
 from lionrock.gateway.identity.settings import ApiKeySettings
 from lionrock.gateway.openai.settings import HttpApiSettings
 from lionrock.gateway.state.opening import StateSettings
@@ -94,7 +94,7 @@ class GatewaySettings(ServiceSettings):
         description="territory of this gateway and its engines; tenants of another are not answered; unset: not checked",
     )
     state: StateSettings | None = Field(
-        default=None, description="what gateways share, quotas among it; unset: tenants with quotas are not answered"
+        default=None, description="what gateways share, quotas among it; unset: no tenant may have quotas"
     )
     api_keys: ApiKeySettings | None = Field(
         default=None, description="API keys for workloads without a certificate, kept in the state; unset: there are none"
@@ -124,6 +124,8 @@ class GatewaySettings(ServiceSettings):
         if not self.tenants and self.tenants_dir is None:
             raise ValueError("state tenants or tenants_dir: nobody could come in")
         self.directory()
+        if self.state is None:
+            refuse_uncounted_quotas(self.named_tenants())
         return self
 
     def named_tenants(self) -> tuple[Tenant, ...]:

@@ -1,8 +1,8 @@
 """The gateway's metrics and the spans of its stages.
 
 Metrics have the names of OpenTelemetry's GenAI semantic conventions, which still change: they are here and nowhere else.
-Attributes are bounded: models that were really served, revisions of the routes, tenants of the settings, reasons of errors.py;
-never an id, never text.
+Attributes are bounded: models that were really served, revisions of the routes, tenants of settings and Tenant
+files, names of quotas, reasons of errors.py; never an id, never text.
 Source: open-telemetry/semantic-conventions-genai (Development), 2026-11.
 """
 
@@ -64,6 +64,9 @@ class GatewayMetrics:
         self._issuer_keys_unavailable = meter.create_counter(
             "lionrock.gateway.issuer_keys_unavailable", description="Fetches of the keys of tenants' token issuers that failed."
         )
+        self._quota_refusals = meter.create_counter(
+            "lionrock.gateway.quota_refusals", description="Requests that were refused with TENANT_QUOTA."
+        )
         self._unrecorded = meter.create_counter("lionrock.gateway.outcomes_unrecorded", description="Outcome leaves that failed.")
 
     def opened(self, tenant: str) -> None:
@@ -122,6 +125,10 @@ class GatewayMetrics:
     def issuer_keys_unavailable(self) -> None:
         """Count a fetch of an issuer's keys that failed."""
         self._issuer_keys_unavailable.add(1)
+
+    def quota_refused(self, tenant: str, quota: str) -> None:
+        """Count a request that a quota left no room for. `quota`: its name in the settings, of the tenant or of a grant in it."""
+        self._quota_refusals.add(1, {"lionrock.tenant": tenant, "lionrock.quota": quota})
 
     def outcome_unrecorded(self, tenant: str) -> None:
         """Count an outcome leaf that could not be written."""

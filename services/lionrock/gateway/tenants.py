@@ -101,7 +101,8 @@ class Tenant:
     """A tenant.
 
     `territory` is an ISO 3166-1 alpha-2 code; `grants` maps an exact SPIFFE id, or a kind ending in "/*", to its grant; `issuers`
-    speak for its people; `quotas` bound all its callers together, at all gateways.
+    speak for its people; `quotas` bound all its callers together, at all gateways. `weight` (1 to 1000) is its part of an
+    engine that several tenants want more of than there is.
     """
 
     name: TenantName
@@ -110,6 +111,13 @@ class Tenant:
     grants: Mapping[str, Grant]
     issuers: tuple[IssuerConfig, ...] = ()
     quotas: Quotas = NO_QUOTAS
+    weight: int = 1
+
+    @property
+    def has_quotas(self) -> bool:
+        """Whether the tenant, or any grant of it, has a quota that gateways count."""
+        bound = [grant.quotas for issuer in self.issuers for _, grant in issuer.bindings]
+        return any(quotas.count_anything for quotas in (self.quotas, *(grant.quotas for grant in self.grants.values()), *bound))
 
 
 @dataclass(frozen=True, slots=True)

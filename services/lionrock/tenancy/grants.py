@@ -76,6 +76,17 @@ class QuotasSpec(TenancyModel):
     concurrent_streams: int | None = Field(default=None, ge=1, le=65536, description="Open answers at a time.")
 
 
+class TenantQuotasSpec(QuotasSpec):
+    """How much a tenant may use, and its part of what tenants share."""
+
+    weight: int = Field(
+        default=1,
+        ge=1,
+        le=1000,
+        description="The tenant's part of an engine that several want more of: twice as large, twice as many tokens; unset: 1.",
+    )
+
+
 class GrantSpec(TenancyModel):
     """What somebody may do."""
 

@@ -25,7 +25,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lionrock.tenancy import vocabulary as words
-from lionrock.tenancy.grants import DataClasses, GrantSpec, Label, Models, Purposes, QuotasSpec, TenancyModel
+from lionrock.tenancy.grants import DataClasses, GrantSpec, Label, Models, Purposes, TenancyModel, TenantQuotasSpec
 from lionrock.tenancy.issuers import IssuerSpec
 
 MAX_PRINCIPALS = 128
@@ -67,7 +67,9 @@ class TenantSpec(TenancyModel):
     data_classes: DataClasses | None = Field(
         default=None, description="Classes of data that the tenant may declare, whatever its principals say; unset: all."
     )
-    quotas: QuotasSpec | None = Field(default=None, description="Quotas of all the tenant's callers together; unset: none.")
+    quotas: TenantQuotasSpec | None = Field(
+        default=None, description="Quotas of all the tenant's callers together, and its weight; unset: none, and 1."
+    )
     principals: tuple[PrincipalSpec, ...] = Field(
         default=(), max_length=MAX_PRINCIPALS, description="Who may call by mTLS, and what each may do."
     )

@@ -49,6 +49,11 @@ class Quotas:
         return limit
 
     @property
+    def count_anything(self) -> bool:
+        """Whether there is any limit."""
+        return any(self.limit(quota) is not None for quota in Quota)
+
+    @property
     def count_tokens(self) -> bool:
         """Whether any limit is one of tokens."""
         return any(self.limit(quota) is not None for quota in TOKEN_QUOTAS)
