@@ -169,8 +169,6 @@ JSON = st.recursive(
 )
 SAVED = JSON.map(json.dumps) | st.text().map("data:{}".format)
 FILES = st.binary(max_size=200) | SAVED.map(str.encode)
-    st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).encode()) | st.text().map("data:{}".format).map(str.encode)
-)
 
 
 @given(FILES)
