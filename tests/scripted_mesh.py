@@ -329,6 +329,8 @@ class ScriptedMesh:
         self.limits: dict[str, Any] = {}
         self.tenants_directory: Path | None = None
         self.targets: dict[str, str] = {}
+        self.registrations: tuple[Registration, ...] = ()
+        """What the running gateway serves over gRPC."""
         self.gateway_changes: dict[str, Any] = {}
         """Settings of the gateway beyond those that have an attribute here."""
         self.peer_timeout_s = 5.0
@@ -430,7 +432,8 @@ class ScriptedMesh:
                     await self.start_peer(service)
             settings = self.gateway_settings()
             served = await stack.enter_async_context(gateway(settings))
-            front = await start_server(settings, "gateway", served.registrations, http=served.http)
+            self.registrations = tuple(served.registrations)
+            front = await start_server(settings, "gateway", self.registrations, http=served.http)
             stack.push_async_callback(front.stop)
             self.servers["gateway"], self.targets["gateway"] = front, f"127.0.0.1:{front.port}"
             if front.http_port is not None:
