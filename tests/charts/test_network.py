@@ -118,6 +118,13 @@ def test_the_audit_service_alone_reaches_its_database(render: Callable[..., Any]
     assert not passes(release, "Egress", labels(release)["audit"], database, 5432)
 
 
+def test_gateways_alone_reach_their_database(render: Callable[..., Any]) -> None:
+    database = {"to": [{"podSelector": {"matchLabels": {"cnpg.io/cluster": "gateways"}}}]}
+    database["ports"] = [{"protocol": "TCP", "port": 6432}]
+    policies = render("everything").of("NetworkPolicy")
+    assert {each["metadata"]["name"] for each in policies if database in (each["spec"].get("egress") or [])} == {"lionrock-gateway"}
+
+
 def test_the_audit_service_alone_reaches_its_witnesses(render: Callable[..., Any]) -> None:
     rules = {
         name: render("postgresql").one("NetworkPolicy", f"lionrock-{name}")["spec"].get("egress", [])

@@ -290,3 +290,107 @@ def test_the_http_api_has_one_port_from_the_service_to_the_gateway_or_none(rende
     assert {"name": "http", "port": 8443, "targetPort": "http"} in ports["service"]
     clients = on.one("NetworkPolicy", "lionrock-gateway")["spec"]["ingress"][0]
     assert port in [each["port"] for each in clients["ports"]]
+
+
+def test_callers_without_a_certificate_have_one_port_from_the_service_to_the_gateway_or_none(
+    load: Callable[..., Any], render: Callable[..., Any]
+) -> None:
+    assert load("gateway").server.token_listen is None
+    assert load("gateway", "everything").server.token_listen == "[::]:50056"
+    off, on = render("minimal"), render("everything")
+    for release, said in ((off, False), (on, True)):
+        (container,) = release.one("Deployment", "lionrock-gateway")["spec"]["template"]["spec"]["containers"]
+        service = release.one("Service", "lionrock-gateway")["spec"]["ports"]
+        clients = release.one("NetworkPolicy", "lionrock-gateway")["spec"]["ingress"][0]
+        assert ({"name": "grpc-tokens", "containerPort": 50056} in container["ports"]) is said
+        assert ({"name": "grpc-tokens", "port": 9443, "targetPort": "grpc-tokens"} in service) is said
+        assert (50056 in [each["port"] for each in clients["ports"]]) is said
+
+
+SQLITE = ("gateway.state.sqlite.enabled=true", "gateway.replicas=1")
+QUOTAS = '{"requests_per_minute":5}'
+
+
+def test_gateways_share_a_database_or_one_has_a_file(load: Callable[..., Any], render: Callable[..., Any]) -> None:
+    assert load("gateway").state is None
+    shared = load("gateway", "everything").state
+    assert (shared.sqlite_file, str(shared.postgres_dsn_file)) == (None, "/etc/lionrock/state/uri")
+    alone = load("gateway", "minimal", *SQLITE).state
+    assert (str(alone.sqlite_file), alone.postgres_dsn_file) == ("/var/lib/lionrock/state/gateway.sqlite", None)
+    release = render("minimal", *SQLITE, 'gateway.state.sqlite.className="fast"', 'gateway.state.sqlite.size="3Gi"')
+    claim = release.one("PersistentVolumeClaim", "lionrock-gateway-state")
+    assert claim["spec"]["accessModes"] == ["ReadWriteOnce"]
+    assert (claim["spec"]["storageClassName"], claim["spec"]["resources"]) == ("fast", {"requests": {"storage": "3Gi"}})
+    assert claim["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+    deployment = release.one("Deployment", "lionrock-gateway")["spec"]
+    assert {"name": "state", "persistentVolumeClaim": {"claimName": "lionrock-gateway-state"}} in deployment["template"]["spec"][
+        "volumes"
+    ]
+    assert deployment["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}, "two pods cannot have the volume"
+    without = render("minimal").one("Deployment", "lionrock-gateway")["spec"]
+    assert without["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    assert "lionrock-gateway-state" not in {each["metadata"]["name"] for each in render("everything").objects}
+
+
+def test_secrets_of_the_gateway_are_mounted_for_it_alone_to_read(render: Callable[..., Any]) -> None:
+    pod = render("everything").one("Deployment", "lionrock-gateway")["spec"]["template"]["spec"]
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert volumes["state"]["secret"] == {"secretName": "gateway-database", "defaultMode": 0o440}
+    assert volumes["api-keys"]["secret"] == {"secretName": "api-keys", "defaultMode": 0o440}
+    mounts = {mount["name"]: mount for mount in pod["containers"][0]["volumeMounts"]}
+    assert all(mounts[name]["readOnly"] for name in ("state", "api-keys", "policies"))
+
+
+def test_api_keys_and_access_policies_come_from_what_the_values_name(load: Callable[..., Any], render: Callable[..., Any]) -> None:
+    assert (load("gateway").api_keys, load("gateway").policy_dir) == (None, None)
+    gateway = load("gateway", "everything")
+    assert (str(gateway.api_keys.secret_file), gateway.api_keys.max_lifetime_days) == ("/etc/lionrock/api-keys/hmac", 30)
+    assert str(gateway.policy_dir) == "/etc/lionrock/policies"
+    pod = render("everything").one("Deployment", "lionrock-gateway")["spec"]["template"]["spec"]
+    assert {"name": "policies", "configMap": {"name": "access-policies"}} in pod["volumes"]
+
+
+def test_a_gateway_answers_the_tenants_of_its_territory(load: Callable[..., Any], render: Callable[..., Any]) -> None:
+    assert (load("gateway").served_in, load("gateway", "spire").served_in) == ("HK", "SG")
+    assert load("gateway", "minimal", 'gateway.servedIn=""').served_in is None
+    abroad = 'tenants=[{"name":"far","territory":"SG","principals":[{"spiffe_id":"spiffe://lionrock.local/tenant/far/user/*","purposes":["a"]}]}]'
+    with pytest.raises(Exception, match="far is of territory SG"):
+        render("minimal", abroad)
+    assert load("gateway", "minimal", abroad, 'gateway.servedIn="SG"').served_in == "SG"
+    assert load("gateway", "minimal", abroad, 'gateway.servedIn=""').tenants[0].territory == "SG"
+
+
+@pytest.mark.parametrize("whose", ["quotas", "principals.quotas", "issuers.bindings.quotas"])
+def test_quotas_that_no_gateway_could_count_are_refused(load: Callable[..., Any], render: Callable[..., Any], whose: str) -> None:
+    quotas = json.loads(QUOTAS)
+    principal = {"spiffe_id": "spiffe://lionrock.local/tenant/retail/user/*", "purposes": ["service"]}
+    tenant: dict[str, Any] = {"name": "retail", "quotas": {"weight": 3, "daily_tokens": None}, "principals": [principal]}
+    assert load("gateway", "minimal", f"tenants={json.dumps([tenant])}").tenants[0].quotas.weight == 3
+    if whose == "quotas":
+        tenant["quotas"] = quotas
+    elif whose == "principals.quotas":
+        principal["quotas"] = quotas  # type: ignore[assignment]
+    else:
+        binding = {"value": "teller", "purposes": ["service"], "quotas": quotas}
+        tenant["issuers"] = [{"issuer": "https://login.example", "audiences": ["a"], "roles_claim": "roles", "bindings": [binding]}]
+    stated = f"tenants={json.dumps([tenant])}"
+    with pytest.raises(Exception, match="where are the quotas of tenant retail counted"):
+        render("minimal", stated)
+    assert load("gateway", "minimal", stated, *SQLITE).state is not None
+    assert load("gateway", "minimal", stated, 'gateway.settings.state={"sqlite_file":"/tmp/state"}').state is not None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (("gateway.state.sqlite.enabled=true",), "gateway.replicas=1"),
+        ((*SQLITE, "gateway.autoscaling.enabled=true"), "gateway.replicas=1"),
+        ((*SQLITE, 'gateway.state.postgresql={"existingSecret":"s","peers":[{"podSelector":{}}]}'), "not in both"),
+        (('gateway.apiKeys.existingSecret="keys"',), "gateway.apiKeys: where are API keys kept"),
+        (('gateway.state.postgresql.existingSecret="s"',), "gateway.state.postgresql.peers"),
+    ],
+)
+def test_what_gateways_cannot_share_is_refused(render: Callable[..., Any], wrong: tuple[str, ...], words: str) -> None:
+    with pytest.raises(Exception, match="execution error") as refused:
+        render("minimal", *wrong)
+    assert words in str(refused.value)

@@ -22,6 +22,17 @@
 {{- end }}
 {{- end -}}
 
+{{/* The gateways' database. */}}
+{{- define "lionrock.netpol.state" -}}
+{{- with .Values.gateway.state.postgresql }}
+{{- if .existingSecret }}
+{{- if not .peers }}{{ fail "gateway.state.postgresql.peers: whom may gateways reach as their database? (network policy peers)" }}{{ end }}
+- to: {{ toJson .peers }}
+  ports: [{protocol: TCP, port: {{ .port }}}]
+{{- end }}
+{{- end }}
+{{- end -}}
+
 {{/* The witnesses of the audit service's logs. */}}
 {{- define "lionrock.netpol.witnesses" -}}
 {{- with .Values.audit.witnesses }}

@@ -173,6 +173,9 @@ spec:
         {{- if and (eq .component "gateway") .root.Values.gateway.http.enabled }}
         - {name: http, containerPort: {{ include "lionrock.httpport" .root }}}
         {{- end }}
+        {{- if and (eq .component "gateway") .root.Values.gateway.tokenPort.enabled }}
+        - {name: grpc-tokens, containerPort: {{ include "lionrock.tokenport" .root }}}
+        {{- end }}
       {{- include "lionrock.probes" .startSeconds | nindent 6 }}
       lifecycle:
         preStop: {sleep: {seconds: 5}}  # until the Endpoints are without this pod

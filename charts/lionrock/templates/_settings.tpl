@@ -51,10 +51,64 @@ tenants_dir: /etc/lionrock/tenants
 {{- if .Values.gateway.http.enabled }}
 http: {listen: "0.0.0.0:{{ include "lionrock.httpport" . }}"}
 {{- end }}
+{{- if .Values.gateway.tokenPort.enabled }}
+server: {token_listen: "[::]:{{ include "lionrock.tokenport" . }}"}
+{{- end }}
+{{- with include "lionrock.servedin" . }}
+served_in: {{ . }}
+{{- end }}
+{{- if .Values.gateway.policies.existingConfigMap }}
+policy_dir: /etc/lionrock/policies
+{{- end }}
+{{- with include "lionrock.settings.state" . }}
+state: {{ . }}
+{{- end }}
+{{- with .Values.gateway.apiKeys }}
+{{- if .existingSecret }}
+api_keys: {secret_file: /etc/lionrock/api-keys/{{ .key }}, max_lifetime_days: {{ .maxLifetimeDays }}}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* Where gateways count quotas and keep API keys, or nothing. Refuses what would need it. */}}
+{{- define "lionrock.settings.state" -}}
+{{- $gateway := .Values.gateway -}}
+{{- $database := $gateway.state.postgresql.existingSecret -}}
+{{- if and $database $gateway.state.sqlite.enabled }}{{ fail "gateway.state: in a database (postgresql) or in a file (sqlite), not in both" }}{{ end -}}
+{{- if $database -}}
+{postgres_dsn_file: /etc/lionrock/state/{{ $gateway.state.postgresql.key }}}
+{{- else if $gateway.state.sqlite.enabled -}}
+{{- if or $gateway.autoscaling.enabled (gt (int $gateway.replicas) 1) }}{{ fail "gateway.state.sqlite: a file is for one gateway; set gateway.replicas=1 without autoscaling, or gateway.state.postgresql.existingSecret" }}{{ end -}}
+{sqlite_file: /var/lib/lionrock/state/gateway.sqlite}
+{{- else if not $gateway.settings.state -}}
+{{- if $gateway.apiKeys.existingSecret }}{{ fail "gateway.apiKeys: where are API keys kept? (gateway.state.postgresql.existingSecret, or gateway.state.sqlite.enabled for one gateway)" }}{{ end -}}
+{{- range $tenant := .Values.tenants -}}
+{{- $bounded := concat (list $tenant) ($tenant.principals | default list) -}}
+{{- range $tenant.issuers }}{{ $bounded = concat $bounded (.bindings | default list) }}{{ end -}}
+{{- range $bounded -}}
+{{- if compact (values (omit (.quotas | default dict) "weight")) }}{{ fail (printf "gateway.state: where are the quotas of tenant %s counted? (gateway.state.postgresql.existingSecret, or gateway.state.sqlite.enabled for one gateway)" $tenant.name) }}{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Territory whose tenants are answered; empty: all are. Refuses tenants that would never be. */}}
+{{- define "lionrock.servedin" -}}
+{{- $territory := .Values.gateway.servedIn -}}
+{{- if kindIs "invalid" $territory }}{{ $territory = .Values.territory }}{{ end -}}
+{{- if $territory -}}
+{{- range .Values.tenants -}}
+{{- if ne (.territory | default "HK") $territory }}{{ fail (printf "tenants: %s is of territory %s, and gateways answer those of %s; state its territory, or gateway.servedIn" .name (.territory | default "HK") $territory) }}{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- $territory -}}
 {{- end -}}
 
 {{/* Port of the gateway's HTTP API. */}}
 {{- define "lionrock.httpport" -}}7460{{- end -}}
+
+{{/* Port of the gateway for callers without a certificate. */}}
+{{- define "lionrock.tokenport" -}}50056{{- end -}}
 
 {{/* The tenants, and that of the chart's own test. */}}
 {{- define "lionrock.tenants" -}}
