@@ -15,6 +15,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, Self
 
 import grpc
@@ -24,7 +25,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from lionrock.chassis import calls
 from lionrock.chassis.settings import PeerSettings, TlsSettings
 from lionrock.chassis.telemetry import tracer
-from lionrock.chassis.tls import WatchedIdentity
+from lionrock.chassis.tls import PemIdentity, WatchedAuthorities, WatchedIdentity
 
 log = logging.getLogger("lionrock.chassis")
 
@@ -127,21 +128,48 @@ def _end_span(span: trace.Span, call: grpc.aio.Call) -> None:
     span.end()
 
 
+def watched_identity(
+    tls: TlsSettings | Path, *, clock: Callable[[], float] = time.monotonic
+) -> WatchedIdentity | WatchedAuthorities:
+    """Follow the files of an identity, or the one of the authorities that a caller without one trusts. Raises TlsFilesUnusable."""
+    return WatchedAuthorities(tls, clock=clock) if isinstance(tls, Path) else WatchedIdentity(tls, clock=clock)
+
+
+def channel_credentials(identity: PemIdentity | bytes, calls: grpc.CallCredentials | None) -> grpc.ChannelCredentials:
+    """Return gRPC's credentials of an identity, or of a caller who only trusts authorities, with what every call carries beside."""
+    if isinstance(identity, bytes):
+        channel = grpc.ssl_channel_credentials(identity)
+    else:
+        channel = grpc.ssl_channel_credentials(identity.authorities, identity.private_key, identity.certificate_chain)
+    return channel if calls is None else grpc.composite_channel_credentials(channel, calls)
+
+
 class MeshChannel(grpc.aio.Channel):
     """A channel to one service, for generated stubs."""
 
-    def __init__(self, peer: PeerSettings, tls: TlsSettings, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Read the certificate files. Raises TlsFilesUnusable. Connects at the first call."""
+    def __init__(
+        self,
+        peer: PeerSettings,
+        tls: TlsSettings | Path,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        calls: grpc.CallCredentials | None = None,
+    ) -> None:
+        """Read the certificate files. Raises TlsFilesUnusable. Connects at the first call.
+
+        `tls`: the identity that is shown or, for callers without one, the file of the authorities that are trusted. `calls`: what
+        every call carries beside.
+        """
         self.peer = peer
         self.tracer = tracer()
-        self._identity = WatchedIdentity(tls, clock=clock)
+        self._calls = calls
+        self._identity = watched_identity(tls, clock=clock)
         self._generation = self._identity.version
         self._channel = self._connect()
         self._retiring: set[asyncio.Task[None]] = set()
 
     def _connect(self) -> grpc.aio.Channel:
-        identity = self._identity.latest()
-        credentials = grpc.ssl_channel_credentials(identity.authorities, identity.private_key, identity.certificate_chain)
+        credentials = channel_credentials(self._identity.latest(), self._calls)
         return grpc.aio.secure_channel(self.peer.target, credentials, _options(self.peer))
 
     def connection(self) -> tuple[int, grpc.aio.Channel]:

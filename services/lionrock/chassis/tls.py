@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from lionrock.chassis.settings import TlsSettings
 
@@ -47,18 +48,21 @@ def read_identity(tls: TlsSettings) -> PemIdentity:
     return identity
 
 
-class WatchedIdentity:
-    """An identity that follows its files. While these are unusable, as in the middle of a rotation, the last good one stays."""
+Read = TypeVar("Read")
 
-    def __init__(self, tls: TlsSettings, *, interval_s: float = 1.0, clock: Callable[[], float] = time.monotonic) -> None:
-        """Read the files once. Raises TlsFilesUnusable: without a good identity nothing starts."""
-        self._tls = tls
-        self._files = (tls.cert_file, tls.key_file, tls.ca_file)
+
+class _Watched(Generic[Read]):
+    """What some files hold together. While they are unusable, as in the middle of a rotation, the last good one stays."""
+
+    def __init__(self, files: tuple[Path, ...], read: Callable[[], Read], *, interval_s: float, clock: Callable[[], float]) -> None:
+        """Read the files once. Raises TlsFilesUnusable: without good ones nothing starts."""
+        self._files = files
+        self._read = read
         self._interval_s = interval_s
         self._clock = clock
         self._checked_at = clock()
         self._seen = self._look()
-        self._identity = read_identity(tls)
+        self._latest = read()
         self.version = 1
         """Grows by one with every change."""
 
@@ -68,25 +72,50 @@ class WatchedIdentity:
         except OSError:
             return None
 
-    def latest(self) -> PemIdentity:
-        """Return the identity that the files hold, looked at no more often than once an interval."""
+    def latest(self) -> Read:
+        """Return what the files hold, looked at no more often than once an interval."""
         now = self._clock()
         if now - self._checked_at < self._interval_s:
-            return self._identity
+            return self._latest
         self._checked_at = now
         seen = self._look()
         if seen is None or seen == self._seen:
-            return self._identity
+            return self._latest
         try:
-            identity = read_identity(self._tls)
+            read = self._read()
         except TlsFilesUnusable:
-            return self._identity
+            return self._latest
         if seen == self._look():
             self._seen = seen
-            if identity != self._identity:
-                self._identity = identity
+            if read != self._latest:
+                self._latest = read
                 self.version += 1
-        return self._identity
+        return self._latest
+
+
+class WatchedIdentity(_Watched[PemIdentity]):
+    """An identity that follows its files."""
+
+    def __init__(self, tls: TlsSettings, *, interval_s: float = 1.0, clock: Callable[[], float] = time.monotonic) -> None:
+        """Read the files once. Raises TlsFilesUnusable: without a good identity nothing starts."""
+        files = (tls.cert_file, tls.key_file, tls.ca_file)
+        super().__init__(files, lambda: read_identity(tls), interval_s=interval_s, clock=clock)
+
+
+class WatchedAuthorities(_Watched[bytes]):
+    """What a client trusts that shows no certificate itself: PEM of authorities, which follows its file."""
+
+    def __init__(self, ca_file: Path, *, interval_s: float = 1.0, clock: Callable[[], float] = time.monotonic) -> None:
+        """Read the file once. Raises TlsFilesUnusable."""
+        super().__init__((ca_file,), lambda: _read_authorities(ca_file), interval_s=interval_s, clock=clock)
+
+
+def _read_authorities(ca_file: Path) -> bytes:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(ca_file)
+        return ca_file.read_bytes()
+    except (OSError, ssl.SSLError) as error:
+        raise TlsFilesUnusable(f"{ca_file}: {error.__class__.__name__}: {error.strerror or 'unusable'}") from None
 
 
 class WatchedClientContext:

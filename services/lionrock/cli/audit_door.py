@@ -19,10 +19,9 @@ from lionrock.audit.v1.audit_pb2_grpc import AuditServiceStub
 from lionrock.audit.v1.records_pb2 import RecordScope
 from lionrock.audit.v1.records_pb2_grpc import RecordsServiceStub
 from lionrock.cli.call_errors import calls_explained
-from lionrock.cli.chat import Door, find_gateway
+from lionrock.cli.chat import Door, connection
 from lionrock.cli.errors import EXIT_USAGE, CommandError
 from lionrock.cli.state import StateDir
-from lionrock.client.connection import BlockingConnection
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +50,12 @@ class AuditDoor:
 @contextmanager
 def open_door(where: Where) -> Iterator[AuditDoor]:
     """Connect. Raises MeshNotRunning, CommandError."""
-    connection = BlockingConnection(*find_gateway(where.state, where.door), "gateway")
+    opened = connection(where.state, where.door)
     try:
-        with connection.channel() as channel, calls_explained():
+        with opened.channel() as channel, calls_explained():
             yield AuditDoor(AuditServiceStub(channel), RecordsServiceStub(channel), where.timeout_s)
     finally:
-        connection.close()
+        opened.close()
 
 
 def scope_of(subject: str, case: str, request: str) -> RecordScope:

@@ -5,6 +5,7 @@ The answer goes to standard output, everything about it to standard error. What 
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from lionrock.cli.errors import (
 from lionrock.cli.printers import JsonPrinter, TextPrinter
 from lionrock.cli.receipts import Opening, keep_keys, save_receipt, saved_keys
 from lionrock.cli.state import StateDir
+from lionrock.cli.token import token_of
 from lionrock.client import (
     CallError,
     Chat,
@@ -31,8 +33,11 @@ from lionrock.client import (
     FinishReason,
     LionrockError,
     Message,
+    ServerTls,
     Tls,
 )
+from lionrock.client.connection import BlockingConnection
+from lionrock.client.tokens import TokenSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +71,15 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """Which gateway, and whose certificate.
+    """Which gateway, whose certificate, and whose token.
 
     `gateway`: host:port, None for the mesh of this machine. `certificates`: a directory with tls.crt, tls.key and ca.crt, None for
-    the user's own in the state directory.
+    the user's own in the state directory; with a token, ca.crt alone will do. `token_file`: None for what the environment says.
     """
 
     gateway: str | None = None
     certificates: Path | None = None
+    token_file: Path | None = None
 
 
 def run(state_dir: Path | None, prompt: str | None, options: ChatOptions, *, as_json: bool, door: Door = Door()) -> int:
@@ -88,22 +94,32 @@ def run(state_dir: Path | None, prompt: str | None, options: ChatOptions, *, as_
 
 def connect(state: StateDir, door: Door = Door()) -> Client:
     """Open a client of the mesh with the user's certificate. Raises as `find_gateway` does."""
-    target, tls = find_gateway(state, door)
-    return Client(target, tls=tls)
+    target, tls, token = find_gateway(state, door)
+    return Client(target, tls=tls, token=token)
 
 
-def find_gateway(state: StateDir, door: Door) -> tuple[str, Tls]:
-    """Return host:port and the user's certificate. Raises MeshNotRunning, CommandError for files that are not there."""
+def connection(state: StateDir, door: Door) -> BlockingConnection:
+    """Open a connection for the gateway's other services. Raises as `find_gateway` does."""
+    target, tls, token = find_gateway(state, door)
+    return BlockingConnection(target, tls, "gateway", token)
+
+
+def find_gateway(state: StateDir, door: Door) -> tuple[str, Tls | ServerTls, TokenSource | None]:
+    """Return host:port and the user's credentials. Raises MeshNotRunning, CommandError for files that are not there."""
     target = door.gateway or state.read_mesh().endpoints["gateway"].target
+    token = token_of(door.token_file, os.environ)
     certs = door.certificates or state.client_certs
     files = [certs / name for name in ("tls.crt", "tls.key", "ca.crt")]
-    if missing := [file.name for file in files if not file.is_file()]:
+    missing = [file.name for file in files if not file.is_file()]
+    if token is not None and missing == ["tls.crt", "tls.key"]:
+        return target, ServerTls(certs / "ca.crt"), token
+    if missing:
         raise CommandError(
             f"{certs} has no {', '.join(missing)}",
             fix="name the directory of your certificate: --certificates DIRECTORY",
             exit_code=EXIT_USAGE,
         )
-    return target, Tls(*files)
+    return target, Tls(*files), token
 
 
 def ask(

@@ -17,8 +17,7 @@ from google.protobuf.json_format import MessageToDict
 
 from lionrock.cli.audit_door import Where, shown_time
 from lionrock.cli.call_errors import calls_explained
-from lionrock.cli.chat import find_gateway
-from lionrock.client.connection import BlockingConnection
+from lionrock.cli.chat import connection
 from lionrock.gateway.v1 import api_key_pb2 as pb
 from lionrock.gateway.v1.api_key_pb2_grpc import ApiKeyServiceStub
 
@@ -40,12 +39,12 @@ class Scope:
 @contextmanager
 def _service(where: Where) -> Iterator[ApiKeyServiceStub]:
     """Connect as the owner of a certificate. Raises MeshNotRunning, CommandError."""
-    connection = BlockingConnection(*find_gateway(where.state, where.door), "gateway")
+    opened = connection(where.state, where.door)
     try:
-        with connection.channel() as channel, calls_explained():
+        with opened.channel() as channel, calls_explained():
             yield ApiKeyServiceStub(channel)
     finally:
-        connection.close()
+        opened.close()
 
 
 def create(where: Where, scope: Scope, *, as_json: bool) -> int:

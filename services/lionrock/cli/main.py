@@ -42,6 +42,14 @@ app.add_typer(audit, name="audit", rich_help_panel="Services")
 StateDirOption = Annotated[
     Path | None, typer.Option("--state-dir", help="State directory. Default: $XDG_STATE_HOME/lionrock.", show_default=False)
 ]
+TokenFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="File with your API key or token. Default: $LIONROCK_TOKEN_FILE, or the token in $LIONROCK_TOKEN.",
+        show_default=False,
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
 
 
@@ -126,6 +134,7 @@ def chat(
         Path | None,
         typer.Option(metavar="DIRECTORY", help="Your tls.crt, tls.key and ca.crt. Default: those in the state directory."),
     ] = None,
+    token_file: TokenFileOption = None,
     as_json: JsonOption = False,
     state_dir: StateDirOption = None,
 ) -> None:
@@ -136,7 +145,7 @@ def chat(
     from lionrock.cli import chat as command
 
     options = command.ChatOptions(model, system, max_tokens, temperature, seed, purpose, timeout)
-    sys.exit(command.run(state_dir, prompt, options, as_json=as_json, door=command.Door(gateway, certificates)))
+    sys.exit(command.run(state_dir, prompt, options, as_json=as_json, door=command.Door(gateway, certificates, token_file)))
 
 
 @app.command(
@@ -151,6 +160,7 @@ def quota(
         typer.Option(metavar="DIRECTORY", help="Your tls.crt, tls.key and ca.crt. Default: those in the state directory."),
     ] = None,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds until the call is given up.")] = 30.0,
+    token_file: TokenFileOption = None,
     as_json: JsonOption = False,
     state_dir: StateDirOption = None,
 ) -> None:
@@ -158,7 +168,7 @@ def quota(
     from lionrock.cli import quota as command
     from lionrock.cli.chat import Door
 
-    sys.exit(command.run(state_dir, Door(gateway, certificates), timeout_s=timeout, as_json=as_json))
+    sys.exit(command.run(state_dir, Door(gateway, certificates, token_file), timeout_s=timeout, as_json=as_json))
 
 
 @app.command(

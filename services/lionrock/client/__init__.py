@@ -8,13 +8,17 @@
             print(delta.text, end="", flush=True)
         print(chat.finished.receipt.position.leaf_index)
 
+A caller with a token and no certificate calls the gateway's port for tokens:
+
+    AsyncClient("gateway.example:7455", tls=ServerTls("ca.crt"), token=TokenFile("token"))
+
 Deadlines are never absent, cancellation reaches the engine, and a call is repeated only where the status says that it is safe.
 """
 
 from lionrock.client.aio import AsyncChat, AsyncClient
 from lionrock.client.blocking import Chat, Client
 from lionrock.client.chat import Answer, Delta, Finished, Message, Messages, Started
-from lionrock.client.connection import Tls
+from lionrock.client.connection import ServerTls, Tls
 from lionrock.client.errors import (
     AuditUnavailable,
     CallCancelled,
@@ -44,6 +48,7 @@ from lionrock.client.errors import (
 )
 from lionrock.client.local import connect_local, connect_local_async
 from lionrock.client.retry import RetryPolicy
+from lionrock.client.tokens import Token, TokenFile, TokenUnusable
 from lionrock.common.v1.context_pb2 import DataClass
 from lionrock.common.v1.sampling_pb2 import FinishReason, OutputConstraint, SamplingParams
 
@@ -82,10 +87,14 @@ __all__ = [
     "RetryPolicy",
     "SamplingParams",
     "ServerFault",
+    "ServerTls",
     "Started",
     "StreamBroken",
     "TenantQuota",
     "Tls",
+    "Token",
+    "TokenFile",
+    "TokenUnusable",
     "TokenizationUnavailable",
     "Unavailable",
     "Unreachable",

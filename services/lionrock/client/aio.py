@@ -26,9 +26,10 @@ from lionrock.client.chat import (
     receipt_of,
     wire_messages,
 )
-from lionrock.client.connection import Tls
+from lionrock.client.connection import ServerTls, Tls, credentials_of_calls
 from lionrock.client.errors import CallError, call_error
 from lionrock.client.retry import RetryPolicy
+from lionrock.client.tokens import TokenSource
 from lionrock.gateway.v1 import gateway_pb2 as gw
 from lionrock.gateway.v1.gateway_pb2_grpc import GatewayServiceStub
 
@@ -126,18 +127,33 @@ class AsyncClient:
     """A client of one gateway, for any number of tasks of one event loop. Use it as an async context manager."""
 
     def __init__(
-        self, target: str, *, tls: Tls, deadline_s: float = 120.0, retry: RetryPolicy | None = None, server: str = "gateway"
+        self,
+        target: str,
+        *,
+        tls: Tls | ServerTls,
+        token: TokenSource | None = None,
+        deadline_s: float = 120.0,
+        retry: RetryPolicy | None = None,
+        server: str = "gateway",
     ) -> None:
-        """`target`: host:port. `deadline_s`: of calls that give none. `server`: service name in the gateway's certificate."""
+        """`target`: host:port; of the gateway's port for tokens, with ServerTls. `token`: needed there, and possible with Tls.
+
+        `deadline_s`: of calls that give none. `server`: service name in the gateway's certificate.
+        """
         self._peer = PeerSettings(target=target, service=server, timeout_s=deadline_s)
         self._tls = tls
+        self._token = token
         self._deadline_s = deadline_s
         self._retry = retry or RetryPolicy()
         self._channel: MeshChannel | None = None
 
     async def __aenter__(self) -> Self:
-        """Raise chassis.tls.TlsFilesUnusable for bad certificate files. Connects at the first call."""
-        self._channel = MeshChannel(self._peer, self._tls.settings())
+        """Raise chassis.tls.TlsFilesUnusable, TokenUnusable, and ValueError where there is neither certificate nor token.
+
+        Connects at the first call.
+        """
+        calls = credentials_of_calls(self._tls, self._token)
+        self._channel = MeshChannel(self._peer, self._tls.settings(), calls=calls)
         return self
 
     async def __aexit__(self, *exception: object) -> None:

@@ -25,9 +25,10 @@ from lionrock.client.chat import (
     receipt_of,
     wire_messages,
 )
-from lionrock.client.connection import BlockingConnection, Tls, trace_metadata
+from lionrock.client.connection import BlockingConnection, ServerTls, Tls, trace_metadata
 from lionrock.client.errors import CallError, call_error
 from lionrock.client.retry import RetryPolicy
+from lionrock.client.tokens import TokenSource
 from lionrock.gateway.v1 import gateway_pb2 as gw
 from lionrock.gateway.v1.gateway_pb2_grpc import GatewayServiceStub
 
@@ -134,13 +135,22 @@ class Client:
     """A client of one gateway, safe for threads. Use it as a context manager, or `close` it."""
 
     def __init__(
-        self, target: str, *, tls: Tls, deadline_s: float = 120.0, retry: RetryPolicy | None = None, server: str = "gateway"
+        self,
+        target: str,
+        *,
+        tls: Tls | ServerTls,
+        token: TokenSource | None = None,
+        deadline_s: float = 120.0,
+        retry: RetryPolicy | None = None,
+        server: str = "gateway",
     ) -> None:
-        """`target`: host:port. `deadline_s`: of calls that give none. `server`: service name in the gateway's certificate.
+        """`target`: host:port; of the gateway's port for tokens, with ServerTls. `token`: needed there, and possible with Tls.
 
-        Raises chassis.tls.TlsFilesUnusable for bad certificate files. Connects at the first call.
+        `deadline_s`: of calls that give none. `server`: service name in the gateway's certificate.
+        Raises chassis.tls.TlsFilesUnusable for bad certificate files, TokenUnusable, and ValueError where there is neither
+        certificate nor token. Connects at the first call.
         """
-        self._connection = BlockingConnection(target, tls, server)
+        self._connection = BlockingConnection(target, tls, server, token)
         self._deadline_s = deadline_s
         self._retry = retry or RetryPolicy()
 

@@ -1,4 +1,4 @@
-"""A blocking channel to the gateway: mutual TLS that follows its files, and the caller's trace context.
+"""A blocking channel to the gateway: TLS that follows its files, the caller's token, and its trace context.
 
 The async client uses the chassis' channel; gRPC's blocking API has its own channel type, so this is the same for it. gRPC clients
 cannot reload certificates: when the files change, the next call gets a new channel, and the old one is closed when its last call
@@ -16,8 +16,9 @@ from pathlib import Path
 import grpc
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from lionrock.chassis.channel import channel_credentials, watched_identity
 from lionrock.chassis.settings import TlsSettings
-from lionrock.chassis.tls import WatchedIdentity
+from lionrock.client.tokens import TokenSource, call_credentials
 from lionrock.gateway.v1.gateway_pb2_grpc import GatewayServiceStub
 
 _MAX_MESSAGE_BYTES = 16 * 2**20
@@ -35,6 +36,24 @@ class Tls:
     def settings(self) -> TlsSettings:
         """Return the same as the chassis names it."""
         return TlsSettings(cert_file=Path(self.cert), key_file=Path(self.key), ca_file=Path(self.ca))
+
+
+@dataclass(frozen=True, slots=True)
+class ServerTls:
+    """File of the authorities that sign gateways' certificates, for a caller who has a token and no certificate. PEM."""
+
+    ca: str | Path
+
+    def settings(self) -> Path:
+        """Return the same as the chassis names it."""
+        return Path(self.ca)
+
+
+def credentials_of_calls(tls: Tls | ServerTls, token: TokenSource | None) -> grpc.CallCredentials | None:
+    """Return what calls carry. Raises ValueError where a caller shows nothing at all, TokenUnusable."""
+    if token is None and isinstance(tls, ServerTls):
+        raise ValueError("without a certificate a token is needed")
+    return None if token is None else call_credentials(token)
 
 
 def trace_metadata() -> tuple[tuple[str, str], ...]:
@@ -57,11 +76,15 @@ class _CountedChannel:
 class BlockingConnection:
     """Hands out stubs over the current channel. Safe for threads."""
 
-    def __init__(self, target: str, tls: Tls, server: str) -> None:
-        """`server`: service name that the other side's certificate must carry. Raises chassis.tls.TlsFilesUnusable."""
+    def __init__(self, target: str, tls: Tls | ServerTls, server: str, token: TokenSource | None = None) -> None:
+        """`server`: service name that the other side's certificate must carry.
+
+        Raises chassis.tls.TlsFilesUnusable, TokenUnusable, and ValueError where there is neither certificate nor token.
+        """
         self._target = target
         self._server = server
-        self._identity = WatchedIdentity(tls.settings())
+        self._calls = credentials_of_calls(tls, token)
+        self._identity = watched_identity(tls.settings())
         self._version = self._identity.version
         self._lock = threading.Lock()
         self._current = self._open()
@@ -107,8 +130,7 @@ class BlockingConnection:
             channel.channel.close()
 
     def _open(self) -> _CountedChannel:
-        identity = self._identity.latest()
-        credentials = grpc.ssl_channel_credentials(identity.authorities, identity.private_key, identity.certificate_chain)
+        credentials = channel_credentials(self._identity.latest(), self._calls)
         options = [
             ("grpc.ssl_target_name_override", f"{self._server}.lionrock.internal"),
             ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),

@@ -2,6 +2,7 @@
 
     LionrockError
     ├── MeshNotRunning                          connect_local found no mesh
+    ├── TokenUnusable                           tokens.py: there is no token where one was promised
     ├── StreamBroken                            the answer ended without its last message
     └── CallError                               the gateway said no; status, reason, message, metadata, request_id
         ├── NotAuthenticated                    UNAUTHENTICATED
