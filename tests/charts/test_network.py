@@ -125,6 +125,17 @@ def test_gateways_alone_reach_their_database(render: Callable[..., Any]) -> None
     assert {each["metadata"]["name"] for each in policies if database in (each["spec"].get("egress") or [])} == {"lionrock-gateway"}
 
 
+def test_gateways_alone_reach_the_issuers_of_tokens_and_none_that_is_not_named(render: Callable[..., Any]) -> None:
+    issuers: dict[str, Any] = {"to": [{"ipBlock": {"cidr": "10.6.0.0/16"}}]}
+    issuers["ports"] = [{"protocol": "TCP", "port": 443}, {"protocol": "TCP", "port": 8443}]
+    policies = render("everything").of("NetworkPolicy")
+    assert {each["metadata"]["name"] for each in policies if issuers in (each["spec"].get("egress") or [])} == {"lionrock-gateway"}
+    named = render("minimal", 'networkPolicy.tokenIssuers.peers=[{"ipBlock":{"cidr":"10.6.0.0/16"}}]')
+    egress = named.one("NetworkPolicy", "lionrock-gateway")["spec"]["egress"]
+    assert {**issuers, "ports": issuers["ports"][:1]} in egress
+    assert len(egress) == 1 + len(render().one("NetworkPolicy", "lionrock-gateway")["spec"]["egress"])
+
+
 def test_the_audit_service_alone_reaches_its_witnesses(render: Callable[..., Any]) -> None:
     rules = {
         name: render("postgresql").one("NetworkPolicy", f"lionrock-{name}")["spec"].get("egress", [])

@@ -33,6 +33,19 @@
 {{- end }}
 {{- end -}}
 
+{{/* Issuers of tokens, whose keys gateways fetch. */}}
+{{- define "lionrock.netpol.tokenissuers" -}}
+{{- with .Values.networkPolicy.tokenIssuers }}
+{{- if .peers }}
+- to: {{ toJson .peers }}
+  ports:
+    {{- range .ports | default (list 443) }}
+    - {protocol: TCP, port: {{ . }}}
+    {{- end }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
 {{/* The witnesses of the audit service's logs. */}}
 {{- define "lionrock.netpol.witnesses" -}}
 {{- with .Values.audit.witnesses }}
