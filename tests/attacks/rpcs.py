@@ -107,24 +107,10 @@ FILLED: Final[Mapping[str, Any]] = {
 """What fields without a default that passes hold."""
 
 UNSET: Final = frozenset(
-    [
-        "context",
-        "model",
-        "sampling",
-        "constraint",
-        "purpose",
-        "data_class",
-        "data_classes",
-        "allow_partial",
-        "from",
-        "to",
-        "with_payloads",
-        "include_decided",
-        "trace_id",
-        "intent",
-        "outcome",
-        "want_receipt",
-    ]
+    (
+        *("context", "model", "sampling", "constraint", "purpose", "data_class", "data_classes", "allow_partial", "from", "to"),
+        *("with_payloads", "include_decided", "trace_id", "intent", "outcome", "want_receipt"),
+    )
 )
 """Fields that are left alone: they name nothing that belongs to a tenant, or, `context`, are attacked on their own."""
 
