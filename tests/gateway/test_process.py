@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 import yaml
 
+from lionrock.chassis.telemetry import product_version
 from mesh_ca import TRUST_DOMAIN
 from scripted_mesh import ScriptedMesh
 
@@ -84,3 +87,56 @@ async def test_a_secret_that_is_too_short_or_missing_ends_the_program(mesh: Scri
         assert process.returncode == 1
         assert said.startswith(b"lionrock gateway: ")
         assert b"Traceback" not in said
+
+
+async def test_metrics_readiness_and_version_have_a_port_of_their_own(
+    mesh: ScriptedMesh, ask: Any, hear: Any, tmp_path: Path
+) -> None:
+    path = config(mesh, tmp_path)
+    settings = yaml.safe_load(path.read_text())
+    settings["server"]["metrics_listen"] = "127.0.0.1:0"
+    path.write_text(yaml.safe_dump(settings))
+    process = await start(path)
+    assert process.stderr is not None
+    async for line in process.stderr:
+        if b'"serving"' in line:
+            break
+    told = json.loads(line)
+    mesh.targets["gateway"] = f"127.0.0.1:{told['port']}"
+    async with (
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{told['metrics_port']}", trust_env=False) as client,
+        mesh.calling() as stub,
+    ):
+        await hear(stub.Chat(ask("a secret word")))
+        metrics = await client.get("/metrics")
+        assert metrics.headers["content-type"].startswith("text/plain")
+        assert "lionrock_gateway_" in metrics.text
+        assert "process_resident_memory_bytes" in metrics.text
+        assert 'service_name="gateway"' in metrics.text
+        assert "secret word" not in metrics.text
+        assert (await client.get("/version")).json() == {"version": product_version()}
+        assert [(await client.get(path)).status_code for path in ("/healthz", "/readyz", "/v1/models")] == [200, 200, 404]
+
+        mesh.engine.pace = asyncio.Semaphore(2)
+        call = stub.Chat(ask())
+        assert (await anext(aiter(call))).HasField("started")
+        process.send_signal(signal.SIGTERM)
+        async for line in process.stderr:
+            if b'"draining"' in line:
+                break
+        assert [(await client.get(path)).status_code for path in ("/healthz", "/readyz")] == [200, 503]
+        for _ in mesh.engine.text:
+            mesh.engine.pace.release()
+        await hear(call)
+    assert await process.wait() == 0
+
+
+async def test_a_metrics_port_that_is_taken_ends_the_gateway_by_name(mesh: ScriptedMesh, tmp_path: Path) -> None:
+    path = config(mesh, tmp_path)
+    settings = yaml.safe_load(path.read_text())
+    settings["server"]["metrics_listen"] = mesh.targets["audit"]
+    path.write_text(yaml.safe_dump(settings))
+    process = await start(path)
+    _, said = await process.communicate()
+    assert process.returncode == 1
+    assert f"cannot listen on {mesh.targets['audit']}" in said.decode()

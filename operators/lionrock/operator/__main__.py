@@ -10,13 +10,13 @@ import threading
 import prometheus_client
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 
+from lionrock.chassis.probe_server import ProbeServer
 from lionrock.chassis.settings import load_settings
 from lionrock.chassis.telemetry import meter, start_telemetry
 from lionrock.operator.api_errors import ApiError
 from lionrock.operator.cluster import Cluster, ClusterUnknown
 from lionrock.operator.front_health import FrontHealth
 from lionrock.operator.gateway_stats import GatewayStats
-from lionrock.operator.probe_server import ProbeServer
 from lionrock.operator.reports import JoinedReports, no_reports
 from lionrock.operator.running_operator import GangSchedulerMissing, RunningOperator, check_gang_scheduler
 from lionrock.operator.settings import OperatorSettings

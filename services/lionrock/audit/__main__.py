@@ -1,5 +1,7 @@
 """`python -m lionrock.audit --config FILE`."""
 
+from __future__ import annotations
+
 import asyncio
 import logging
 import sys
@@ -7,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lionrock.audit.export.exporter import Exporter
 from lionrock.audit.failures import AuditError
@@ -35,9 +37,12 @@ from lionrock.audit.v1.audit_pb2_grpc import add_AuditServiceServicer_to_server
 from lionrock.audit.v1.records_pb2_grpc import add_RecordsServiceServicer_to_server
 from lionrock.audit.witnesses import Witnesses
 from lionrock.audit.witnessing import CosignedFile, Policy, Witnessing
-from lionrock.chassis.server import Registration, serve
+from lionrock.chassis.server import Registration, prometheus_metrics, serve
 from lionrock.chassis.settings import load_settings
 from lionrock.chassis.telemetry import Telemetry, start_telemetry
+
+if TYPE_CHECKING:
+    from lionrock.chassis.prometheus import PrometheusMetrics
 
 SERVICE_NAME = "lionrock.audit.v1.AuditService"
 CALLERS = frozenset({"gateway"})
@@ -46,14 +51,16 @@ _READINESS_INTERVAL_S = 0.5
 
 async def main(settings: AuditSettings) -> None:
     """Open the store and every tenant's log, then serve. Raises AuditError before anything listens, or when the store is lost."""
-    telemetry = start_telemetry("audit", settings.telemetry)  # there is much to say before anything is served
+    metrics = prometheus_metrics(settings.server)
+    readers = () if metrics is None else (metrics.reader,)
+    telemetry = start_telemetry("audit", settings.telemetry, readers)  # there is much to say before anything is served
     try:
-        await _open_and_serve(settings, telemetry)
+        await _open_and_serve(settings, telemetry, metrics)
     finally:
         await asyncio.to_thread(telemetry.close)
 
 
-async def _open_and_serve(settings: AuditSettings, telemetry: Telemetry) -> None:
+async def _open_and_serve(settings: AuditSettings, telemetry: Telemetry, metrics: PrometheusMetrics | None) -> None:
     with (
         closing(await _open_store(settings)) as store,
         closing(SignedCheckpoints(settings.key_dir / "signed-checkpoints.jsonl")) as signed,
@@ -74,7 +81,7 @@ async def _open_and_serve(settings: AuditSettings, telemetry: Telemetry) -> None
                 _joining(settings, files, _Opening(logs, keys, signed, records)),
                 _running(Rotation(logs, platform, keys, signed, settings.region).run(settings.sweep_interval_s), "audit-rotation"),
             ):
-                await _serve(settings, telemetry, logs, platform_log, records, witnessing, publishing)
+                await _serve(settings, telemetry, metrics, logs, platform_log, records, witnessing, publishing)
 
 
 async def _open_store(settings: AuditSettings) -> LogStore:
@@ -163,6 +170,7 @@ async def _tiles(
 async def _serve(
     settings: AuditSettings,
     telemetry: Telemetry,
+    metrics: PrometheusMetrics | None,
     logs: AuditLogs,
     platform_log: PlatformLog,
     records: Records,
@@ -195,6 +203,7 @@ async def _serve(
             readiness=readiness,
             parts=parts,
             telemetry=telemetry,
+            metrics=metrics,
         )
         await (serving if settings.store_file is not None else until_store_is_lost(serving, logs))
 

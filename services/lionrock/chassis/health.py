@@ -20,7 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from lionrock.chassis.errors import ServiceNotFound
 
 SERVICE_NAME = "grpc.health.v1.Health"
-_SERVING = health_pb2.HealthCheckResponse.SERVING
+SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
@@ -38,7 +38,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
     def serving(self) -> None:
         """Announce that all services answer, unless the server drains."""
         if not self._draining:
-            self._announce(_SERVING)
+            self._announce(SERVING)
 
     def not_serving(self) -> None:
         """Announce that the services cannot answer for now."""
@@ -47,7 +47,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
 
     def part(self, name: str, *, able: bool) -> None:
         """Announce whether a part can do its work."""
-        self._parts[name] = _SERVING if able else _NOT_SERVING
+        self._parts[name] = SERVING if able else _NOT_SERVING
         self._tell()
 
     def drain(self) -> None:

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import grpc
 
 from lionrock.chassis.health import SERVICE_NAME as HEALTH
-from lionrock.chassis.health import Health
+from lionrock.chassis.health import SERVING, Health
 from lionrock.chassis.http_door import HttpCalls, HttpDoor
 from lionrock.chassis.identity import AnyMember, AnyTenant, Callers
 from lionrock.chassis.interceptors import Guard
+from lionrock.chassis.probe_server import ProbeServer
 from lionrock.chassis.probes import start_probes
 from lionrock.chassis.ready_file import write_ready_file
 from lionrock.chassis.settings import ServerSettings, ServiceSettings, TlsSettings
@@ -31,6 +32,7 @@ from lionrock.chassis.tls import TlsFilesUnusable, WatchedIdentity
 
 if TYPE_CHECKING:
     from lionrock.chassis.http_server import RunningHttpServer
+    from lionrock.chassis.prometheus import PrometheusMetrics
 
 __all__ = ["AnyTenant", "CannotListen", "Registration", "RunningServer", "serve", "start_server"]
 
@@ -142,6 +144,11 @@ class RunningServer:
     def running_rpcs(self) -> int:
         """RPCs that are served now, without health checks."""
         return self._guard.work.running
+
+    @property
+    def ready(self) -> bool:
+        """Whether health checks say that the services can answer."""
+        return bool(self._health.status("") == SERVING)
 
     def announce(self, *, able: bool) -> None:
         """Say in health checks whether the services can answer now; until told otherwise they can."""
@@ -274,6 +281,7 @@ async def serve(
     readiness: AsyncIterator[bool] | None = None,
     parts: Mapping[str, AsyncIterator[bool]] | None = None,
     telemetry: Telemetry | None = None,
+    metrics: PrometheusMetrics | None = None,
     http: HttpDoor | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal ends at once.
@@ -281,15 +289,23 @@ async def serve(
     `readiness` says whenever the service becomes able or unable to answer, which health checks then report; without it the service
     is able from the start, with it not before it says so. `parts` say the same of what health checks know beside the services, by
     name; they change nothing about these. `telemetry`: what the caller started, because it has something to say before it serves,
-    and closes; without it this starts and closes its own.
+    and closes; without it this starts and closes its own. `metrics`: comes with `telemetry` where `server.metrics_listen` is set.
     `on_ready` gets the port; then the ready file is written. `on_drain` runs after the server refuses new RPCs and before it waits
     for those that run. Raises SystemExit(1) after saying why if the server cannot start.
     """
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_log_loop_error)
-    own_telemetry = start_telemetry(name, settings.telemetry) if telemetry is None else None
+    own_telemetry = None
+    if telemetry is None:
+        metrics = prometheus_metrics(settings.server)
+        own_telemetry = start_telemetry(name, settings.telemetry, () if metrics is None else (metrics.reader,))
     try:
         running = await start_server(settings, name, registrations, tuple(parts or ()), http=http)
+        try:
+            told = _metrics_port(settings.server, running, metrics)
+        except CannotListen:
+            await running.stop(0)
+            raise
     except (CannotListen, TlsFilesUnusable) as error:
         print(f"lionrock {name}: {error}", file=sys.stderr)
         if own_telemetry is not None:
@@ -318,7 +334,7 @@ async def serve(
         ready_file = settings.server.ready_file
         if ready_file is not None:
             write_ready_file(ready_file, running.port)
-        log.info("serving", extra={"port": running.port})
+        log.info("serving", extra={"port": running.port} | ({} if told is None else {"metrics_port": told.port}))
         await drain.wait()
         log.info("draining", extra={"running_rpcs": running.running_rpcs})
         running.begin_drain()
@@ -334,11 +350,36 @@ async def serve(
         for task in following:
             task.cancel()
         await running.stop(0)
+        if told is not None:
+            await asyncio.to_thread(told.close)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
         log.info("stopped")
         if own_telemetry is not None:
             await asyncio.to_thread(own_telemetry.close)
+
+
+def prometheus_metrics(settings: ServerSettings) -> PrometheusMetrics | None:
+    """Return what collects metrics for the port that the settings name; None where they name none."""
+    if settings.metrics_listen is None:
+        return None
+    from lionrock.chassis.prometheus import PrometheusMetrics
+
+    return PrometheusMetrics()
+
+
+def _metrics_port(settings: ServerSettings, running: RunningServer, metrics: PrometheusMetrics | None) -> ProbeServer | None:
+    """Start the port for metrics. Raises CannotListen."""
+    if settings.metrics_listen is None:
+        return None
+    assert metrics is not None, "who brings telemetry brings its metrics"
+    try:
+        # It answers, so the process is alive; whether it can serve is another question.
+        port = ProbeServer(settings.metrics_listen, list, lambda: [] if running.ready else ["not serving"], metrics.text)
+    except OSError:
+        raise CannotListen(f"cannot listen on {settings.metrics_listen}") from None
+    port.start()
+    return port
 
 
 class _Announce(Protocol):

@@ -77,6 +77,11 @@ class ServerSettings(BaseModel):
         description="host:port that answers health checks, and nothing else, in clear text, for a kubelet, which has no"
         " certificate; unset: none",
     )
+    metrics_listen: str | None = Field(
+        default=None,
+        pattern=r"^.+:\d{1,5}$",
+        description="host:port with /metrics for Prometheus, /healthz, /readyz and /version, in clear text; unset: none",
+    )
     ready_file: Path | None = Field(default=None, description="file that gets the port number as text once the server listens")
 
 

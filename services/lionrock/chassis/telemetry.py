@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
@@ -133,10 +132,18 @@ def _batched(exporter: SpanExporter, delay_ms: int) -> BatchSpanProcessor:
     )
 
 
+def product_version() -> str | None:
+    """Return the version of this product; None where it runs from a source tree that is not installed."""
+    try:
+        return version("lionrock")
+    except PackageNotFoundError:
+        return None
+
+
 def _resource(name: str) -> Resource:
     attributes = {"service.name": name, "service.namespace": "lionrock", "service.instance.id": f"{name}-{os.getpid()}"}
-    with suppress(PackageNotFoundError):  # run from a source tree that is not installed
-        attributes["service.version"] = version("lionrock")
+    if (installed := product_version()) is not None:
+        attributes["service.version"] = installed
     return Resource.create(attributes)
 
 

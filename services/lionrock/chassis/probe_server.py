@@ -1,10 +1,12 @@
-"""/healthz, /readyz and /metrics over plain HTTP, for the kubelet and Prometheus.
+"""/healthz, /readyz, /metrics and /version over plain HTTP, for the kubelet, Prometheus and whoever asks what runs.
 
-Knows no more than three functions. A handful of connections at a time, each with a time-out: who holds one open holds up nobody.
+Knows no more than three functions and the version. Threads of its own, so that a busy event loop shows in what it says and not in
+whether it answers. A handful of connections at a time, each with a time-out: who holds one open holds up nobody.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import socket
 import threading
@@ -12,7 +14,9 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
 
-log = logging.getLogger("lionrock.operator")
+from lionrock.chassis.telemetry import product_version
+
+log = logging.getLogger("lionrock.chassis")
 
 CONNECTIONS: Final = 16
 TIMEOUT_S: Final = 5.0
@@ -33,6 +37,7 @@ class ProbeServer(ThreadingHTTPServer):
             "/healthz": lambda: _told(healthy()),
             "/readyz": lambda: _told(ready()),
             "/metrics": lambda: (200, "text/plain; version=0.0.4; charset=utf-8", metrics()),
+            "/version": lambda: (200, "application/json", json.dumps({"version": product_version()}).encode() + b"\n"),
         }
         self._slots = threading.BoundedSemaphore(CONNECTIONS)
         host, _, port = listen.rpartition(":")
