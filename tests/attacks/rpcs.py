@@ -191,6 +191,7 @@ def ways_of(method: MethodDescriptor) -> list[Way]:
 def _objects(message: Descriptor) -> Iterator[tuple[FieldDescriptor, ...]]:
     for field in message.fields:
         if field.name == "scope":
+            assert field.message_type is not None
             yield from ((field, *fields) for fields in _objects(field.message_type))
         elif field.name in OBJECTS:
             yield (field,)
