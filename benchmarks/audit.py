@@ -6,7 +6,7 @@ is the one of the tests, on this machine, by a Unix socket. Appends are intents 
 Ed25519; a leaf counts when its append returned. The vault is that of the service with the tenant's key in a file; its rounds
 alternate with rounds of a log without one. Processor time is that of this process.
 
-    python -m benchmarks.audit [--quick] [--leaves 10000000]
+    python -m benchmarks.audit [--quick] [--leaves 10000000] [--only proofs] [--store SQLite]
 """
 
 from __future__ import annotations
@@ -334,6 +334,7 @@ def main() -> None:
     parser.add_argument(
         "--only", choices=["throughput", "vault", "latency", "proofs"], help="one part, which is printed and not recorded"
     )
+    parser.add_argument("--store", choices=["SQLite", "PostgreSQL"], help="one kind of store, likewise")
     arguments = parser.parse_args()
     pace = Pace(1.5, 1, min(arguments.leaves, 100_000)) if arguments.quick else Pace(4, 5, arguments.leaves)
     parts = {"throughput": throughput, "vault": vault, "latency": latency, "proofs": proofs}
@@ -342,8 +343,9 @@ def main() -> None:
         for name, part in parts.items():
             if arguments.only in (None, name):
                 for database in databases(server):
-                    rows += asyncio.run(part(database, root, pace))
-    if arguments.only is None:
+                    if arguments.store in (None, database.name):
+                        rows += asyncio.run(part(database, root, pace))
+    if arguments.only is None and arguments.store is None:
         write("audit", rows)
     else:
         for entry in rows:
