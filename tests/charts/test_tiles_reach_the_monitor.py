@@ -36,7 +36,13 @@ class Pods:
     def running(self, component: str, module: str, settings: dict[str, Any], **replaced: str) -> Iterator[subprocess.Popen[str]]:
         certificates = self.ca.issue(component).cert_file.parent
         text = json.dumps(settings)
-        here = {"/etc/lionrock/tls": str(certificates), "/var/lib/lionrock": str(self.root / component)}
+        tenants = self.root / "tenants"  # the pod's is empty too where no ConfigMap was made
+        tenants.mkdir(exist_ok=True)
+        here = {
+            "/etc/lionrock/tls": str(certificates),
+            "/etc/lionrock/tenants": str(tenants),
+            "/var/lib/lionrock": str(self.root / component),
+        }
         for old, new in {**here, "[::]:8081": "127.0.0.1:0", **replaced}.items():
             text = text.replace(old, new)
         assert "lionrock.svc" not in text
