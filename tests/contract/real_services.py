@@ -57,6 +57,7 @@ SERVICES = {
 }
 METHODS: list[MethodDescriptor] = [method for service in SERVICES.values() for method in service.methods]
 TIMEOUT_S = 20.0
+MAX_MESSAGE_BYTES = ServerSettings.model_fields["max_message_bytes"].default
 
 
 def context() -> context_pb2.RequestContext:
@@ -115,6 +116,9 @@ class Served:
             else:
                 await channel.unary_unary(path)(sent[0], timeout=TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
+            too_large = any(len(data) > MAX_MESSAGE_BYTES for data in sent)
+            if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and too_large:
+                return error.code(), "refused by gRPC before it is read, which has no reasons of ours"
             return error.code(), remote_error(error).reason
         return grpc.StatusCode.OK, ""
 
