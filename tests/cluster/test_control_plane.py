@@ -71,11 +71,15 @@ def test_pods_with_chips_run_on_the_right_nodes_and_wait_where_there_are_none(
     def running() -> list[Manifest]:
         return [found for found in objects.list("v1", "Pod", namespace) if found["status"]["phase"] == "Running"]
 
+    def refused() -> list[Manifest]:
+        conditions = [found["status"].get("conditions", ()) for found in objects.list("v1", "Pod", namespace)]
+        return [one for each in conditions for one in each if (one["type"], one["status"]) == ("PodScheduled", "False")]
+
     wait_for(lambda: len(running()) == 2, "two pods run", seen=lambda: objects.list("v1", "Pod", namespace))
     assert {found["spec"]["nodeName"] for found in running()} == set(chips)
-    [waiting] = [found for found in objects.list("v1", "Pod", namespace) if found["status"]["phase"] == "Pending"]
-    [scheduled] = [condition for condition in waiting["status"]["conditions"] if condition["type"] == "PodScheduled"]
-    assert (scheduled["status"], scheduled["reason"]) == ("False", "Unschedulable")
+    wait_for(refused, "the scheduler has looked at the third", seen=lambda: objects.list("v1", "Pod", namespace))
+    [scheduled] = refused()
+    assert scheduled["reason"] == "Unschedulable"
     assert f"2 Insufficient {CHIP}" in scheduled["message"]
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import socket
 import ssl
 from dataclasses import dataclass
+from http.client import HTTPSConnection
 from pathlib import Path
 
 import grpc
@@ -92,7 +94,30 @@ def test_no_port_tells_a_stranger_more_than_ray_s_own_figures(mesh: Mesh) -> Non
             if heard and not heard.startswith((b"HTTP/1.1 401", b"HTTP/1.0 400", b"HTTP/1.1 400")):
                 talkative.add(listener)
     strangers = [listener for listener in talkative if not any(name in listener.command for name in RAY_METRICS)]
-    assert strangers == []
+    assert [listener.port for listener in strangers] == [http_port(mesh)], "who calls there may have a token and no certificate"
+
+
+def http_port(mesh: Mesh) -> int:
+    """The port of the HTTP API."""
+    assert mesh.info.http is not None
+    return int(mesh.info.http.rpartition(":")[2])
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/chat/completions", "/v1/lionrock/audit-keys", "/metrics", "/"])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_the_http_api_answers_a_stranger_with_a_refusal(mesh: Mesh, path: str, method: str) -> None:
+    context = ssl.create_default_context(cafile=str(mesh.state.client_certs / "ca.crt"))
+    connection = HTTPSConnection("localhost", http_port(mesh), context=context, timeout=10)
+    connection.request(method, path, body=b"{}", headers={"content-type": "application/json"})
+    response = connection.getresponse()
+    assert response.status in (401, 404, 405)
+    assert set(json.loads(response.read())) == {"error"}
+    connection.close()
+
+
+def test_the_http_api_speaks_no_clear_text(mesh: Mesh) -> None:
+    [listener] = [each for each in listeners(mesh) if each.port == http_port(mesh)]
+    assert answer(listener, HTTP) == b""
 
 
 def test_everything_but_a_serve_replica_listens_on_loopback_only(mesh: Mesh) -> None:
