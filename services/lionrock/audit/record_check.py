@@ -31,7 +31,7 @@ _SEALED_MIN_BYTES: Final = 12 + SALT_BYTES + 16
 _HOLD_APART_US: Final = 3_600_000_000
 """How far the times of a hold and of its leaf may lie apart: a hold is sealed before its leaf is asked for."""
 _OPEN_AT_ONCE: Final = 128
-_RECORD_TYPES: Final = frozenset({"intent", "outcome", "correction", "refusal"})
+_RECORD_TYPES: Final = frozenset({"intent", "outcome", "governance", "correction", "refusal"})
 _DESTRUCTIONS: Final = {"erasure": ERASED, "expiry": EXPIRED}
 
 
@@ -138,7 +138,7 @@ class RecordCheck:
             self._check_payloads(leaf, record, payloads.get((leaf.record_id, leaf.index), []))
 
     def _check_absence(self, leaf: _RecordLeaf, record: StoredRecord | None, its_leaves: Mapping[int, str]) -> None:
-        must = leaf.type in ("correction", "refusal") or (leaf.type == "intent" and leaf.retention_class)
+        must = leaf.type in ("correction", "refusal") or leaf.retention_class
         if record is None and must:
             self._find(Flaw.RECORD_MISSING, f"the one that leaf {leaf.index} belongs to")
         elif record is not None and (must or any(index < leaf.index for index in its_leaves)):

@@ -33,8 +33,8 @@ class AuditServicer(AuditServiceServicer):
         del context
         try:
             event = event_of(request)
-        except ValueError as error:  # protovalidate has no rule for every enum and duration
-            why = "an enum or a duration is out of its range"
+        except ValueError as error:  # protovalidate has no rule for every enum and duration, nor for text in bytes
+            why = "an enum or a duration is out of its range, or a statement is not UTF-8"
             raise InvalidField(why, field_violations=[("event", why)]) from error
         with mesh_errors():
             appended = await self._logs.append(event, want_receipt=request.want_receipt)

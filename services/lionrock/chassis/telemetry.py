@@ -47,6 +47,12 @@ def meter() -> metrics.Meter:
     return metrics.get_meter(SCOPE)
 
 
+def current_trace_id() -> str:
+    """W3C trace id of the current span, 32 hexadecimal digits; empty without one."""
+    span = trace.get_current_span().get_span_context()
+    return f"{span.trace_id:032x}" if span.is_valid else ""
+
+
 def set_request_id(request_id: str) -> None:
     """Make a request id part of the current span and of the log lines of this task and the tasks that it starts."""
     calls.bind_request_id(request_id)

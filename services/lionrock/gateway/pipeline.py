@@ -20,13 +20,11 @@ from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from opentelemetry import trace
-
 from lionrock.audit.v1 import audit_pb2 as audit
 from lionrock.chassis.calls import current_call, enter_call
 from lionrock.chassis.errors import DeadlineExceeded, DeadlineTooShort, MeshError, Overloaded
 from lionrock.chassis.ids import uuid7
-from lionrock.chassis.telemetry import set_request_id
+from lionrock.chassis.telemetry import current_trace_id, set_request_id
 from lionrock.common.v1 import chat_pb2 as chat
 from lionrock.common.v1 import sampling_pb2 as sampling
 from lionrock.gateway import errors
@@ -207,7 +205,7 @@ class ChatPipeline:
             data_class=request.data_class,
             access_policy_digest=policies.digest,
         )
-        record = RequestRecord(context, _trace_id(), arrived_at)
+        record = RequestRecord(context, current_trace_id(), arrived_at)
         params = effective_sampling(request.sampling)
         try:
             ticket = self._admission.admit(principal)
@@ -400,8 +398,3 @@ async def _beside(work: Coroutine[Any, Any, Result]) -> AsyncIterator[asyncio.Ta
         await asyncio.wait({task})
         if not task.cancelled():
             task.exception()  # seen: an error of work that nobody waits for any more is not news
-
-
-def _trace_id() -> str:
-    span = trace.get_current_span().get_span_context()
-    return f"{span.trace_id:032x}" if span.is_valid else ""

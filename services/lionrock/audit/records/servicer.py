@@ -236,6 +236,9 @@ def _add(response: pb.ReadRecordResponse, part: Opened) -> None:
         case "correction":
             entered_at = _timestamp(part.recorded_at_us)
             response.corrections.add(entered_at=entered_at, statement=part.payload.decode(), leaf_index=part.leaf_index)
+        case "statement":
+            recorded_at = _timestamp(part.recorded_at_us)
+            response.statements.add(recorded_at=recorded_at, text=part.payload.decode(), leaf_index=part.leaf_index)
 
 
 def _summary(found: RecordSummary) -> pb.SearchSubjectResponse:

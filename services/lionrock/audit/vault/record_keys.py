@@ -74,17 +74,26 @@ class RecordKeys:
         """
         await self._index_key(tenant)
 
-    async def key_for(self, tenant: str, record_id: str, scopes: Sequence[KeyScope] | None, *, expect_new: bool = False) -> bytes:
+    async def key_for(
+        self,
+        tenant: str,
+        record_id: str,
+        scopes: Sequence[KeyScope] | None,
+        *,
+        expect_new: bool = False,
+        join: bool = False,
+    ) -> bytes:
         """Key of a record, made and durable if there was none.
 
         `scopes`: those of a record that begins; None adds to one that has them, if it began. `expect_new`: do not look for it
-        first. Raises KeysUnavailable, QueueFull, EventAlreadyRecorded when the record has other scopes.
+        first. `join`: a record that is there is taken whatever its scopes are. Raises KeysUnavailable, QueueFull,
+        EventAlreadyRecorded when the record has other scopes.
         """
         await self._index_key(tenant)  # also makes sure that the tenant's key is there, and is the one of before
         tags = None if scopes is None else await self.tags(tenant, scopes)
         for attempt in range(_ATTEMPTS):
             if not expect_new or attempt:
-                key = await self._existing(tenant, record_id, tags)
+                key = await self._existing(tenant, record_id, None if join else tags)
                 if key is not None:
                     return key
             key = secrets.token_bytes(KEY_BYTES)
