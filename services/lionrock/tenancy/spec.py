@@ -13,8 +13,11 @@ under `spec`; settings may also spell them in snake_case, and state the tenant's
         - spiffeId: spiffe://bank.example/tenant/retail/user/*
           purposes: [customer_service]
 
-Every field here is obeyed by something that runs: a field that nothing obeys would be a lie to whoever audits the file. Knows what
-a Tenant may say. Does not know files (files.py) or what the gateway makes of it (lionrock.gateway.granting).
+Every field here is obeyed by something that runs: a field that nothing obeys would be a lie to whoever audits the file. The
+resource's schema is made from this one (`tools/tenant_definition.py`, which a test runs), so a field has one type: Kubernetes'
+schemas have no unions, and what belongs to some items of a list of words is a list of objects of its own beside it. What a
+validator refuses, a rule in `json_schema_extra` of its class refuses too (`rules.py`). Knows what a Tenant may say. Does not know
+files (files.py) or what the gateway makes of it (lionrock.gateway.granting).
 """
 
 from __future__ import annotations
