@@ -190,6 +190,11 @@ class ListLog(Faulty, audit_rpc.AuditServiceServicer):
     def outcomes(self) -> list[audit.AppendRequest]:
         return [leaf for leaf in self.leaves if leaf.HasField("outcome")]
 
+    @property
+    def decisions(self) -> list[audit.AppendRequest]:
+        """GOVERNANCE leaves."""
+        return [leaf for leaf in self.leaves if leaf.HasField("governance")]
+
     async def outcome(self, number: int = 0) -> audit.AppendRequest:
         """Wait for an outcome."""
         async with self.changed:

@@ -105,7 +105,7 @@ async def gateway(settings: GatewaySettings) -> AsyncIterator[Front]:
             Registration(add_GatewayServiceServicer_to_server, servicer, SERVICE_NAME, AnyTenant(tokens=True)),
             Registration(add_GatewayStatsServiceServicer_to_server, StatsServicer(stats), STATS_SERVICE_NAME, STATS_CALLERS),
             *AuditDoor(authenticator, authorizer, audit_channel).registrations(),
-            *api_keys.registrations(authenticator, authorizer),
+            *api_keys.registrations(authenticator, authorizer, peers.audit),
         )
         yield Front(registrations, None if api is None else HttpDoor(api, _http_api(authenticator, pipeline, servicer)))
         try:
