@@ -44,7 +44,7 @@ _WHOLE = frozenset(
     }
 )
 """What a user writes whole, and not over something that the chart wrote."""
-_DROPPED = frozenset({"title", "default"})
+_DROPPED = frozenset({"title", "default", "x-kubernetes-validations"})
 
 
 def generated() -> dict[str, Any]:

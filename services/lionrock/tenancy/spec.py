@@ -30,9 +30,21 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from lionrock.tenancy import vocabulary as words
 from lionrock.tenancy.grants import DataClasses, GrantSpec, Label, Models, Purposes, TenancyModel, TenantQuotasSpec
 from lionrock.tenancy.issuers import IssuerSpec
+from lionrock.tenancy.rules import rules
+from lionrock.tenancy.sharing import SharingSpec
 
 MAX_PRINCIPALS = 128
 MAX_ISSUERS = 8
+
+
+def _within_rules(field: str, what: str, inside: str, *, unless: str = "") -> tuple[tuple[str, str], ...]:
+    """Say of a list that every grant has what `_within` says of it."""
+    grant = f"!has(each.{field}) || each.{field}.{inside}"
+    principals = f"!has(self.principals) || self.principals.all(each, {grant})"
+    bindings = f"!has(self.issuers) || self.issuers.all(issuer, issuer.bindings.all(each, {grant}))"
+    told = f"is granted a {what} that the tenant does not have"
+    unbounded = f"!has(self.{field}){unless}"
+    return (f"{unbounded} || {principals}", f"a principal {told}"), (f"{unbounded} || {bindings}", f"a binding {told}")
 
 
 class PrincipalSpec(GrantSpec):
@@ -53,6 +65,28 @@ class PrincipalSpec(GrantSpec):
 class TenantSpec(TenancyModel):
     """What a Tenant says under `spec`."""
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "(has(self.principals) && size(self.principals) > 0) || (has(self.issuers) && size(self.issuers) > 0)",
+                "nobody could come in: state principals or issuers",
+            ),
+            (
+                "!has(self.principals) || self.principals.all(each,"
+                " self.principals.exists_one(other, other.spiffeId == each.spiffeId))",
+                "principals states a spiffeId twice",
+            ),
+            (
+                "!has(self.issuers) || self.issuers.all(each, each.audiences.all(audience,"
+                " self.issuers.exists_one(other, other.issuer == each.issuer && audience in other.audiences)))",
+                "issuers states an issuer and audience twice",
+            ),
+            *_within_rules("purposes", "purpose", "all(value, value in self.purposes)"),
+            *_within_rules("models", "model", "all(value, value == '*' || value in self.models)", unless=" || '*' in self.models"),
+            *_within_rules("dataClasses", "class of data", "all(value, value in self.dataClasses)"),
+        )
+    )
+
     display_name: str | None = Field(
         default=None, min_length=1, max_length=128, pattern=words.TEXT, description="What people call the tenant."
     )
@@ -72,6 +106,9 @@ class TenantSpec(TenancyModel):
     )
     quotas: TenantQuotasSpec | None = Field(
         default=None, description="Quotas of all the tenant's callers together, and its weight; unset: none, and 1."
+    )
+    tenancy: SharingSpec = Field(
+        default=SharingSpec(), description="Whether the tenant's requests share engines with those of others; unset: they do."
     )
     principals: tuple[PrincipalSpec, ...] = Field(
         default=(), max_length=MAX_PRINCIPALS, description="Who may call by mTLS, and what each may do."
@@ -140,6 +177,15 @@ class TenantMetadata(BaseModel):
 
 class TenantResource(TenancyModel):
     """A Tenant as a document: what a file and a Kubernetes object have in common."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "!has(self.spec.principals) || self.spec.principals.all(each, each.spiffeId.split('/')[4] == self.metadata.name)",
+                "a principal is of another tenant: spiffe://<trust domain>/tenant/<this name>/<user|workload>/<name>",
+            )
+        )
+    )
 
     api_version: Literal["lionrock.io/v1alpha1"]
     kind: Literal["Tenant"]
