@@ -9,7 +9,9 @@ leaf that it has. Statements are what people wrote, and names of persons: they g
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from lionrock.audit.v1 import audit_pb2 as audit
 from lionrock.chassis.ids import uuid7
@@ -17,6 +19,13 @@ from lionrock.chassis.telemetry import current_trace_id
 from lionrock.common.v1 import context_pb2 as ctx
 from lionrock.gateway.context import request_context
 from lionrock.gateway.tenants import Principal
+
+_DETAIL: Final = re.compile(r"[A-Za-z0-9._:/@#+, -]{1,128}")
+
+
+def fits_detail(text: str) -> bool:
+    """Whether a leaf may have this as the value of a detail (audit.proto, Governance.details)."""
+    return _DETAIL.fullmatch(text) is not None
 
 
 def context_of(

@@ -28,7 +28,7 @@ from lionrock.audit.v1 import audit_pb2 as audit
 from lionrock.chassis.errors import InvalidField
 from lionrock.gateway import errors
 from lionrock.gateway.authorization import AccessRequest, Action, Authorizer
-from lionrock.gateway.governance import context_of, governance_leaf
+from lionrock.gateway.governance import context_of, fits_detail, governance_leaf
 from lionrock.gateway.identity import api_key_rows as rows
 from lionrock.gateway.identity.api_keys import ApiKey, KeyId, Marks, make_key_id, make_secret, not_held, written
 from lionrock.gateway.identity.authenticator import Authenticator
@@ -37,7 +37,7 @@ from lionrock.gateway.identity.live_keys import REVOKED_WITHIN_S
 from lionrock.gateway.peers import AuditLog, Deadline
 from lionrock.gateway.refusals import permit
 from lionrock.gateway.state.store import StateConflict, StateStore, StateUnavailable
-from lionrock.gateway.tenants import AuthMethod, Grant, Principal
+from lionrock.gateway.tenants import ANY_MODEL, AuthMethod, Grant, Principal
 from lionrock.gateway.v1 import api_key_pb2 as pb
 from lionrock.gateway.v1.api_key_pb2_grpc import ApiKeyServiceServicer
 
@@ -46,8 +46,6 @@ log = logging.getLogger("lionrock.gateway")
 SERVICE_NAME: Final = "lionrock.gateway.v1.ApiKeyService"
 _ORDINARY_DATA_CLASSES: Final = frozenset({"public", "internal", "personal"})
 _MIN_LIFETIME_US: Final = 60 * 1_000_000
-_DETAIL_MAX: Final = 128
-"""Characters of a value in a leaf (audit.proto, Governance.details)."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -136,9 +134,8 @@ class ApiKeyServicer(ApiKeyServiceServicer):
         principal, deadline = await self._manager(Action.REVOKE_API_KEYS)
         with _explained():
             ending = await rows.one(self._store, principal.tenant.name, KeyId(request.key_id))
-        position = await self._record(
-            principal, deadline, "revoked", ending.key_id, {"expires_at": _time(ending.expires_at_us)}, ""
-        )
+        facts = {"expires_at": _time(ending.expires_at_us)}
+        position = await self._record(principal, deadline, "revoked", ending.key_id, facts)
         with _explained():
             await rows.revoke(self._store, principal.tenant.name, ending.key_id)
         log.info("API key revoked", extra={"api_key": ending.key_id, "tenant": principal.tenant.name, "by": principal.actor})
@@ -146,7 +143,7 @@ class ApiKeyServicer(ApiKeyServiceServicer):
         return pb.RevokeApiKeyResponse(effective_at=effective_at, position=position)
 
     async def _record(
-        self, principal: Principal, deadline: Deadline, what: str, key_id: KeyId, details: Mapping[str, str], description: str
+        self, principal: Principal, deadline: Deadline, what: str, key_id: KeyId, details: Mapping[str, str], description: str = ""
     ) -> audit.LeafPosition:
         """Write down what is about to be done to a key. Raises AuditUnavailable, Overloaded."""
         leaf = governance_leaf(
@@ -223,9 +220,9 @@ def _facts(key: ApiKey) -> dict[str, str]:
         "roles": list(key.grant.roles),
     }
     canonical = json.dumps(scope, ensure_ascii=False, separators=(",", ":")).encode()  # names are sorted and ASCII
-    shown = {name: ", ".join(values) for name, values in scope.items()}
+    shown = {name: "any" if ANY_MODEL in values else ", ".join(values) for name, values in scope.items()}
     return {
-        **{name: text for name, text in shown.items() if len(text) <= _DETAIL_MAX},
+        **{name: text for name, text in shown.items() if fits_detail(text)},
         "scope_digest": f"sha256:{sha256(canonical).hexdigest()}",
         "expires_at": _time(key.expires_at_us),
     }
