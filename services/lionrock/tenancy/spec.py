@@ -30,11 +30,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from lionrock.tenancy import vocabulary as words
 from lionrock.tenancy.grants import DataClasses, GrantSpec, Label, Models, Purposes, TenancyModel, TenantQuotasSpec
 from lionrock.tenancy.issuers import IssuerSpec
+from lionrock.tenancy.notices import Disclosure, PurposeRuleSpec
 from lionrock.tenancy.rules import rules
 from lionrock.tenancy.sharing import SharingSpec
 
 MAX_PRINCIPALS = 128
 MAX_ISSUERS = 8
+MAX_PURPOSE_RULES = 32
+_RULES_ARE_OF_PURPOSES = "purposeRules is about purposes that the tenant states, each once"
 
 
 def _within_rules(field: str, what: str, inside: str, *, unless: str = "") -> tuple[tuple[str, str], ...]:
@@ -81,6 +84,11 @@ class TenantSpec(TenancyModel):
                 " self.issuers.exists_one(other, other.issuer == each.issuer && audience in other.audiences)))",
                 "issuers states an issuer and audience twice",
             ),
+            (
+                "!has(self.purposeRules) || size(self.purposeRules) == 0 || (has(self.purposes) && self.purposeRules.all(each,"
+                " each.purpose in self.purposes && self.purposeRules.exists_one(other, other.purpose == each.purpose)))",
+                _RULES_ARE_OF_PURPOSES,
+            ),
             *_within_rules("purposes", "purpose", "all(value, value in self.purposes)"),
             *_within_rules("models", "model", "all(value, value == '*' || value in self.models)", unless=" || '*' in self.models"),
             *_within_rules("dataClasses", "class of data", "all(value, value in self.dataClasses)"),
@@ -97,6 +105,15 @@ class TenantSpec(TenancyModel):
     max_streams: int = Field(default=64, ge=1, le=65536, description="Open answers of the whole tenant at a time; unset: 64.")
     purposes: Purposes | None = Field(
         default=None, description="Purposes that the tenant has; no principal may state another. Unset: those of its principals."
+    )
+    purpose_rules: tuple[PurposeRuleSpec, ...] = Field(
+        default=(),
+        max_length=MAX_PURPOSE_RULES,
+        description="Which purposes need consent, and the collection notice of each; unset: none does, and none has one.",
+    )
+    disclosure: Disclosure = Field(
+        default=(),
+        description="What answers carry to say that a machine wrote them; languages that are not stated have the usual text.",
     )
     models: Models | None = Field(
         default=None, description="Models that the tenant may use, whatever its principals say; unset: all."
@@ -126,6 +143,9 @@ class TenantSpec(TenancyModel):
         claimed = [f"{issuer.issuer} {audience}" for issuer in self.issuers for audience in issuer.audiences]
         if not _all_different(claimed):
             raise ValueError("issuers states an issuer and audience twice")
+        ruled = [rule.purpose for rule in self.purpose_rules]
+        if not _all_different(ruled) or not set(ruled).issubset(self.purposes or ()):
+            raise ValueError(_RULES_ARE_OF_PURPOSES)
         for principal in self.principals:
             self._within(principal.spiffe_id, principal)
         for issuer in self.issuers:
