@@ -30,6 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from lionrock.tenancy import vocabulary as words
 from lionrock.tenancy.grants import DataClasses, GrantSpec, Label, Models, Purposes, TenancyModel, TenantQuotasSpec
 from lionrock.tenancy.issuers import IssuerSpec
+from lionrock.tenancy.keeping import KeysSpec, RetentionSpec
 from lionrock.tenancy.notices import Disclosure, PurposeRuleSpec
 from lionrock.tenancy.rules import rules
 from lionrock.tenancy.sharing import SharingSpec
@@ -182,9 +183,18 @@ class NamedTenant(TenantSpec):
 
 
 class WholeSpec(TenantSpec):
-    """A spec that has to stand alone: where a tenant's requests may go, nobody decides for it."""
+    """A spec that has to stand alone: where a tenant's requests may go, nobody decides for it.
+
+    What the audit service obeys is in here, for it reads documents and not the gateway's settings.
+    """
 
     territory: str = Field(pattern=words.TERRITORY, description=TenantSpec.model_fields["territory"].description)
+    retention: RetentionSpec | None = Field(
+        default=None, description="How long records of requests are kept; unset: as the audit service's settings say."
+    )
+    keys: KeysSpec | None = Field(
+        default=None, description="The key that wraps all other keys of the records; unset: the one of the tenant's name."
+    )
 
 
 class TenantMetadata(BaseModel):
