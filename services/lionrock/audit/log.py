@@ -84,7 +84,7 @@ class AuditLogs:
         return self._clock_us()
 
     def read_only_reasons(self) -> dict[str, str]:
-        """Tenants whose logs refuse to sign, and why."""
+        """Tenants whose logs refuse to sign, and why. Those that have left are among them."""
         return self._unusable | {tenant: log.read_only for tenant, log in self._logs.items() if log.read_only is not None}
 
     @property
@@ -97,8 +97,9 @@ class AuditLogs:
         """Whether an append of any tenant could succeed now."""
         if self._sequencer.broken is not None:
             return False
-        nobody_yet = not self._logs and not self._unusable
-        return nobody_yet or any(log.read_only is None for log in self._logs.values())
+        staying = [log for log in self._logs.values() if not log.sealed]
+        nobody_yet = not staying and not self._unusable
+        return nobody_yet or any(log.read_only is None for log in staying)
 
     async def join(self, tenant: str, open_log: Callable[[LogStore], TenantLog]) -> None:
         """Open the log of a tenant that joins while others write, on the thread that writes.
@@ -148,8 +149,7 @@ class AuditLogs:
         QueueFull, RecordErased, KeysUnavailable, StoreFailed.
         """
         log = self._log(event.context.tenant)
-        if log.read_only is not None:
-            raise LogReadOnly(log.read_only)
+        _refuse_what_departure_ends(log, event)
         if not isinstance(event.body, Outcome) and (refusal := self._refusal()) is not None:
             raise WitnessPolicyUnmet(refusal)
         if self._recorder is not None:
@@ -162,6 +162,7 @@ class AuditLogs:
         else:
             data = await asyncio.to_thread(build, recorded_at_us, salt)
         recording = ALONE if self._recorder is None else await self._recorder.seal(log.origin, event, recorded_at_us, salt)
+        _refuse_what_departure_ends(log, event)  # a stage may have been reached meanwhile
         done: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
         beside = recording.beside
         if place is not None or release is not None:
@@ -177,7 +178,7 @@ class AuditLogs:
         """
         log = self._log(tenant)
         if log.read_only is not None:
-            raise LogReadOnly(log.read_only)
+            raise log.refused()
 
         def run(store: LogStore) -> _T:
             with store.transaction() as transaction:
@@ -293,8 +294,12 @@ class AuditLogs:
 
     async def has_event(self, tenant: str, event_id: str) -> bool:
         """Whether an event id is taken. Raises LogNotFound, LogReadOnly, StoreFailed."""
+        return await self.leaf_of_event(tenant, event_id) is not None
+
+    async def leaf_of_event(self, tenant: str, event_id: str) -> StoredLeaf | None:
+        """Leaf of an event, if it is recorded. Raises LogNotFound, LogReadOnly, StoreFailed."""
         log = self._log(tenant)
-        return await self.read(lambda: self._store.leaf_of_event(log.log_id, event_id) is not None)
+        return await self.read(lambda: self._store.leaf_of_event(log.log_id, event_id))
 
     def _log(self, tenant: str) -> TenantLog:
         if tenant in self._unusable:
@@ -332,6 +337,21 @@ class AuditLogs:
 
 def _nothing() -> None:
     """Nothing is refused."""
+
+
+def _refuse_what_departure_ends(log: TenantLog, event: Event) -> None:
+    """Raise for what is not recorded any more: LogReadOnly, LogSealed, TenantLeaving.
+
+    Of a tenant that leaves no request begins; what was begun ends, and what happens to its records is recorded until the last leaf.
+    """
+    if log.read_only is not None:
+        raise log.refused()
+    if log.departure is None:
+        return
+    if log.departure == SEALING and event.event_id != log.last_event_id:
+        raise LogSealed(SEALED_WHY)
+    if isinstance(event.body, Intent):
+        raise TenantLeaving("the tenant is being off-boarded: nothing is asked any more")
 
 
 def open_logs(

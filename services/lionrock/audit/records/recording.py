@@ -36,12 +36,26 @@ ALONE: Final = Recording()
 """A leaf and nothing beside it."""
 
 
+def nothing_stated(tenant: str) -> Retention | None:
+    """No tenant states anything."""
+    del tenant
+    return None
+
+
 class Recorder:
     """Seals payloads of the tenants that have a vault."""
 
-    def __init__(self, keys: RecordKeys, retention: Retention, tenants: Collection[str]) -> None:
+    def __init__(
+        self,
+        keys: RecordKeys,
+        retention: Retention,
+        tenants: Collection[str],
+        own_retention: Callable[[str], Retention | None] = nothing_stated,
+    ) -> None:
+        """`retention`: of the service. `own_retention`: what a tenant states itself, asked anew for every record that begins."""
         self._keys = keys
         self._retention = retention
+        self._own_retention = own_retention
         self._tenants = frozenset(tenants)
 
     def keep(self, tenant: str) -> None:
@@ -61,7 +75,7 @@ class Recorder:
                 pass
             case _:
                 return event
-        return replace(event, body=replace(event.body, retention_class=self._retention.class_of(event.context.purpose)))
+        return replace(event, body=replace(event.body, retention_class=self._class_of(event)))
 
     async def seal(self, origin: str, event: Event, recorded_at_us: int, salt: bytes) -> Recording:
         """Seal the payloads of an event. Raises KeysUnavailable, QueueFull, EventAlreadyRecorded."""
@@ -95,12 +109,16 @@ class Recorder:
         return StoredRecord(
             record_id,
             KEPT,
-            LOG_BOOK if log_book else self._retention.class_of(event.context.purpose),
+            LOG_BOOK if log_book else getattr(event.body, "retention_class", "") or self._class_of(event),
             "" if log_book else event.context.case_id,
             event.context.data_class == SUSPICION,
             log_book,
             recorded_at_us,
         )
+
+    def _class_of(self, event: Event) -> str:
+        retention = self._own_retention(event.context.tenant) or self._retention
+        return retention.class_of(event.context.purpose)
 
 
 def _scopes(event: Event) -> list[KeyScope]:

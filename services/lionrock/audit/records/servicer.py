@@ -68,6 +68,13 @@ class RecordsServicer(RecordsServiceServicer):
             response.openings.add(kind=part.kind, leaf_index=part.leaf_index, salt=part.salt)
         return response
 
+    async def ReadReleased(self, request: pb.ReadReleasedRequest, context: _Context) -> pb.ReadReleasedResponse:  # noqa: N802
+        """Return a held answer that was released."""
+        del context
+        with mesh_errors():
+            opened, access = await self._records.released(asker(request.context), request.request_id, request.release_event_id)
+        return pb.ReadReleasedResponse(answer=opened.payload, salt=opened.salt, position=position_message(access))
+
     async def StreamRecord(  # noqa: N802
         self, request: pb.StreamRecordRequest, context: _Context
     ) -> AsyncIterator[pb.StreamRecordResponse]:

@@ -78,7 +78,7 @@ class Upkeep:
         """Destroy what is due. Returns how many records; `run` counts what stays. Raises AuditError."""
         run = run or UpkeepRun()
         expired = 0
-        for name, before_us, restricted in self._due():
+        for name, before_us, restricted in await self._due(tenant):
             expired += await self._expire_class(tenant, name, before_us, restricted=restricted, run=run)
         return expired
 
@@ -119,23 +119,24 @@ class Upkeep:
         """Count what is due and still there: where a tenant failed, why each record stays is not known."""
         run.failing += 1
         with suppress(AuditError):  # a store that cannot be read is told elsewhere
-            for name, before_us, restricted in self._due():
+            for name, before_us, restricted in await self._due(tenant):
                 after, counted = (-1, ""), 0
                 while counted < _COUNTED_MAX and (page := await self._page(tenant, name, before_us, restricted, after)):
                     counted += len(page)
                     after = (page[-1].recorded_at_us, page[-1].request_id)
                 run.overdue += counted
 
-    def _due(self) -> list[tuple[str, int, bool]]:
-        """Name the classes that expire, the time before which their records do, and both kinds of data class."""
-        now_us = self._logs.now_us()
-        expiring = [(name, each.expire_days) for name, each in sorted(self._vault.retention.classes.items())]
-        return [
-            (name, now_us - expire_days * DAY_US, restricted)
-            for name, expire_days in expiring
-            if expire_days is not None
-            for restricted in (False, True)
-        ]
+    async def _due(self, tenant: str) -> list[tuple[str, int, bool]]:
+        """Name the tenant's classes that expire, by kind of data class, and the time before which their records do."""
+        now_us, due = self._logs.now_us(), list[tuple[str, int, bool]]()
+        for restricted in (False, True):
+            names = await self._logs.read_records(
+                tenant, lambda reader, log_id, hidden=restricted: reader.retention_classes(log_id, restricted=hidden)
+            )
+            for name in names:
+                if (expire_days := self._vault.retention.expire_days(name)) is not None:
+                    due.append((name, now_us - expire_days * DAY_US, restricted))
+        return due
 
     async def _expire_class(self, tenant: str, name: str, before_us: int, *, restricted: bool, run: UpkeepRun) -> int:
         expired, after = 0, (-1, "")
