@@ -133,8 +133,8 @@ class Records:
     async def released(self, asker: Context, request_id: str, release_event_id: str) -> tuple[Opened, Appended]:
         """Read the answer of a held request for who asked it, once a leaf of the log has released it.
 
-        Returns the leaf of this reading too. It is theirs by authorship and not by role. Raises VaultDisabled, RecordNotFound for whoever else asks and before it is
-        released, RecordErased, KeysUnavailable and what appending raises.
+        Returns the leaf of this reading too. The answer is theirs by authorship and not by role. Raises VaultDisabled,
+        RecordNotFound for whoever else asks and before it is released, RecordErased, KeysUnavailable and what appending raises.
         """
         vault = self._vault_of(asker.tenant)
         if not await self._is_released(asker.tenant, request_id, release_event_id):
