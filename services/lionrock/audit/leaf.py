@@ -157,7 +157,7 @@ class Outcome:
     intent_index: int | None
     """Index of the intent in the same log; None when the request was refused before one."""
     status: str
-    """answered, blocked, aborted or failed."""
+    """answered, blocked, aborted, failed, or held until a reviewer decides."""
     finish_reason: str = ""
     """stop, length or blocked."""
     reason: str = ""
@@ -197,7 +197,7 @@ class Access:
     """Records were read. Which ones: `records_digest` is SHA-256 over the canonical JSON of their request ids, sorted."""
 
     operation: str
-    """read_record, search_subject, list_holds or list_refusals."""
+    """read_record, read_released, search_subject, list_holds or list_refusals."""
     record_count: int
     records_digest: str
     scope: str = ""
@@ -211,9 +211,10 @@ class Erasure:
     basis: str
     """Legal basis, as the one who asked named it."""
     scope: str
-    """subject, case or request."""
+    """subject, case or request; tenant for the records of a tenant that leaves."""
     scope_commitment: str
-    """HMAC-SHA256(salt, scope ":" value), hexadecimal; the salt goes to the one who asked and is kept nowhere."""
+    """HMAC-SHA256(salt, scope ":" value), hexadecimal; the salt goes to the one who asked and is kept nowhere. Absent for a tenant,
+    whose name every leaf has."""
     record_count: int
     records_digest: str
     """As in `Access`."""

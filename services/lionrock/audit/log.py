@@ -12,16 +12,26 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self, TypeVar
 
-from lionrock.audit.failures import LeafNotFound, LogNotFound, LogReadOnly, StoreFailed, TreeSizeOutOfRange, WitnessPolicyUnmet
+from lionrock.audit.failures import (
+    LeafNotFound,
+    LogNotFound,
+    LogReadOnly,
+    LogSealed,
+    StoreFailed,
+    TenantLeaving,
+    TreeSizeOutOfRange,
+    WitnessPolicyUnmet,
+)
 from lionrock.audit.key_links import KeyLink, key_links
 from lionrock.audit.keys import KeyDirectory
-from lionrock.audit.leaf import Event, Outcome, build_leaf, new_salt
+from lionrock.audit.leaf import Event, Intent, Outcome, build_leaf, new_salt
 from lionrock.audit.records.recording import ALONE, Recorder
 from lionrock.audit.sequencer import Appended, PendingAppend, PendingWork, Sequencer
 from lionrock.audit.signed_checkpoints import SignedCheckpoints
 from lionrock.audit.store import LogId, LogStore, OpenIntent, StoredLeaf, Transaction
+from lionrock.audit.store.departures import SEALING
 from lionrock.audit.store.records import RecordReader, StoredHold
-from lionrock.audit.tenant_log import Head, TenantLog, open_tenant_log
+from lionrock.audit.tenant_log import SEALED_WHY, Head, TenantLog, open_tenant_log
 from lionrock.audit.wall_clock import ClockUs, wall_clock_us
 from lionrock.tlog.merkle import Subtree, consistency_proof
 
@@ -145,8 +155,8 @@ class AuditLogs:
 
         The same event id with the same content gives the first leaf again. An outcome closes its intent, once. Cancelling the
         wait does not take the event back. `place` and `release`: a hold that is placed or released in the same transaction.
-        Raises LogNotFound, LogReadOnly, WitnessPolicyUnmet, LeafTooLarge, EventAlreadyRecorded, IntentNotFound, IntentClosed,
-        QueueFull, RecordErased, KeysUnavailable, StoreFailed.
+        Raises LogNotFound, LogReadOnly, TenantLeaving, WitnessPolicyUnmet, LeafTooLarge, EventAlreadyRecorded, IntentNotFound,
+        IntentClosed, QueueFull, RecordErased, KeysUnavailable, StoreFailed.
         """
         log = self._log(event.context.tenant)
         _refuse_what_departure_ends(log, event)

@@ -205,7 +205,7 @@ class Sequencer:
     def submit(self, append: PendingAppend) -> None:
         """Queue an append; its future gets `Appended` once the leaf is durable. Raises QueueFull, LogReadOnly, StoreFailed."""
         if append.log.read_only is not None:
-            raise LogReadOnly(append.log.read_only)
+            raise append.log.refused()
         self._admit(append)
 
     def do(self, work: PendingWork) -> None:

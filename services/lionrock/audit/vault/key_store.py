@@ -154,6 +154,13 @@ class KeyStore:
         self.empty_write_ahead_log()
         return emptied
 
+    def destroy_tenant(self, tenant: str) -> None:
+        """Destroy every key of a tenant, and its index. Durable and out of the write-ahead log as `destroy` is."""
+        with self._transaction() as connection:
+            for table in ("members", "record_keys", "scope_keys", "index_keys"):
+                connection.execute(f"DELETE FROM {table} WHERE tenant = ?", (tenant,))  # noqa: S608  tables are named here
+        self.empty_write_ahead_log()
+
     def empty_write_ahead_log(self) -> None:
         """Fold the write-ahead log, which holds old pages, into the file."""
         with self._lock, _failures("emptying the write-ahead log"):

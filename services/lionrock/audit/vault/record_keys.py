@@ -138,6 +138,17 @@ class RecordKeys:
         for record_id in record_ids:
             self._cache.forget((tenant, record_id))  # whoever was reading meanwhile may have put one back
 
+    async def destroy_tenant(self, tenant: str) -> bool:
+        """Destroy every key of a tenant, last the one that wraps them. Returns whether that one is this program's to destroy.
+
+        Raises KeysUnavailable.
+        """
+        self._cache.forget_of(tenant)
+        await self._call(partial(self._store.destroy_tenant, tenant))
+        self._cache.forget_of(tenant)  # whoever was reading meanwhile may have put one back
+        self._making.pop(tenant, None)
+        return await self._management.destroy(tenant)
+
     async def made_before(self, tenant: str, before_us: int, after: str, limit: int) -> list[str]:
         """Ids that have had a key since before a time, in order, those after an id. Raises KeysUnavailable."""
         return await self._call(partial(self._store.keys_before, tenant, before_us, after, limit))
