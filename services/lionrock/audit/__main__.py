@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lionrock.audit.export.exporter import Exporter
 from lionrock.audit.failures import AuditError
+from lionrock.audit.keeping import Keeping
 from lionrock.audit.keys import LOG_SIGNATURES, KeyDirectory
 from lionrock.audit.log import AuditLogs, Limits, open_logs
 from lionrock.audit.platform_log import PlatformLog, open_platform_log
@@ -68,14 +69,14 @@ async def _open_and_serve(settings: AuditSettings, telemetry: Telemetry, metrics
         keys = KeyDirectory(settings.key_dir, LOG_SIGNATURES[settings.signature])
         limits = Limits(settings.max_pending, settings.max_batch, settings.retry_window_s)
         reserved = RESERVED_NAMES if settings.tiles.wanted else frozenset[str]()
-        files = None if settings.tenants_dir is None else TenantsDir(settings.tenants_dir, reserved)
+        files = None if settings.tenants_dir is None else TenantsDir(settings.tenants_dir, reserved, settings.vault)
         tenants = settings.tenants if files is None else files.start(settings.tenants)
         logs = open_logs(store, keys, signed, tenants, platform=settings.platform, region=settings.region, limits=limits)
         platform = open_platform_log(settings.platform, store, keys, signed)
         async with logs:
             platform_log = PlatformLog(platform, logs, store, signed)
             async with (
-                open_records(settings.vault, logs, tenants) as records,
+                open_records(settings.vault, logs, tenants, Keeping if files is None else lambda: files.keeping) as records,
                 _witnesses(settings, logs, platform_log) as witnessing,
                 _tiles(settings, logs, platform_log, store) as publishing,
                 _joining(settings, files, _Opening(logs, keys, signed, records)),

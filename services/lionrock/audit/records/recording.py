@@ -109,12 +109,21 @@ class Recorder:
         return StoredRecord(
             record_id,
             KEPT,
-            LOG_BOOK if log_book else getattr(event.body, "retention_class", "") or self._class_of(event),
+            self._class_of_record(event),
             "" if log_book else event.context.case_id,
             event.context.data_class == SUSPICION,
             log_book,
             recorded_at_us,
         )
+
+    def _class_of_record(self, event: Event) -> str:
+        match event.body:
+            case Refusal():
+                return LOG_BOOK
+            case Intent(retention_class=name) | Governance(retention_class=name) if name:
+                return name  # as the leaf says, whatever a tenant has stated meanwhile
+            case _:
+                return self._class_of(event)
 
     def _class_of(self, event: Event) -> str:
         retention = self._own_retention(event.context.tenant) or self._retention

@@ -1,8 +1,8 @@
 """How long a record is kept: at least, and at most.
 
 Knows: classes, which purpose has which, days. Does not know: holds, states, storage. Days count from the first leaf of a record, 24
-hours each: of a class of the settings by the settings of today, so that a longer minimum protects what is already there; of a class
-that a tenant states by what stands in the record's own leaf, `<name>/<keep days>/<expire days or "never">`, whatever it states later.
+hours each: of a class of the settings by the settings of today, so that a longer minimum protects what is already there; of a
+class that a tenant states by the record's own leaf, `<name>/<keep days>/<expire days or "never">`, whatever it states later.
 The log book of refusals is a class of its own, "log_book", which nothing can make shorter than four years (PDPO, section 27(3)).
 """
 
