@@ -40,6 +40,14 @@ list_api_keys         .    .    .    .    x    x    .    .    .    .
 revoke_api_keys       .    .    .    .    x    x    .    .    .    .
 read_reviews          .    x    .    .    .    .    .    .    .    .
 decide_review         .    x    .    .    .    .    .    .    .    .
+read_notices          x    x    x    x    x    x    x    x    x    .
+list_consents         .    .    .    .    x    .    x    x    x    .
+withdraw_consent      x    .    .    .    x    .    x    .    .    .
+record_consent        .    .    .    .    x    .    x    .    .    .
+request_emergency     .    .    .    x    x    x    .    .    .    .
+decide_emergency      .    .    x    .    .    .    x    .    .    .
+end_emergency         .    .    x    x    x    x    x    .    .    .
+read_emergencies      .    .    x    x    x    x    x    x    x    .
 """
 
 # Which classes of data a role meets that was granted all of them: the tipping-off wall.

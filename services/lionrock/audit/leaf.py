@@ -146,6 +146,10 @@ class Intent:
     sampling: Sampling | None
     prompt_verdict: Verdict | None
     prompt_tokens: int
+    notice_version: int | None = None
+    """Collection notice of the purpose that was in force; None: it has none."""
+    notice_digest: str = ""
+    """SHA-256 over the canonical JSON of that notice, as docs/access.md says."""
     retention_class: str = ""
     """Class of retention of the record, when its payloads are kept."""
 

@@ -80,6 +80,8 @@ def _intent(intent: pb.Intent) -> Intent:
         sampling=_sampling(intent.sampling) if intent.HasField("sampling") else None,
         prompt_verdict=_verdict(intent.prompt_verdict) if intent.HasField("prompt_verdict") else None,
         prompt_tokens=intent.prompt_tokens,
+        notice_version=intent.notice_version or None,
+        notice_digest=intent.notice_digest,
     )
 
 

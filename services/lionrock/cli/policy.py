@@ -27,7 +27,7 @@ from lionrock.gateway.access_policies import (
     utc_now,
 )
 from lionrock.gateway.authorization import AccessRequest, Action
-from lionrock.gateway.granting import QuotasUncounted
+from lionrock.gateway.granting import GatewayLacksState
 from lionrock.gateway.policy_comparison import compare
 from lionrock.gateway.policy_tests import PolicyTestsInvalid, read_tests, run_tests
 from lionrock.gateway.settings import GatewaySettings
@@ -112,12 +112,13 @@ def explain_caller(
             known,
             trust_domain=settings.server.trust_domain,
             counts_quotas=settings.state is not None,
+            keeps_consents=settings.consents is not None,
             refused=lambda: None,
         )
         try:
             files.start()
-        except QuotasUncounted as uncounted:
-            raise CommandError(f"this gateway would not start: {uncounted}", fix=f"set state in {path}") from None
+        except GatewayLacksState as lacking:
+            raise CommandError(f"this gateway would not start: {lacking}", fix=f"set it in {path}") from None
     try:
         who = known.principal(caller)
     except UnknownPrincipalError as unknown:

@@ -24,6 +24,7 @@ from lionrock.gateway.access_policies import AccessPolicies, packaged_roles
 from lionrock.gateway.admission import Admission
 from lionrock.gateway.audit_access import AuditDoor
 from lionrock.gateway.authorization import Authorizer
+from lionrock.gateway.consents.door import open_consents
 from lionrock.gateway.context import CacheSalts
 from lionrock.gateway.engines import Engines
 from lionrock.gateway.identity.api_key_door import open_api_keys
@@ -93,8 +94,10 @@ async def gateway(settings: GatewaySettings) -> AsyncIterator[Front]:
         admission = Admission(settings.limits.max_streams)
         state = None if settings.state is None else await stack.enter_async_context(open_state(settings.state))
         quotas = await stack.enter_async_context(_quotas(state))
+        consents = await open_consents(settings.consents, state)
+        salts = _cache_salts(settings)
         pipeline = ChatPipeline(
-            authorizer, peers, engines, models, admission, quotas, _cache_salts(settings), settings.limits, metrics, stats
+            authorizer, peers, engines, models, admission, quotas, consents.gate, salts, settings.limits, metrics, stats
         )
         directory = await stack.enter_async_context(_tenants(settings, metrics))
         api_keys = await stack.enter_async_context(open_api_keys(settings.api_keys, state))
@@ -106,6 +109,7 @@ async def gateway(settings: GatewaySettings) -> AsyncIterator[Front]:
             Registration(add_GatewayStatsServiceServicer_to_server, StatsServicer(stats), STATS_SERVICE_NAME, STATS_CALLERS),
             *AuditDoor(authenticator, authorizer, audit_channel).registrations(),
             *api_keys.registrations(authenticator, authorizer, peers.audit),
+            consents.registration(authenticator, authorizer, peers.audit),
         )
         yield Front(registrations, None if api is None else HttpDoor(api, _http_api(authenticator, pipeline, servicer)))
         try:
@@ -140,7 +144,7 @@ async def _policies(settings: GatewaySettings, metrics: GatewayMetrics) -> Async
 
 @asynccontextmanager
 async def _tenants(settings: GatewaySettings, metrics: GatewayMetrics) -> AsyncIterator[TenantDirectory]:
-    """Know the tenants, and, where a directory names them, follow it. Raises OSError, QuotasUncounted."""
+    """Know the tenants, and, where a directory names them, follow it. Raises OSError, GatewayLacksState."""
     directory = settings.directory()
     if settings.tenants_dir is None:
         yield directory
@@ -151,6 +155,7 @@ async def _tenants(settings: GatewaySettings, metrics: GatewayMetrics) -> AsyncI
         directory,
         trust_domain=settings.server.trust_domain,
         counts_quotas=settings.state is not None,
+        keeps_consents=settings.consents is not None,
         refused=metrics.tenants_refused,
     )
     files.start()

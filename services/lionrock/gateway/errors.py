@@ -9,12 +9,22 @@
     ├── ScopeNotHeld                PERMISSION_DENIED     SCOPE_NOT_HELD
     ├── ApiKeyNotFound              NOT_FOUND             API_KEY_NOT_FOUND
     ├── TooManyApiKeys              FAILED_PRECONDITION   TOO_MANY_API_KEYS
+    ├── EmergencyNotFound           NOT_FOUND             EMERGENCY_NOT_FOUND
+    ├── EmergencyDecided            FAILED_PRECONDITION   EMERGENCY_DECIDED
+    ├── TooManyEmergencies          FAILED_PRECONDITION   TOO_MANY_EMERGENCIES
     ├── AccessDenied                PERMISSION_DENIED
     │   ├── RoleNotPermitted                              ROLE_NOT_PERMITTED
     │   ├── AuthorMayNotReview                            AUTHOR_MAY_NOT_REVIEW
+    │   ├── RequesterMayNotDecide                         REQUESTER_MAY_NOT_DECIDE
     │   ├── PurposeNotPermitted                           PURPOSE_NOT_PERMITTED
     │   ├── DataClassNotPermitted                         DATA_CLASS_NOT_PERMITTED
     │   └── ModelNotPermitted                             MODEL_NOT_PERMITTED
+    ├── ConsentMissing              PERMISSION_DENIED     CONSENT_MISSING
+    ├── OptedOut                    PERMISSION_DENIED     OPTED_OUT
+    ├── ConsentSubjectMissing       INVALID_ARGUMENT      CONSENT_SUBJECT_MISSING
+    ├── ConsentNotFound             NOT_FOUND             CONSENT_NOT_FOUND
+    ├── NoticeNotFound              NOT_FOUND             NOTICE_NOT_FOUND
+    ├── TooManyConsents             FAILED_PRECONDITION   TOO_MANY_CONSENTS
     ├── PromptBlocked               PERMISSION_DENIED     PROMPT_BLOCKED
     ├── ReviewRequired              PERMISSION_DENIED     REVIEW_REQUIRED
     ├── PromptTooLong               INVALID_ARGUMENT      PROMPT_TOO_LONG
@@ -94,6 +104,24 @@ class TooManyApiKeys(MeshError):
     status, reason = StatusCode.FAILED_PRECONDITION, "TOO_MANY_API_KEYS"
 
 
+class EmergencyNotFound(MeshError):
+    """The caller's tenant has no such emergency, or none that the caller may know of."""
+
+    status, reason = StatusCode.NOT_FOUND, "EMERGENCY_NOT_FOUND"
+
+
+class EmergencyDecided(MeshError):
+    """The emergency is approved, denied or over, or somebody decides on it at this moment."""
+
+    status, reason = StatusCode.FAILED_PRECONDITION, "EMERGENCY_DECIDED"
+
+
+class TooManyEmergencies(MeshError):
+    """The caller has an emergency that is asked for or in force, or the tenant has as many as it may."""
+
+    status, reason = StatusCode.FAILED_PRECONDITION, "TOO_MANY_EMERGENCIES"
+
+
 class AccessDenied(MeshError):
     """The tenant's grants do not permit the request."""
 
@@ -112,6 +140,12 @@ class AuthorMayNotReview(AccessDenied):
     reason = "AUTHOR_MAY_NOT_REVIEW"
 
 
+class RequesterMayNotDecide(AccessDenied):
+    """An emergency is decided on by somebody else than who asked for it."""
+
+    reason = "REQUESTER_MAY_NOT_DECIDE"
+
+
 class PurposeNotPermitted(AccessDenied):
     """The credential does not permit the stated purpose."""
 
@@ -128,6 +162,42 @@ class ModelNotPermitted(AccessDenied):
     """The credential does not permit this model, whether or not it is served."""
 
     reason = "MODEL_NOT_PERMITTED"
+
+
+class ConsentMissing(MeshError):
+    """The purpose needs the consent of each data subject, and of one none holds; the field violations say which."""
+
+    status, reason = StatusCode.PERMISSION_DENIED, "CONSENT_MISSING"
+
+
+class OptedOut(MeshError):
+    """A data subject of the request opted out of answers by AI; the field violations say which."""
+
+    status, reason = StatusCode.PERMISSION_DENIED, "OPTED_OUT"
+
+
+class ConsentSubjectMissing(MeshError):
+    """The purpose needs the consent of each data subject, and the request names none."""
+
+    status, reason = StatusCode.INVALID_ARGUMENT, "CONSENT_SUBJECT_MISSING"
+
+
+class ConsentNotFound(MeshError):
+    """The caller's tenant has recorded nothing of the kind for the data subject, or it has ended."""
+
+    status, reason = StatusCode.NOT_FOUND, "CONSENT_NOT_FOUND"
+
+
+class NoticeNotFound(MeshError):
+    """The caller's tenant has no such purpose, or no notice for it."""
+
+    status, reason = StatusCode.NOT_FOUND, "NOTICE_NOT_FOUND"
+
+
+class TooManyConsents(MeshError):
+    """The tenant has as many consents and opt-outs as it may."""
+
+    status, reason = StatusCode.FAILED_PRECONDITION, "TOO_MANY_CONSENTS"
 
 
 class PromptBlocked(MeshError):

@@ -1,7 +1,7 @@
 """The way of one question through the mesh. Read `_answer_from` from top to bottom.
 
-    admission → authorization → choice of an engine → guardrails Inspect ∥ tokenization Encode → audit INTENT ∥ engine prefill
-    → (ids → text → guardrails → client)* → audit OUTCOME → `finished` with its receipt
+    admission → authorization → consent of data subjects → choice of an engine → guardrails Inspect ∥ tokenization Encode
+    → audit INTENT ∥ engine prefill → (ids → text → guardrails → client)* → audit OUTCOME → `finished` with its receipt
 
 Knows the order and what may overlap. Does not know wires (servicer.py), retries of the engine (generation.py), how text is released
 (answer_text.py), or what a leaf looks like (record.py).
@@ -32,6 +32,9 @@ from lionrock.gateway.access_policies import AccessPolicies
 from lionrock.gateway.admission import MAX_STREAMS, Admission, GatewayFullError, TenantFullError, Ticket
 from lionrock.gateway.answer_text import AnswerText
 from lionrock.gateway.authorization import AccessRequest, Action, Authorizer
+from lionrock.gateway.consents.gate import ConsentGate
+from lionrock.gateway.consents.purposes import Notice
+from lionrock.gateway.consents.refusing import consent_refusals
 from lionrock.gateway.context import (
     CacheSalts,
     committed_prompt,
@@ -99,6 +102,7 @@ class Turn:
     reservation: Reservation
     engine_stats: AnswerStats | None = None
     engine_failed: bool = False
+    notice: Notice | None = None
     closing: asyncio.Task[audit.AppendResponse] | None = None
 
 
@@ -113,6 +117,7 @@ class ChatPipeline:
         models: ServedModels,
         admission: Admission,
         quotas: QuotaAdmission,
+        consents: ConsentGate,
         salts: CacheSalts,
         limits: LimitSettings,
         metrics: GatewayMetrics,
@@ -125,6 +130,7 @@ class ChatPipeline:
         self._models = models
         self._admission = admission
         self._quotas = quotas
+        self._consents = consents
         self._salts = salts
         self._limits = limits
         self._metrics = metrics
@@ -180,7 +186,7 @@ class ChatPipeline:
                     record.engine = with_tokenizer(await generation.started(), prompt.tokenizer_digest)
                     await choice.check_tokenizer(prompt.tokenizer_digest)
                     await text.opened()
-                await turn.send(started(record, record.engine, turn.params.seed, prompt.verdict))
+                await turn.send(started(record, record.engine, turn.params.seed, prompt.verdict, turn.principal.tenant.disclosure))
                 with stage("gateway.stream"):
                     reason = await self._stream(turn, generation, text)
             finally:
@@ -229,12 +235,16 @@ class ChatPipeline:
         return Turn(principal, policies, request, params, deadline, send, record, ticket, reservation)
 
     async def _authorize(self, turn: Turn) -> str:
-        """Return the model that the caller means and may use."""
+        """Return the model that the caller means and may use, if the data subjects let it be used for this."""
         asked = AccessRequest(
             Action.CHAT, turn.record.context.purpose, data_class_name(turn.record.context.data_class), turn.request.model or None
         )
         permit(turn.policies, turn.principal, asked)
-        return await self._models.resolve(turn.policies, turn.principal, asked, turn.deadline)
+        model = await self._models.resolve(turn.policies, turn.principal, asked, turn.deadline)
+        with consent_refusals():
+            rule = await self._consents.check(turn.principal.tenant, turn.record.context.purpose, turn.request.subject_ids)
+        turn.notice = rule.notice
+        return model
 
     async def _prepare(self, turn: Turn, chosen: Chosen) -> Prompt:
         """Judge and encode side by side. The encoding of a text that gets masked is thrown away: most texts are not."""
@@ -305,6 +315,7 @@ class ChatPipeline:
             prompt_tokens=len(prompt.token_ids),
             prompt=committed_prompt(prompt.messages, constraint),
             subject_ids=turn.request.subject_ids,
+            notice=turn.notice,
         )
         with stage("gateway.intent"):
             return await self._peers.audit.append(leaf, turn.deadline)

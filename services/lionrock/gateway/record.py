@@ -17,6 +17,7 @@ from lionrock.chassis.errors import MeshError
 from lionrock.chassis.ids import uuid7
 from lionrock.common.v1 import context_pb2 as ctx
 from lionrock.common.v1 import sampling_pb2 as sampling
+from lionrock.gateway.consents.purposes import Notice
 from lionrock.gateway.errors import PromptBlocked
 from lionrock.gateway.verdict import Verdict
 from lionrock.inference.v1 import inference_pb2 as inf
@@ -154,10 +155,12 @@ def intent_leaf(
     prompt_tokens: int,
     prompt: bytes,
     subject_ids: Sequence[str] = (),
+    notice: Notice | None = None,
 ) -> audit.AppendRequest:
     """Return the INTENT leaf of a chat.
 
-    `prompt` and the stop strings in `params` are committed to; `subject_ids` are in no leaf.
+    `prompt` and the stop strings in `params` are committed to; `subject_ids` are in no leaf. `notice`: what people were told of the
+    purpose.
     """
     intent = audit.Intent(
         action="chat",
@@ -168,5 +171,7 @@ def intent_leaf(
         prompt_tokens=prompt_tokens,
         prompt=prompt,
         subject_ids=subject_ids,
+        notice_version=0 if notice is None else notice.version,
+        notice_digest="" if notice is None else notice.digest,
     )
     return audit.AppendRequest(context=record.context, event_id=uuid7(), trace_id=record.trace_id, intent=intent)

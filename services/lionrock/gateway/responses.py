@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from lionrock.audit.v1 import audit_pb2 as audit
 from lionrock.gateway.quotas.ledger import Use
 from lionrock.gateway.record import RequestRecord, duration
@@ -11,8 +13,10 @@ from lionrock.guardrails.v1 import guardrails_pb2 as guard
 from lionrock.inference.v1 import inference_pb2 as inf
 
 
-def started(record: RequestRecord, engine: inf.GenerateResponse.Started, seed: int, prompt: Verdict) -> gw.ChatResponse:
-    """Return the first message."""
+def started(
+    record: RequestRecord, engine: inf.GenerateResponse.Started, seed: int, prompt: Verdict, disclosure: Mapping[str, str]
+) -> gw.ChatResponse:
+    """Return the first message. `disclosure`: what the tenant says to readers, by language."""
     return gw.ChatResponse(
         started=gw.ChatResponse.Started(
             request_id=record.context.request_id,
@@ -20,6 +24,7 @@ def started(record: RequestRecord, engine: inf.GenerateResponse.Started, seed: i
             model=engine.model,
             seed=seed,
             prompt_findings=prompt.masked,
+            ai_disclosure=dict(disclosure),
         )
     )
 

@@ -11,19 +11,23 @@ tenant, so that no token can be taken for another tenant's.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import NewType
+from typing import Final, NewType
 
+from lionrock.gateway.consents.purposes import USUAL_DISCLOSURE, PurposeRule
 from lionrock.gateway.quotas.limits import NO_QUOTAS, Quotas
+from lionrock.gateway.reviews.rules import ReviewRules
 
 TenantName = NewType("TenantName", str)
 
 ANY_MODEL = "*"
 MAX_ACTOR_CHARS = 512  # RequestContext.actor
+_WORKLOAD: Final = re.compile(r"spiffe://[^/]+/tenant/[^/]+/workload/")
 
 
 class CredentialError(Exception):
@@ -112,6 +116,18 @@ class Tenant:
     issuers: tuple[IssuerConfig, ...] = ()
     quotas: Quotas = NO_QUOTAS
     weight: int = 1
+    display_name: str = ""
+    purpose_rules: Mapping[str, PurposeRule] = field(default_factory=dict)
+    """By purpose; one that is not here needs no consent and has no notice."""
+    disclosure: Mapping[str, str] = field(default_factory=lambda: USUAL_DISCLOSURE)
+    """By language: what answers carry to say that a machine wrote them."""
+    review: ReviewRules | None = None
+    """Which answers wait for a reviewer; None: there is no queue."""
+
+    @property
+    def asks_for_consent(self) -> bool:
+        """Whether some purpose of the tenant needs the consent of data subjects."""
+        return any(rule.requires_consent for rule in self.purpose_rules.values())
 
     @property
     def has_quotas(self) -> bool:
@@ -141,6 +157,11 @@ class Principal:
     def may_use(self, model: str) -> bool:
         """Whether the grant names this model."""
         return ANY_MODEL in self.grant.models or model in self.grant.models
+
+
+def is_person(actor: str) -> bool:
+    """Whether an actor is a person: whom an issuer's token names, or a certificate that is not a workload's."""
+    return not actor.startswith("api-key:") and not _WORKLOAD.match(actor)
 
 
 class TenantDirectory:
