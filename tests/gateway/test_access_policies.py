@@ -23,6 +23,8 @@ NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 GRANT = Grant(
     ("user",), ("testing",), frozenset({"*"}), frozenset({"public", "personal"}), "default", not_after=NOW + timedelta(days=1)
 )
+DECISIONS = {Action.DECIDE_REVIEW: Denial.AUTHOR, Action.DECIDE_EMERGENCY: Denial.REQUESTER}
+"""What is decided by somebody else than who asked, and the reason otherwise."""
 PERMITTED, MET = permitted(ACTIONS), permitted(DATA_CLASSES)
 
 
@@ -44,14 +46,14 @@ def test_every_role_action_purpose_class_and_model_decides_as_the_table_says(pol
     for role in ROLES:
         who = principal(roles=(role,), models=frozenset({"a"}), data_classes=frozenset({"public", "suspicion"}))
         for action, purpose, data_class, model in itertools.product(Action, purposes, classes, models):
-            author = {None: None, "a": who.actor, "b": other}[model] if action is Action.DECIDE_REVIEW else None
+            author = {None: None, "a": who.actor, "b": other}[model] if action in DECISIONS else None
             states_all = action is Action.CHAT
             refused_class = data_class == "identity" or (data_class is not None and role not in MET[data_class])
             expected = (
                 Denial.ROLE
                 if role not in PERMITTED[action]
-                else Denial.AUTHOR
-                if action is Action.DECIDE_REVIEW and author != other
+                else DECISIONS[action]
+                if action in DECISIONS and author != other
                 else Denial.PURPOSE
                 if purpose == "marketing" or (purpose is None and states_all)
                 else Denial.DATA_CLASS

@@ -26,6 +26,7 @@ from lionrock.gateway.audit_access import AuditDoor
 from lionrock.gateway.authorization import Authorizer
 from lionrock.gateway.consents.door import open_consents
 from lionrock.gateway.context import CacheSalts
+from lionrock.gateway.emergencies.door import open_emergencies
 from lionrock.gateway.engines import Engines
 from lionrock.gateway.identity.api_key_door import open_api_keys
 from lionrock.gateway.identity.authenticator import Authenticator, authenticating
@@ -101,13 +102,15 @@ async def gateway(settings: GatewaySettings) -> AsyncIterator[Front]:
         )
         directory = await stack.enter_async_context(_tenants(settings, metrics))
         api_keys = await stack.enter_async_context(open_api_keys(settings.api_keys, state))
+        emergencies = await stack.enter_async_context(open_emergencies(state, peers.audit, metrics.emergency_stepped))
         authenticator = await stack.enter_async_context(authenticating(directory, metrics.issuer_keys_unavailable, api_keys.live))
         servicer = GatewayServicer(authenticator, authorizer, pipeline, peers, engines, models, quotas)
         api = None if settings.http is None else settings.http.beside(settings.server)
         registrations = (
             Registration(add_GatewayServiceServicer_to_server, servicer, SERVICE_NAME, AnyTenant(tokens=True)),
             Registration(add_GatewayStatsServiceServicer_to_server, StatsServicer(stats), STATS_SERVICE_NAME, STATS_CALLERS),
-            *AuditDoor(authenticator, authorizer, audit_channel).registrations(),
+            *AuditDoor(authenticator, authorizer, audit_channel, emergencies.live).registrations(),
+            *emergencies.registrations(authenticator, authorizer),
             *api_keys.registrations(authenticator, authorizer, peers.audit),
             consents.registration(authenticator, authorizer, peers.audit),
         )

@@ -66,7 +66,7 @@ class Denial(StrEnum):
 
 
 EMERGENCY_ACTIONS: Final = frozenset({Action.READ_RECORD, Action.SEARCH_RECORDS, Action.EXPORT_RECORDS})
-"""What an emergency can open: the schema lets no policy speak of one anywhere else."""
+"""What an emergency can open: in the schema no other question has one."""
 
 
 @dataclass(frozen=True, slots=True)

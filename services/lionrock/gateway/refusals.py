@@ -23,6 +23,7 @@ from lionrock.inference.v1 import inference_pb2 as inf
 _DENIALS: dict[Denial, type[errors.AccessDenied]] = {
     Denial.ROLE: errors.RoleNotPermitted,
     Denial.AUTHOR: errors.AuthorMayNotReview,
+    Denial.REQUESTER: errors.RequesterMayNotDecide,
     Denial.PURPOSE: errors.PurposeNotPermitted,
     Denial.DATA_CLASS: errors.DataClassNotPermitted,
     Denial.MODEL: errors.ModelNotPermitted,
