@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from lionrock.operator.actions import Decision, Delete, Key, Kind, Manifest, ObjectRef, Patch, RandomSecret
+from lionrock.operator.actions import Decision, Delete, Key, Manifest, ObjectRef, Patch, RandomSecret
 from lionrock.operator.api_errors import ApiError, Conflict, NotFound, Refused
 from lionrock.operator.api_resources import CHIP_POOL, Resource, resource_of, resource_of_manifest
 from lionrock.operator.cluster import Cluster, Object
@@ -99,7 +99,7 @@ class Effects:
         """Apply the status of a key's object. Raises ApiError, NotLeading."""
         self._fence()
         metadata: Object = {"name": key.name, "uid": uid}
-        if key.kind is Kind.MODEL:
+        if key.namespace:
             metadata["namespace"] = key.namespace
         manifest = {"apiVersion": API_VERSION, "kind": str(key.kind), "metadata": metadata, "status": dict(status)}
         self._observed(resource_of_manifest(manifest), self._cluster.apply_status(manifest))
