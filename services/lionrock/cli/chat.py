@@ -51,10 +51,12 @@ class ChatOptions:
     seed: int | None = None
     purpose: str = ""
     timeout_s: float = 120.0
+    subjects: Sequence[str] = ()
 
     def for_client(self) -> dict[str, Any]:
         """As the client names them."""
-        options = {"model": self.model, "max_tokens": self.max_tokens, "temperature": self.temperature, "purpose": self.purpose}
+        options: dict[str, Any] = {"model": self.model, "max_tokens": self.max_tokens, "temperature": self.temperature}
+        options |= {"purpose": self.purpose, "subject_ids": self.subjects}
         return options if self.seed is None else {**options, "seed": self.seed}
 
 

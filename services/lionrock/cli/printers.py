@@ -2,7 +2,7 @@
 
 JSON is one event a line:
 
-{"event": "started", "request_id", "trace_id", "model", "weights_digest", "seed"}
+{"event": "started", "request_id", "trace_id", "model", "weights_digest", "seed", "ai_disclosure"}
 {"event": "delta", "text", "tokens"}
 {"event": "finished", "answer", "reason", "prompt_tokens", "completion_tokens", "time_to_first_token_ms", "receipt", "verified"}
 {"event": "error", "status", "reason", "message"}
@@ -56,6 +56,8 @@ class TextPrinter:
             f"{_reason(finished.reason)}, first text after {finished.time_to_first_token.ToMilliseconds()} ms"
         )
         self.note(f"request {started.request_id}  trace {started.trace_id}")
+        if started.ai_disclosure:
+            self.note(started.ai_disclosure.get("en") or next(iter(sorted(started.ai_disclosure.items())))[1])
         if receipt is not None:
             self.note(f"receipt {receipt}" + ("" if problem else "  verified"))
         if problem:
@@ -131,6 +133,7 @@ class JsonPrinter:
                 "model": started.model.model,
                 "weights_digest": started.model.weights_digest,
                 "seed": started.seed,
+                "ai_disclosure": dict(started.ai_disclosure),
             }
         )
 

@@ -15,11 +15,6 @@ from lionrock.common.v1 import model_pb2 as model
 from lionrock.common.v1 import sampling_pb2 as sampling
 from lionrock.gateway.v1 import gateway_pb2 as gw
 
-AI_DISCLOSURE = {
-    "en": "This answer was written by an AI system.",
-    "zh-Hant": "此回答由人工智能系統撰寫。",
-    "zh-Hans": "此回答由人工智能系统撰写。",
-}
 _REASONS = {
     sampling.FINISH_REASON_STOP: "stop",
     sampling.FINISH_REASON_LENGTH: "length",

@@ -15,7 +15,7 @@ from typing import Any
 
 from lionrock.chassis.errors import MeshError
 from lionrock.chassis.http_exchange import Send
-from lionrock.gateway.openai.answer import AI_DISCLOSURE, Choice, Told, fingerprint, usage
+from lionrock.gateway.openai.answer import Choice, Told, fingerprint, usage
 from lionrock.gateway.openai.asking import Asked
 from lionrock.gateway.openai.problems import problem
 from lionrock.gateway.openai.tools import IN_WORDS
@@ -205,7 +205,9 @@ class Answering:
         }
 
     def _own(self, choices: Sequence[Choice]) -> dict[str, Any]:
-        return {"ai_disclosure": AI_DISCLOSURE, "answers": [proof for choice in choices for proof in choice.proofs()]}
+        assert self._first is not None
+        disclosure = dict(self._first.ai_disclosure)
+        return {"ai_disclosure": disclosure, "answers": [proof for choice in choices for proof in choice.proofs()]}
 
     async def _chunk(self, choice: dict[str, Any], **members: Any) -> None:
         counts = {"usage": None} if self._asked.usage_in_stream else {}

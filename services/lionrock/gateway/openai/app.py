@@ -34,6 +34,7 @@ from lionrock.gateway.peers import Deadline
 from lionrock.gateway.pipeline import ChatPipeline
 from lionrock.gateway.servicer import GatewayServicer
 from lionrock.gateway.tenants import Principal
+from lionrock.gateway.v1 import consent_pb2 as consent
 from lionrock.gateway.v1 import gateway_pb2 as gw
 
 Scope = MutableMapping[str, Any]
@@ -63,6 +64,7 @@ class OpenAiApi:
             ("GET", "/v1/models/{model:path}", "GetModel", self._models),
             ("GET", "/v1/lionrock/audit-keys", "ListAuditKeys", self._audit_keys),
             ("GET", "/v1/lionrock/receipts/{request_id}", "GetReceipt", self._receipt),
+            ("GET", "/v1/lionrock/notices", "ListNotices", self._notices),
             ("POST", "/v1/embeddings", "Embeddings", self._no_embeddings),
             ("GET", "/openapi.json", "OpenApi", self._document),
         ]
@@ -140,6 +142,18 @@ class OpenAiApi:
         shown = {"request_id": request.request_id, "receipt": receipt(answered.receipt)}
         await send_json(send, 200, shown, [(b"x-request-id", uuid7().encode())])
 
+    async def _notices(self, scope: Scope, body: bytes, send: Send) -> None:
+        del body
+        principal, _ = await self._caller(scope)
+        told, notices = self._servicer.privacy_statement(principal)
+        shown = {
+            "tenant": told.tenant,
+            "territory": told.territory,
+            "ai_disclosure": dict(told.ai_disclosure),
+            "purposes": [_purpose(each) for each in notices],
+        }
+        await send_json(send, 200, shown, [(b"x-request-id", uuid7().encode())])
+
     async def _no_embeddings(self, scope: Scope, body: bytes, send: Send) -> None:
         del body, send
         await self._caller(scope)
@@ -195,6 +209,19 @@ def _json(scope: Scope, body: bytes) -> bytes:
     if header(scope, "content-encoding") not in (None, "identity"):
         raise MalformedRequest("the body is compressed")
     return body
+
+
+def _purpose(told: consent.Notice) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        "purpose": told.purpose,
+        "data_classes": list(told.data_classes),
+        "requires_consent": told.requires_consent,
+        "exempt_from_opt_out": told.exempt_from_opt_out,
+    }
+    if told.version:
+        notice = {"version": told.version, "digest": told.digest, "consent_since": told.consent_since, "texts": dict(told.texts)}
+        shown["notice"] = notice
+    return shown
 
 
 def _model(model: gw.Model) -> dict[str, Any]:

@@ -62,6 +62,39 @@ _RECEIPT = {
         },
     },
 }
+_TEXTS = {"type": "object", "additionalProperties": {"type": "string"}, "description": "by language, BCP 47"}
+_NOTICES = {
+    "type": "object",
+    "required": ["tenant", "territory", "ai_disclosure", "purposes"],
+    "properties": {
+        "tenant": {"type": "string"},
+        "territory": {"type": "string", "description": "requests do not leave it, ISO 3166-1 alpha-2"},
+        "ai_disclosure": _TEXTS,
+        "purposes": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["purpose", "data_classes", "requires_consent", "exempt_from_opt_out"],
+                "properties": {
+                    "purpose": {"type": "string"},
+                    "data_classes": {"type": "array", "items": {"type": "string"}, "description": "classes of data in use"},
+                    "requires_consent": {"type": "boolean"},
+                    "exempt_from_opt_out": {"type": "boolean"},
+                    "notice": {
+                        "type": "object",
+                        "required": ["version", "digest", "consent_since", "texts"],
+                        "properties": {
+                            "version": {"type": "integer"},
+                            "digest": {"type": "string", "description": "as in INTENT leaves of the audit log"},
+                            "consent_since": {"type": "integer", "description": "oldest version to which a consent counts"},
+                            "texts": _TEXTS,
+                        },
+                    },
+                },
+            },
+        },
+    },
+}
 
 
 def rows(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Refused | None, str]]:
@@ -140,6 +173,12 @@ def openapi() -> dict[str, Any]:
                     "summary": "Fetch the receipt of an earlier answer of the caller's tenant",
                     "parameters": [{"name": "request_id", "in": "path", "required": True, "schema": {"type": "string"}}],
                     "responses": _answers("The receipt", _RECEIPT),
+                }
+            },
+            "/v1/lionrock/notices": {
+                "get": {
+                    "summary": "Show for which purposes the tenant uses which kinds of data, and under which notice",
+                    "responses": _answers("The privacy statement", _NOTICES),
                 }
             },
             "/v1/embeddings": {"post": {"summary": "Refused: no model makes embeddings", "responses": {"400": _error("Refused")}}},
