@@ -31,6 +31,11 @@ ACTIONS: Final[Mapping[str, str | None]] = {
     "ApiKeyService.ListApiKeys": "list_api_keys",
     "ApiKeyService.RotateApiKey": "issue_api_keys",
     "ApiKeyService.RevokeApiKey": "revoke_api_keys",
+    "BreakGlassService.RequestEmergency": "request_emergency",
+    "BreakGlassService.ApproveEmergency": "decide_emergency",
+    "BreakGlassService.DenyEmergency": "decide_emergency",
+    "BreakGlassService.EndEmergency": "end_emergency",
+    "BreakGlassService.ListEmergencies": "read_emergencies",
     "ReviewService.ListReviews": "read_reviews",
     "ReviewService.GetReview": "read_reviews",
     "ReviewService.DecideReview": "decide_review",
@@ -64,6 +69,7 @@ class Kind(Enum):
     REQUEST = "request"
     HOLD = "hold"
     API_KEY = "API key"
+    EMERGENCY = "emergency"
     LEAF = "leaf"
     CASE = "case"
     CONVERSATION = "conversation"
@@ -75,6 +81,7 @@ OBJECTS: Final[Mapping[str, Kind]] = {
     "event_id": Kind.REQUEST,
     "hold_id": Kind.HOLD,
     "key_id": Kind.API_KEY,
+    "emergency_id": Kind.EMERGENCY,
     "page_token": Kind.API_KEY,
     "leaf_index": Kind.LEAF,
     "first_size": Kind.LEAF,
@@ -109,12 +116,12 @@ FILLED: Final[Mapping[str, Any]] = {
 UNSET: Final = frozenset(
     (
         *("context", "model", "sampling", "constraint", "purpose", "data_class", "data_classes", "allow_partial", "from", "to"),
-        *("with_payloads", "include_decided", "trace_id", "intent", "outcome", "want_receipt"),
+        *("with_payloads", "include_decided", "trace_id", "intent", "outcome", "want_receipt", "suspicion", "include_closed"),
     )
 )
 """Fields that are left alone: they name nothing that belongs to a tenant, or, `context`, are attacked on their own."""
 
-DURATIONS: Final[Mapping[str, int]] = {"lifetime": 3600, "overlap": 0}
+DURATIONS: Final[Mapping[str, int]] = {"lifetime": 3600, "overlap": 0, "duration": 3600}
 NOBODY: Final = "nobody"
 NO_ID: Final = "01930000-0000-7000-8000-000000000000"
 
@@ -151,7 +158,7 @@ def sensible(method: MethodDescriptor) -> Message:
             getattr(request, field.name).FromSeconds(DURATIONS[field.name])
         elif field.name in FILLED:
             _set(request, field, FILLED[field.name])
-        elif OBJECTS.get(field.name) in (Kind.REQUEST, Kind.HOLD):
+        elif OBJECTS.get(field.name) in (Kind.REQUEST, Kind.HOLD, Kind.EMERGENCY):
             _set(request, field, NO_ID)
         elif field.name in ("key_id", "subject_id"):
             _set(request, field, NOBODY)

@@ -21,8 +21,10 @@ from lionrock.common.v1 import chat_pb2 as chat
 from lionrock.gateway.identity.settings import ApiKeySettings
 from lionrock.gateway.state.opening import StateSettings
 from lionrock.gateway.v1 import api_key_pb2 as keys
+from lionrock.gateway.v1 import break_glass_pb2 as emergencies
 from lionrock.gateway.v1 import gateway_pb2 as gw
 from lionrock.gateway.v1.api_key_pb2_grpc import ApiKeyServiceStub
+from lionrock.gateway.v1.break_glass_pb2_grpc import BreakGlassServiceStub
 from lionrock.gateway.v1.gateway_pb2_grpc import GatewayServiceStub
 from lionrock.tenancy.vocabulary import ROLES
 from mesh_ca import TRUST_DOMAIN
@@ -50,8 +52,9 @@ def with_every_role(name: str) -> dict[str, Any]:
 
 
 def spiffe_id(name: str, role: str) -> str:
-    """Who acts in a role of a tenant."""
-    return f"spiffe://{TRUST_DOMAIN}/tenant/{name}/workload/{role.replace('_', '-')}"
+    """Who acts in a role of a tenant: a person, since emergencies are for people."""
+    kind = "workload" if role == STRANGER else "user"
+    return f"spiffe://{TRUST_DOMAIN}/tenant/{name}/{kind}/{role.replace('_', '-')}"
 
 
 class AttackedMesh(ScriptedMesh):
@@ -138,6 +141,9 @@ async def belongings_of(mesh: AttackedMesh, name: str = BANK, attacker: str = BR
     )
     async with mesh.as_("user", name) as user:
         said = [response async for response in GatewayServiceStub(user).Chat(asked)]
+    wanted_access = emergencies.RequestEmergencyRequest(reason=f"because-{canary}", duration=duration_pb2.Duration(seconds=3600))
+    async with mesh.as_("security", name) as guard:
+        emergency = await BreakGlassServiceStub(guard).RequestEmergency(wanted_access)
     scope = rec.RecordScope(subject_id=subject)
     async with mesh.as_("privacy_officer", name) as officer:
         records = RecordsServiceStub(officer)
@@ -159,6 +165,7 @@ async def belongings_of(mesh: AttackedMesh, name: str = BANK, attacker: str = BR
         Kind.REQUEST: said[0].started.request_id,
         Kind.HOLD: hold.hold_id,
         Kind.API_KEY: key.key.key_id,
+        Kind.EMERGENCY: emergency.emergency.emergency_id,
         Kind.LEAF: last.position.leaf_index,
         Kind.CASE: case,
         Kind.CONVERSATION: conversation,
