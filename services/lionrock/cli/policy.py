@@ -117,6 +117,7 @@ def explain_caller(
             settings.named_tenants(),
             known,
             trust_domain=settings.server.trust_domain,
+            divides_engines=settings.routes_file is not None,
             counts_quotas=settings.state is not None,
             keeps_consents=settings.consents is not None,
             refused=lambda: None,

@@ -88,6 +88,11 @@ def _judged(files: Sequence[Path], followed: Followed) -> Sequence[tuple[Path, T
         *(tenant for tenant in followed.tenants if tenant.name not in names),
     ]
     told += misfits(stated, others, followed.trust_domain)
+    told += [
+        f"{file}: tenant {tenant.name}: spec.tenancy: this machine has one engine for all: Dedicated is for clusters"
+        for file, tenant in stated
+        if tenant.spec.tenancy.type == "Dedicated"
+    ]
     for refusal in followed.refused:
         if refusal.file is not None and refusal.file in {_file_name(name) for name in names}:
             told.append(f"{followed.directory / refusal.file} is not followed: repair or remove it first")

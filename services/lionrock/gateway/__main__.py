@@ -158,6 +158,7 @@ async def _tenants(settings: GatewaySettings, metrics: GatewayMetrics) -> AsyncI
         directory,
         trust_domain=settings.server.trust_domain,
         counts_quotas=settings.state is not None,
+        divides_engines=settings.routes_file is not None,
         keeps_consents=settings.consents is not None,
         refused=metrics.tenants_refused,
     )

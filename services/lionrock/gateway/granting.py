@@ -36,6 +36,17 @@ class ConsentsUnkept(GatewayLacksState):
     """A tenant has purposes that need consent, and the gateway keeps no consents."""
 
 
+class EngineUndivided(ValueError):
+    """A tenant shares no engines, and the gateway has one for everybody."""
+
+
+def refuse_undivided_engine(tenants: Iterable[Tenant]) -> None:
+    """Refuse tenants that share no engines, for a gateway without routes: it has none for them. Raises EngineUndivided."""
+    for tenant in tenants:
+        if tenant.dedicated:
+            raise EngineUndivided(f"tenant {tenant.name} shares no engines, and this gateway has one for all: set routes_file")
+
+
 def refuse_uncounted_quotas(tenants: Iterable[Tenant]) -> None:
     """Refuse tenants with quotas, for a gateway without state: it could answer none of their requests. Raises QuotasUncounted."""
     for tenant in tenants:
@@ -63,6 +74,8 @@ def tenant_of(name: str, spec: TenantSpec, *, trust_domain: str) -> Tenant:
         tuple(_issuer(issuer, spec) for issuer in spec.issuers),
         _quotas(spec.quotas),
         1 if spec.quotas is None else spec.quotas.weight,
+        dedicated=spec.tenancy.type == "Dedicated",
+        pools=None if spec.tenancy.pools is None else frozenset(spec.tenancy.pools),
         display_name=spec.display_name or "",
         purpose_rules={rule.purpose: _purpose_rule(rule) for rule in spec.purpose_rules},
         disclosure={**USUAL_DISCLOSURE, **{each.language: each.text for each in spec.disclosure}},

@@ -165,7 +165,7 @@ class ChatPipeline:
 
     async def _answer(self, turn: Turn) -> None:
         model = await self._authorize(turn)
-        with self._engines.choose(model, turn.principal.tenant.name) as chosen:
+        with self._engines.choose(model, turn.principal.tenant.share) as chosen:
             await self._answer_from(chosen, turn)
 
     async def _answer_from(self, chosen: Chosen, turn: Turn) -> None:

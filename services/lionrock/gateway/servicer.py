@@ -67,7 +67,7 @@ class GatewayServicer(GatewayServiceServicer):
         asked = AccessRequest(Action.COUNT_TOKENS, model=request.model or None)
         permit(self._authorizer, principal, asked)
         model = await self._models.resolve(self._authorizer.policies, principal, asked, deadline)
-        with self._engines.tokenizing(model, principal.tenant.name) as tokenization:
+        with self._engines.tokenizing(model, principal.tenant.share) as tokenization:
             tokens = await tokenization.count(self._context(principal), model, request.messages, deadline)
         return gw.CountTokensResponse(tokens=tokens)
 

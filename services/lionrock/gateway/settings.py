@@ -10,7 +10,7 @@ from pydantic_settings import SettingsConfigDict
 
 from lionrock.chassis.settings import PeerSettings, ServiceSettings
 from lionrock.gateway.consents.settings import ConsentSettings
-from lionrock.gateway.granting import refuse_uncounted_quotas, refuse_unkept_consents, tenant_of
+from lionrock.gateway.granting import refuse_uncounted_quotas, refuse_undivided_engine, refuse_unkept_consents, tenant_of
 from lionrock.gateway.identity.settings import ApiKeySettings
 from lionrock.gateway.openai.settings import HttpApiSettings
 from lionrock.gateway.state.opening import StateSettings
@@ -135,6 +135,8 @@ class GatewaySettings(ServiceSettings):
         if not self.tenants and self.tenants_dir is None:
             raise ValueError("state tenants or tenants_dir: nobody could come in")
         self.directory()
+        if self.routes_file is None:
+            refuse_undivided_engine(self.named_tenants())
         if self.state is None:
             refuse_uncounted_quotas(self.named_tenants())
         if self.consents is None:

@@ -22,6 +22,7 @@ from typing import Final, NewType
 from lionrock.gateway.consents.purposes import USUAL_DISCLOSURE, PurposeRule
 from lionrock.gateway.quotas.limits import NO_QUOTAS, Quotas
 from lionrock.gateway.reviews.rules import ReviewRules
+from lionrock.gateway.routes import Share
 
 TenantName = NewType("TenantName", str)
 
@@ -106,7 +107,8 @@ class Tenant:
 
     `territory` is an ISO 3166-1 alpha-2 code; `grants` maps an exact SPIFFE id, or a kind ending in "/*", to its grant; `issuers`
     speak for its people; `quotas` bound all its callers together, at all gateways. `weight` (1 to 1000) is its part of an
-    engine that several tenants want more of than there is.
+    engine that several tenants want more of than there is. `dedicated`: no engine that others share answers it; `pools`: of its
+    own those on these chip pools, all of them where it is None.
     """
 
     name: TenantName
@@ -116,6 +118,8 @@ class Tenant:
     issuers: tuple[IssuerConfig, ...] = ()
     quotas: Quotas = NO_QUOTAS
     weight: int = 1
+    dedicated: bool = False
+    pools: frozenset[str] | None = None
     display_name: str = ""
     purpose_rules: Mapping[str, PurposeRule] = field(default_factory=dict)
     """By purpose; one that is not here needs no consent and has no notice."""
@@ -128,6 +132,11 @@ class Tenant:
     def asks_for_consent(self) -> bool:
         """Whether some purpose of the tenant needs the consent of data subjects."""
         return any(rule.requires_consent for rule in self.purpose_rules.values())
+
+    @property
+    def share(self) -> Share:
+        """Which engines answer it."""
+        return Share(self.name, self.dedicated, self.pools)
 
     @property
     def has_quotas(self) -> bool:
@@ -148,6 +157,13 @@ class Principal:
     tenant: Tenant
     grant: Grant
     auth_method: AuthMethod = AuthMethod.MTLS
+    other_names: frozenset[str] = frozenset()
+    """Actors who are the same person: who made an API key, and the user whose certificate came beside a token."""
+
+    @property
+    def known_as(self) -> frozenset[str]:
+        """Every actor that this caller is known to be."""
+        return self.other_names | {self.actor}
 
     @property
     def counts_tokens(self) -> bool:

@@ -11,7 +11,13 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lionrock.gateway.granting import GatewayLacksState, refuse_uncounted_quotas, refuse_unkept_consents, tenant_of
+from lionrock.gateway.granting import (
+    GatewayLacksState,
+    refuse_uncounted_quotas,
+    refuse_undivided_engine,
+    refuse_unkept_consents,
+    tenant_of,
+)
 from lionrock.gateway.tenants import Tenant, TenantDirectory
 from lionrock.tenancy.following import Refusal, TenantFiles
 from lionrock.tenancy.spec import TenantResource
@@ -31,11 +37,13 @@ class TenantsDir:
         trust_domain: str,
         counts_quotas: bool,
         keeps_consents: bool,
+        divides_engines: bool,
         refused: Callable[[], None],
     ) -> None:
         """`named`: the tenants of the settings. `counts_quotas`: whether there is a state; files with quotas are refused otherwise.
 
         `keeps_consents`: whether consents are kept; files with purposes that need consent are refused otherwise.
+        `divides_engines`: whether there are routes; files of tenants that share no engines are refused otherwise.
 
         `refused` is told of each file that is not followed.
         """
@@ -46,6 +54,7 @@ class TenantsDir:
         self._trust_domain = trust_domain
         self._counts_quotas = counts_quotas
         self._keeps_consents = keeps_consents
+        self._divides_engines = divides_engines
         self._lacking: GatewayLacksState | None = None
         self._refused = refused
 
@@ -83,6 +92,8 @@ class TenantsDir:
         except GatewayLacksState as lacking:
             self._lacking = lacking
             raise
+        if not self._divides_engines:
+            refuse_undivided_engine(tenants)
         self._directory.follow([*self._named, *tenants])
 
     def _tell(self, refusals: Sequence[Refusal]) -> None:
