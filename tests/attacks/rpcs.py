@@ -39,6 +39,14 @@ ACTIONS: Final[Mapping[str, str | None]] = {
     "ReviewService.ListReviews": "read_reviews",
     "ReviewService.GetReview": "read_reviews",
     "ReviewService.DecideReview": "decide_review",
+    "ConsentService.RecordConsent": "record_consent",
+    "ConsentService.WithdrawConsent": "withdraw_consent",
+    "ConsentService.ListConsents": "list_consents",
+    "ConsentService.SetOptOut": "withdraw_consent",
+    "ConsentService.ClearOptOut": "record_consent",
+    "ConsentService.ListOptOuts": "list_consents",
+    "ConsentService.ListNotices": "read_notices",
+    "ConsentService.GetNotice": "read_notices",
     "RecordsService.ReadRecord": "read_record",
     "RecordsService.StreamRecord": "read_record",
     "RecordsService.SearchSubject": "search_records",
@@ -99,6 +107,9 @@ FILLED: Final[Mapping[str, Any]] = {
     "description": "a key",
     "roles": ["user"],
     "purposes": ["testing"],
+    "purpose": "testing",
+    "notice_version": 1,
+    "language": "en",
     "models": [MODEL],
     "page_size": 100,
     "limit": 1000,
@@ -115,7 +126,7 @@ FILLED: Final[Mapping[str, Any]] = {
 
 UNSET: Final = frozenset(
     (
-        *("context", "model", "sampling", "constraint", "purpose", "data_class", "data_classes", "allow_partial", "from", "to"),
+        *("context", "model", "sampling", "constraint", "expires_at", "data_class", "data_classes", "allow_partial", "from", "to"),
         *("with_payloads", "include_decided", "trace_id", "intent", "outcome", "want_receipt", "suspicion", "include_closed"),
     )
 )
