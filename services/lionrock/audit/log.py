@@ -29,7 +29,7 @@ from lionrock.audit.records.recording import ALONE, Recorder
 from lionrock.audit.sequencer import Appended, PendingAppend, PendingWork, Sequencer
 from lionrock.audit.signed_checkpoints import SignedCheckpoints
 from lionrock.audit.store import LogId, LogStore, OpenIntent, StoredLeaf, Transaction
-from lionrock.audit.store.departures import SEALING
+from lionrock.audit.store.departures import SEALING, Stages
 from lionrock.audit.store.records import RecordReader, StoredHold
 from lionrock.audit.tenant_log import SEALED_WHY, Head, TenantLog, open_tenant_log
 from lionrock.audit.wall_clock import ClockUs, wall_clock_us
@@ -213,6 +213,16 @@ class AuditLogs:
         log = self._log(tenant)
         return await self.read(lambda: question(self._store.records, log.log_id))
 
+    async def stages(self, tenant: str) -> Stages:
+        """Return how far a tenant's departure is. Raises LogNotFound, LogReadOnly, StoreFailed."""
+        log = self._log(tenant)
+        return await self.read(lambda: self._store.departures.stages(log.log_id))
+
+    def has_left(self, tenant: str) -> bool:
+        """Whether a tenant's log is sealed."""
+        log = self._logs.get(tenant)
+        return log is not None and log.sealed
+
     async def leaf_at(self, tenant: str, index: int) -> StoredLeaf:
         """Leaf at an index below the head. Raises LogNotFound, LogReadOnly, LeafNotFound, StoreFailed."""
         log = self._log(tenant)
@@ -362,6 +372,13 @@ def _refuse_what_departure_ends(log: TenantLog, event: Event) -> None:
         raise LogSealed(SEALED_WHY)
     if isinstance(event.body, Intent):
         raise TenantLeaving("the tenant is being off-boarded: nothing is asked any more")
+
+
+def departing(store: LogStore, platform: str) -> frozenset[str]:
+    """Tenants that leave or have left, whose proofs are served whatever settings and files still say. Raises StoreFailed."""
+    prefix = f"{platform}/audit/"
+    logs = [stored for stored in store.logs() if stored.origin.startswith(prefix)]
+    return frozenset(stored.origin.removeprefix(prefix) for stored in logs if store.departures.stages(stored.log_id))
 
 
 def open_logs(

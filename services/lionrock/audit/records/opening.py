@@ -47,7 +47,8 @@ async def open_records(
         keys = RecordKeys(store, management, KeyCache(settings.cached_keys, settings.cached_key_s), logs.now_us, metrics)
         retention = settings.retention.retention()
         own_retention = _of_tenant(stated)
-        vault = Vault(keys, Recorder(keys, retention, settings.tenants or tenants, own_retention), retention)
+        staying = [tenant for tenant in settings.tenants or tenants if not logs.has_left(tenant)]
+        vault = Vault(keys, Recorder(keys, retention, staying, own_retention), retention)
         records = Records(logs, vault)
         upkeep = Upkeep(logs, records, vault, batch=settings.expiry_batch)
         try:

@@ -27,6 +27,8 @@ class Action(StrEnum):
     READ_LOG_STATS = "read_log_stats"
     READ_LEAVES = "read_leaves"
     VERIFY_LOG = "verify_log"
+    BEGIN_OFFBOARDING = "begin_offboarding"
+    ERASE_TENANT = "erase_tenant"
 
 
 _VERIFY: Final = frozenset({Action.VERIFY_LOG})
@@ -46,10 +48,11 @@ ROLE_ACTIONS: Final[Mapping[str, frozenset[Action]]] = {
         Action.LOG_REFUSAL,
         Action.READ_LOG_BOOK,
         Action.EXPORT_RECORDS,
+        Action.ERASE_TENANT,
     },
     "regulator": _WATCH | _LOOK | {Action.HOLD_RECORDS, Action.READ_LOG_BOOK, Action.EXPORT_RECORDS},
     "auditor": _WATCH | _LOOK | {Action.READ_LOG_BOOK, Action.EXPORT_RECORDS},
-    "tenant_admin": _WATCH,
+    "tenant_admin": _WATCH | {Action.BEGIN_OFFBOARDING},
     "security": _WATCH,
     "model_risk": _WATCH,
     "platform_operator": frozenset(),
@@ -80,6 +83,10 @@ CALL_ACTIONS: Final[Mapping[str, Action]] = {
     "ListRefusals": Action.READ_LOG_BOOK,
     "Export": Action.EXPORT_RECORDS,
     "GetLogStats": Action.READ_LOG_STATS,
+    "BeginOffboarding": Action.BEGIN_OFFBOARDING,
+    "CancelOffboarding": Action.BEGIN_OFFBOARDING,
+    "EraseTenant": Action.ERASE_TENANT,
+    "GetOffboarding": Action.READ_LOG_STATS,
     "ListLeaves": Action.READ_LEAVES,
     "GetReceipt": Action.VERIFY_LOG,
     "ProveLeaf": Action.VERIFY_LOG,

@@ -62,6 +62,10 @@ class Recorder:
         """Keep payloads of one more tenant from now on."""
         self._tenants |= {tenant}
 
+    def forget(self, tenant: str) -> None:
+        """Keep nothing of a tenant any more."""
+        self._tenants -= {tenant}
+
     def keeps(self, tenant: str) -> bool:
         """Whether payloads of a tenant are kept."""
         return tenant in self._tenants

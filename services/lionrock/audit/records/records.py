@@ -86,6 +86,11 @@ class Records:
             self._destruction = Destruction(logs, vault.keys, at)
             self._holds = Holds(logs, vault.keys)
 
+    @property
+    def vault(self) -> Vault | None:
+        """What keeps payloads; None where nothing does."""
+        return self._vault
+
     async def join(self, tenant: str) -> None:
         """Keep payloads of a tenant that joins, where any are kept. Raises KeysUnavailable when its key does not answer."""
         if self._vault is not None:
