@@ -41,6 +41,7 @@ class Action(StrEnum):
     VERIFY_LOG = "verify_log"
     READ_REVIEWS = "read_reviews"
     DECIDE_REVIEW = "decide_review"
+    GET_HELD_ANSWER = "get_held_answer"
     READ_NOTICES = "read_notices"
     LIST_CONSENTS = "list_consents"
     WITHDRAW_CONSENT = "withdraw_consent"

@@ -27,6 +27,9 @@
     ├── TooManyConsents             FAILED_PRECONDITION   TOO_MANY_CONSENTS
     ├── PromptBlocked               PERMISSION_DENIED     PROMPT_BLOCKED
     ├── ReviewRequired              PERMISSION_DENIED     REVIEW_REQUIRED
+    ├── ReviewQueueFull             RESOURCE_EXHAUSTED    REVIEW_QUEUE_FULL
+    ├── ReviewNotFound              NOT_FOUND             REVIEW_NOT_FOUND
+    ├── AlreadyDecided              FAILED_PRECONDITION   ALREADY_DECIDED
     ├── PromptTooLong               INVALID_ARGUMENT      PROMPT_TOO_LONG
     ├── ChatTemplateRefused         INVALID_ARGUMENT      CHAT_TEMPLATE_REFUSED
     ├── UnsupportedParameter        INVALID_ARGUMENT      UNSUPPORTED_PARAMETER      (HTTP)
@@ -207,9 +210,27 @@ class PromptBlocked(MeshError):
 
 
 class ReviewRequired(MeshError):
-    """The policy wants a person to decide on the prompt, and no review queue is served."""
+    """A person has to decide on this answer, and the tenant has no queue for them."""
 
     status, reason = StatusCode.PERMISSION_DENIED, "REVIEW_REQUIRED"
+
+
+class ReviewQueueFull(MeshError):
+    """As many of the tenant's answers wait for a reviewer as may; the answer was not kept."""
+
+    status, reason = StatusCode.RESOURCE_EXHAUSTED, "REVIEW_QUEUE_FULL"
+
+
+class ReviewNotFound(MeshError):
+    """The caller's tenant has no held answer of this request, or none that the caller may know of."""
+
+    status, reason = StatusCode.NOT_FOUND, "REVIEW_NOT_FOUND"
+
+
+class AlreadyDecided(MeshError):
+    """Somebody has decided on this answer, or the time to decide is up."""
+
+    status, reason = StatusCode.FAILED_PRECONDITION, "ALREADY_DECIDED"
 
 
 class PromptTooLong(MeshError):

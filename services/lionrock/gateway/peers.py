@@ -13,7 +13,9 @@ from dataclasses import dataclass
 import grpc
 
 from lionrock.audit.v1 import audit_pb2 as audit
+from lionrock.audit.v1 import records_pb2 as rec
 from lionrock.audit.v1.audit_pb2_grpc import AuditServiceStub
+from lionrock.audit.v1.records_pb2_grpc import RecordsServiceStub
 from lionrock.common.v1 import chat_pb2 as chat
 from lionrock.common.v1 import context_pb2 as ctx
 from lionrock.gateway.answer_text import Decoding, Guarding
@@ -25,6 +27,7 @@ from lionrock.gateway.peer_errors import (
     from_guardrails,
     from_inference,
     from_tokenization,
+    passed_on,
     translated,
 )
 from lionrock.guardrails.v1 import guardrails_pb2 as guard
@@ -146,6 +149,7 @@ class AuditLog:
 
     def __init__(self, channel: grpc.aio.Channel, timeout_s: float) -> None:
         self._stub = AuditServiceStub(channel)
+        self._records = RecordsServiceStub(channel)
         self._timeout_s = timeout_s
 
     async def append(self, request: audit.AppendRequest, deadline: Deadline) -> audit.AppendResponse:
@@ -158,6 +162,20 @@ class AuditLog:
         request = audit.GetReceiptRequest(context=context, event_id=event_id)
         with translated(from_audit_query):
             return (await self._stub.GetReceipt(request, timeout=deadline.left_s(self._timeout_s))).receipt
+
+    async def record(self, context: ctx.RequestContext, request_id: str, deadline: Deadline) -> rec.ReadRecordResponse:
+        """Return what was said in a request, to a role that may see it. Raises SaidByAudit, AuditUnavailable."""
+        request = rec.ReadRecordRequest(context=context, request_id=request_id)
+        with translated(passed_on):
+            return await self._records.ReadRecord(request, timeout=deadline.left_s(self._timeout_s))
+
+    async def released(
+        self, context: ctx.RequestContext, request_id: str, release_event_id: str, deadline: Deadline
+    ) -> rec.ReadReleasedResponse:
+        """Return a held answer that was released, to who asked. Raises SaidByAudit, AuditUnavailable."""
+        request = rec.ReadReleasedRequest(context=context, request_id=request_id, release_event_id=release_event_id)
+        with translated(passed_on):
+            return await self._records.ReadReleased(request, timeout=deadline.left_s(self._timeout_s))
 
     async def verifier_keys(self, context: ctx.RequestContext, deadline: Deadline) -> Sequence[str]:
         """Return the verifier keys of the tenant's log, newest first."""

@@ -32,6 +32,7 @@ from lionrock.tenancy.grants import DataClasses, GrantSpec, Label, Models, Purpo
 from lionrock.tenancy.issuers import IssuerSpec
 from lionrock.tenancy.keeping import KeysSpec, RetentionSpec
 from lionrock.tenancy.notices import Disclosure, PurposeRuleSpec
+from lionrock.tenancy.reviewing import ReviewSpec
 from lionrock.tenancy.rules import rules
 from lionrock.tenancy.sharing import SharingSpec
 
@@ -127,6 +128,9 @@ class TenantSpec(TenancyModel):
     )
     tenancy: SharingSpec = Field(
         default=SharingSpec(), description="Whether the tenant's requests share engines with those of others; unset: they do."
+    )
+    review: ReviewSpec | None = Field(
+        default=None, description="Answers that wait for a reviewer; unset: none does, and what a rule wants reviewed is refused."
     )
     principals: tuple[PrincipalSpec, ...] = Field(
         default=(), max_length=MAX_PRINCIPALS, description="Who may call by mTLS, and what each may do."

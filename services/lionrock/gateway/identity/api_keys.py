@@ -136,4 +136,4 @@ def holder(key: ApiKey, tenant: Tenant) -> Principal | None:
     )
     if not (grant.roles and grant.purposes and grant.models and grant.data_classes):
         return None
-    return Principal(key.actor, tenant, grant, AuthMethod.API_KEY)
+    return Principal(key.actor, tenant, grant, AuthMethod.API_KEY, other_names=frozenset({key.created_by}))
