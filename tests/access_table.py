@@ -35,6 +35,8 @@ read_log_book         .    .    .    .    .    .    x    x    x    .
 export_records        .    .    .    .    .    .    x    x    x    .
 erase_records         .    .    .    .    .    .    x    .    .    .
 correct_record        .    .    .    .    .    .    x    .    .    .
+begin_offboarding     .    .    .    .    x    .    .    .    .    .
+erase_tenant          .    .    .    .    .    .    x    .    .    .
 log_refusal           .    .    .    .    .    .    x    .    .    .
 issue_api_keys        .    .    .    .    x    .    .    .    .    .
 list_api_keys         .    .    .    .    x    x    .    .    .    .

@@ -109,7 +109,7 @@ async def gateway(settings: GatewaySettings) -> AsyncIterator[Front]:
         registrations = (
             Registration(add_GatewayServiceServicer_to_server, servicer, SERVICE_NAME, AnyTenant(tokens=True)),
             Registration(add_GatewayStatsServiceServicer_to_server, StatsServicer(stats), STATS_SERVICE_NAME, STATS_CALLERS),
-            *AuditDoor(authenticator, authorizer, audit_channel, emergencies.live).registrations(),
+            *AuditDoor(authenticator, authorizer, audit_channel, emergencies.live, state).registrations(),
             *emergencies.registrations(authenticator, authorizer),
             *api_keys.registrations(authenticator, authorizer, peers.audit),
             consents.registration(authenticator, authorizer, peers.audit),

@@ -4,6 +4,8 @@ Knows: which call is which action, that the gateway alone says who asks, how a c
 know: what a call does; the audit service decides again by role (docs/audit.md), and by what it alone knows. One forwarder
 serves all calls of records.proto and those of audit.proto that read. Append is not among them: nobody outside writes.
 
+When the erasure of a tenant is decided, what gateways share of it is deleted before that is answered.
+
 Where an emergency of the caller is in force, calls that it can open carry its id and the roles that stand for it; a stream under
 one ends with it.
 
@@ -14,6 +16,7 @@ go with the call.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -37,8 +40,13 @@ from lionrock.gateway.identity.authenticator import Authenticator
 from lionrock.gateway.identity.grpc_caller import caller_of_rpc
 from lionrock.gateway.peer_errors import passed_on, translated
 from lionrock.gateway.peers import Deadline
+from lionrock.gateway.quota_refusals import state_needed
 from lionrock.gateway.refusals import permit
+from lionrock.gateway.state.departures import forget_tenant
+from lionrock.gateway.state.store import StateStore
 from lionrock.gateway.tenants import Principal
+
+log = logging.getLogger("lionrock.gateway")
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -56,6 +64,10 @@ CALL_ACTIONS: Final[Mapping[str, Mapping[str, Action]]] = {
         "ListRefusals": Action.READ_LOG_BOOK,
         "Export": Action.EXPORT_RECORDS,
         "GetLogStats": Action.READ_LOG_STATS,
+        "BeginOffboarding": Action.BEGIN_OFFBOARDING,
+        "CancelOffboarding": Action.BEGIN_OFFBOARDING,
+        "EraseTenant": Action.ERASE_TENANT,
+        "GetOffboarding": Action.READ_LOG_STATS,
     },
     "AuditService": {
         "GetReceipt": Action.VERIFY_LOG,
@@ -91,8 +103,10 @@ class AuditDoor:
         authorizer: Authorizer,
         channel: grpc.aio.Channel,
         emergencies: LiveEmergencies | None = None,
+        state: StateStore | None = None,
     ) -> None:
-        """`emergencies`: None where gateways share no state, and there are none."""
+        """`emergencies`: None where gateways share no state, and there are none. `state`: what they share."""
+        self._state = state
         self._authenticator = authenticator
         self._authorizer = authorizer
         self._channel = channel
@@ -122,7 +136,10 @@ class AuditDoor:
             del context
             admitted = await self._admit(request, action)
             with translated(passed_on):
-                return await forward(request, timeout=admitted.deadline.left_s())
+                response = await forward(request, timeout=admitted.deadline.left_s())
+            if isinstance(response, records_pb2.EraseTenantResponse):
+                await self._forget(admitted.principal, response.offboarding)
+            return response
 
         async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
             del context
@@ -142,6 +159,15 @@ class AuditDoor:
             request_deserializer=request_class.FromString,
             response_serializer=response_class.SerializeToString,
         )
+
+    async def _forget(self, principal: Principal, offboarding: records_pb2.Offboarding) -> None:
+        """Delete what gateways share of a tenant whose erasure is decided. Raises SharedStateUnavailable: the call is repeated."""
+        if self._state is None:
+            return
+        sealed = offboarding.stage == records_pb2.OFFBOARDING_STAGE_SEALED
+        with state_needed("what gateways share of the tenant cannot be deleted"):
+            deleted = await forget_tenant(self._state, principal.tenant.name, sealed=sealed)
+        log.info("shared rows of a tenant that leaves are deleted", extra={"tenant": principal.tenant.name, "rows": deleted})
 
     async def _admit(self, request: Message, action: Action) -> _Admitted:
         """Say in the request who asks, if they may.

@@ -39,6 +39,8 @@ class Action(StrEnum):
     READ_LOG_STATS = "read_log_stats"
     READ_LEAVES = "read_leaves"
     VERIFY_LOG = "verify_log"
+    BEGIN_OFFBOARDING = "begin_offboarding"
+    ERASE_TENANT = "erase_tenant"
     READ_REVIEWS = "read_reviews"
     DECIDE_REVIEW = "decide_review"
     GET_HELD_ANSWER = "get_held_answer"

@@ -25,6 +25,7 @@
     ├── ConsentNotFound             NOT_FOUND             CONSENT_NOT_FOUND
     ├── NoticeNotFound              NOT_FOUND             NOTICE_NOT_FOUND
     ├── TooManyConsents             FAILED_PRECONDITION   TOO_MANY_CONSENTS
+    ├── TenantLeaving               FAILED_PRECONDITION   TENANT_LEAVING
     ├── PromptBlocked               PERMISSION_DENIED     PROMPT_BLOCKED
     ├── ReviewRequired              PERMISSION_DENIED     REVIEW_REQUIRED
     ├── ReviewQueueFull             RESOURCE_EXHAUSTED    REVIEW_QUEUE_FULL
@@ -201,6 +202,12 @@ class TooManyConsents(MeshError):
     """The tenant has as many consents and opt-outs as it may."""
 
     status, reason = StatusCode.FAILED_PRECONDITION, "TOO_MANY_CONSENTS"
+
+
+class TenantLeaving(MeshError):
+    """The tenant is being off-boarded, or has been: no request of it is answered any more."""
+
+    status, reason = StatusCode.FAILED_PRECONDITION, "TENANT_LEAVING"
 
 
 class PromptBlocked(MeshError):
