@@ -93,6 +93,11 @@ def _judged(files: Sequence[Path], followed: Followed) -> Sequence[tuple[Path, T
         for file, tenant in stated
         if tenant.spec.tenancy.type == "Dedicated"
     ]
+    told += [
+        f"{file}: tenant {tenant.name}: spec.keys: this machine has tenants' keys in files: a key of transit is for clusters"
+        for file, tenant in stated
+        if tenant.spec.keys is not None
+    ]
     for refusal in followed.refused:
         if refusal.file is not None and refusal.file in {_file_name(name) for name in names}:
             told.append(f"{followed.directory / refusal.file} is not followed: repair or remove it first")
