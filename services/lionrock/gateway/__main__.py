@@ -37,6 +37,9 @@ from lionrock.gateway.pipeline import ChatPipeline
 from lionrock.gateway.policy_directory import PolicyDirectory
 from lionrock.gateway.quotas.admission import QuotaAdmission
 from lionrock.gateway.quotas.ledger import QuotaLedger
+from lionrock.gateway.reviews.door import open_reviews
+from lionrock.gateway.reviews.holding import HeldAnswers
+from lionrock.gateway.reviews.servicer import ReviewServicer
 from lionrock.gateway.routed_channels import RoutedChannels
 from lionrock.gateway.routes import Endpoint, RoutesInvalid, RouteTable
 from lionrock.gateway.routes_file import RoutesFile
@@ -98,13 +101,35 @@ async def gateway(settings: GatewaySettings) -> AsyncIterator[Front]:
         consents = await open_consents(settings.consents, state)
         salts = _cache_salts(settings)
         pipeline = ChatPipeline(
-            authorizer, peers, engines, models, admission, quotas, consents.gate, salts, settings.limits, metrics, stats
+            authorizer,
+            peers,
+            engines,
+            models,
+            admission,
+            quotas,
+            consents.gate,
+            HeldAnswers(state),
+            salts,
+            settings.limits,
+            metrics,
+            stats,
         )
         directory = await stack.enter_async_context(_tenants(settings, metrics))
         api_keys = await stack.enter_async_context(open_api_keys(settings.api_keys, state))
         emergencies = await stack.enter_async_context(open_emergencies(state, peers.audit, metrics.emergency_stepped))
         authenticator = await stack.enter_async_context(authenticating(directory, metrics.issuer_keys_unavailable, api_keys.live))
         servicer = GatewayServicer(authenticator, authorizer, pipeline, peers, engines, models, quotas)
+        reviews = await stack.enter_async_context(
+            open_reviews(
+                state,
+                peers.audit,
+                authenticator,
+                authorizer,
+                directory,
+                trust_domain=settings.server.trust_domain,
+                unnotified=metrics.review_unnotified,
+            )
+        )
         api = None if settings.http is None else settings.http.beside(settings.server)
         registrations = (
             Registration(add_GatewayServiceServicer_to_server, servicer, SERVICE_NAME, AnyTenant(tokens=True)),
@@ -113,8 +138,11 @@ async def gateway(settings: GatewaySettings) -> AsyncIterator[Front]:
             *emergencies.registrations(authenticator, authorizer),
             *api_keys.registrations(authenticator, authorizer, peers.audit),
             consents.registration(authenticator, authorizer, peers.audit),
+            *reviews.registrations(),
         )
-        yield Front(registrations, None if api is None else HttpDoor(api, _http_api(authenticator, pipeline, servicer)))
+        yield Front(
+            registrations, None if api is None else HttpDoor(api, _http_api(authenticator, pipeline, servicer, reviews.servicer))
+        )
         try:
             async with asyncio.timeout(2 * settings.limits.outcome_timeout_s):
                 await pipeline.settle()
@@ -203,9 +231,9 @@ async def _engines(
 
 
 def _http_api(
-    authenticator: Authenticator, pipeline: ChatPipeline, servicer: GatewayServicer
+    authenticator: Authenticator, pipeline: ChatPipeline, servicer: GatewayServicer, reviews: ReviewServicer | None
 ) -> Callable[[HttpCalls], Application]:
-    return lambda calls: OpenAiApi(calls, authenticator, pipeline, servicer).application()
+    return lambda calls: OpenAiApi(calls, authenticator, pipeline, servicer, reviews).application()
 
 
 def _cache_salts(settings: GatewaySettings) -> CacheSalts:

@@ -32,6 +32,10 @@ class QuotasUncounted(GatewayLacksState):
     """A tenant has quotas, and the gateway has no state to count them in."""
 
 
+class ReviewsUnkept(GatewayLacksState):
+    """A tenant has answers reviewed, and the gateway has no state to keep a queue in."""
+
+
 class ConsentsUnkept(GatewayLacksState):
     """A tenant has purposes that need consent, and the gateway keeps no consents."""
 
@@ -52,6 +56,15 @@ def refuse_uncounted_quotas(tenants: Iterable[Tenant]) -> None:
     for tenant in tenants:
         if tenant.has_quotas:
             raise QuotasUncounted(f"tenant {tenant.name} has quotas, and this gateway has nothing to count them in: set state")
+
+
+def refuse_unkept_reviews(tenants: Iterable[Tenant]) -> None:
+    """Refuse tenants whose answers are reviewed, for a gateway without state. Raises ReviewsUnkept."""
+    for tenant in tenants:
+        if tenant.review is not None:
+            raise ReviewsUnkept(
+                f"tenant {tenant.name} has answers reviewed, and this gateway keeps no queue: set state"
+            )
 
 
 def refuse_unkept_consents(tenants: Iterable[Tenant]) -> None:

@@ -58,7 +58,10 @@ from lionrock.gateway.refusals import (
     refuse_what_the_policy_refuses,
     with_tokenizer,
 )
-from lionrock.gateway.responses import delta, finished, started
+from lionrock.gateway.responses import delta, finished, held, started
+from lionrock.gateway.reviews.holding import HeldAnswers
+from lionrock.gateway.reviews.rows import Review
+from lionrock.gateway.reviews.rules import Cause
 from lionrock.gateway.served_models import ServedModels
 from lionrock.gateway.settings import LimitSettings
 from lionrock.gateway.telemetry import GatewayMetrics, stage
@@ -72,6 +75,8 @@ log = logging.getLogger("lionrock.gateway")
 
 # gRPC ends a call at the deadline that the client's header rounds, a little before or after ours.
 _DEADLINE_SLACK_S = 0.05
+
+_ENDED_WELL = frozenset({audit.OUTCOME_STATUS_ANSWERED, audit.OUTCOME_STATUS_BLOCKED, audit.OUTCOME_STATUS_HELD})
 
 Send = Callable[[gw.ChatResponse], Awaitable[None]]
 Result = TypeVar("Result")
@@ -103,6 +108,10 @@ class Turn:
     engine_stats: AnswerStats | None = None
     engine_failed: bool = False
     notice: Notice | None = None
+    hold: Cause | None = None
+    """Why the answer waits for a reviewer, as far as is known yet."""
+    withholds: bool = False
+    """Whether text is kept back until the whole answer is judged."""
     closing: asyncio.Task[audit.AppendResponse] | None = None
 
 
@@ -118,6 +127,7 @@ class ChatPipeline:
         admission: Admission,
         quotas: QuotaAdmission,
         consents: ConsentGate,
+        held: HeldAnswers,
         salts: CacheSalts,
         limits: LimitSettings,
         metrics: GatewayMetrics,
@@ -131,6 +141,7 @@ class ChatPipeline:
         self._admission = admission
         self._quotas = quotas
         self._consents = consents
+        self._held = held
         self._salts = salts
         self._limits = limits
         self._metrics = metrics
@@ -186,15 +197,37 @@ class ChatPipeline:
                     record.engine = with_tokenizer(await generation.started(), prompt.tokenizer_digest)
                     await choice.check_tokenizer(prompt.tokenizer_digest)
                     await text.opened()
+                turn.withholds = turn.hold is not None or (text.may_need_review and self._held.has_queue(turn.principal))
                 await turn.send(started(record, record.engine, turn.params.seed, prompt.verdict, turn.principal.tenant.disclosure))
                 with stage("gateway.stream"):
                     reason = await self._stream(turn, generation, text)
             finally:
                 record.usage, record.resumptions = generation.usage, generation.resumptions
                 turn.engine_failed = generation.failed
-        record.answered(reason)
+        review = await self._show_or_hold(turn, text) if turn.withholds else None
+        if review is not None:
+            record.held(reason)
+        else:
+            record.answered(reason)
         outcome = await asyncio.shield(self._close(turn))
-        await turn.send(finished(record, intent, outcome, text.blocked))
+        if review is not None:
+            await turn.send(held(record, intent, outcome, review.expires_at_us))
+        else:
+            await turn.send(finished(record, intent, outcome, text.blocked))
+
+    async def _show_or_hold(self, turn: Turn, text: AnswerText) -> Review | None:
+        """Put an answer that was withheld into the queue, or send it after all; nothing of a held one that a guardrail ended."""
+        record = turn.record
+        if text.needs_review and turn.hold is None:
+            turn.hold = Cause.ANSWER
+        if turn.hold is not None and text.blocked is None and record.withholds:
+            return await self._held.hold(turn.principal, record.context, turn.hold)
+        shown = record.take_withheld()
+        if turn.hold is None and shown:
+            assert record.usage is not None
+            record.released(shown)
+            await turn.send(delta(shown, record.usage.completion_tokens))
+        return None
 
     async def _admit(self, principal: Principal, request: gw.ChatRequest, deadline: Deadline, send: Send) -> Turn:
         arrived_at = asyncio.get_running_loop().time()
@@ -244,6 +277,7 @@ class ChatPipeline:
         with consent_refusals():
             rule = await self._consents.check(turn.principal.tenant, turn.record.context.purpose, turn.request.subject_ids)
         turn.notice = rule.notice
+        turn.hold = self._held.cause(turn.principal, turn.record.context.purpose)
         return model
 
     async def _prepare(self, turn: Turn, chosen: Chosen) -> Prompt:
@@ -254,8 +288,10 @@ class ChatPipeline:
             async with _beside(tokenization.encode(context, model, messages, deadline)) as encoding:
                 judged = await self._peers.guardrails.inspect_prompt(context, messages, deadline)
                 verdict = turn.record.prompt_verdict = prompt_verdict(judged)
-                refuse_what_the_policy_refuses(judged)
-                if judged.action != guard.ACTION_MASK:
+                refuse_what_the_policy_refuses(judged, reviewable=self._held.has_queue(turn.principal))
+                if judged.action == guard.ACTION_REVIEW and turn.hold is None:
+                    turn.hold = Cause.PROMPT
+                if judged.action != guard.ACTION_MASK and not judged.masked_texts:
                     encoded = await encoding
                 else:
                     messages = masked(messages, judged)
@@ -302,7 +338,8 @@ class ChatPipeline:
         decoding = chosen.tokenization.decode_answer(context, chosen.model, prompt.tokenizer_digest, deadline)
         guarding = self._peers.guardrails.guard_answer(context, deadline)
         assert turn.record.answer_verdict is not None
-        return AnswerText(decoding, guarding, turn.params.stop, turn.record.answer_verdict)
+        reviewable = self._held.has_queue(turn.principal)
+        return AnswerText(decoding, guarding, turn.params.stop, turn.record.answer_verdict, reviewable=reviewable)
 
     async def _append_intent(self, turn: Turn, model: str, prompt: Prompt) -> audit.AppendResponse:
         constraint = turn.request.constraint if turn.request.HasField("constraint") else None
@@ -331,7 +368,9 @@ class ChatPipeline:
             if ids and text.stopped and text.blocked is None:
                 released += await text.end()
             tokens += len(ids)
-            if released:
+            if released and turn.withholds:
+                turn.record.withheld(released)
+            elif released:
                 turn.record.released(released)
                 await turn.send(delta(released, tokens))
                 tokens = 0
@@ -382,7 +421,7 @@ class ChatPipeline:
         stats = turn.engine_stats
         if stats is not None:
             # A guardrail, the audit log or the caller may have ended it: that says nothing of engines.
-            ended = record.status in (audit.OUTCOME_STATUS_ANSWERED, audit.OUTCOME_STATUS_BLOCKED)
+            ended = record.status in _ENDED_WELL
             stats.ended(failed=True if turn.engine_failed else False if ended else None, ttft_s=record.first_text_s)
         self._metrics.closed(
             tenant,

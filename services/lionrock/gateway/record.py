@@ -53,6 +53,7 @@ class RequestRecord:
     ended_at: float = 0.0
     answer_bytes: int = 0
     _released: list[str] = field(default_factory=list)
+    _withheld: list[str] = field(default_factory=list)
 
     @property
     def model(self) -> str:
@@ -70,6 +71,28 @@ class RequestRecord:
             self.first_text_at = asyncio.get_running_loop().time()
         self._released.append(text)
         self.answer_bytes += len(text.encode())
+
+    def withheld(self, text: str) -> None:
+        """Text has passed the guardrails and is kept from the client, for a while or until a reviewer decides."""
+        self._withheld.append(text)
+        self.answer_bytes += len(text.encode())
+
+    def take_withheld(self) -> str:
+        """Return what was withheld, and keep it no longer."""
+        text = "".join(self._withheld)
+        self.answer_bytes -= len(text.encode())
+        self._withheld.clear()
+        return text
+
+    @property
+    def withholds(self) -> bool:
+        """Whether any text is withheld."""
+        return bool(self._withheld)
+
+    def held(self, reason: sampling.FinishReason.ValueType) -> None:
+        """Say that generation ended, and that all of the answer waits for a reviewer."""
+        self._end(audit.OUTCOME_STATUS_HELD, "")
+        self.finish_reason = reason
 
     def answered(self, reason: sampling.FinishReason.ValueType) -> None:
         """Say that generation ended and everything that may be shown was sent.
@@ -119,7 +142,7 @@ class RequestRecord:
             reason=self.reason,
             total_time=duration(self.total_s),
             resumptions=self.resumptions,
-            answer="".join(self._released).encode(),
+            answer="".join(self._withheld if self.status == audit.OUTCOME_STATUS_HELD else self._released).encode(),
         )
         intent = self.intent
         if intent is not None and intent.done() and not intent.cancelled() and intent.exception() is None:

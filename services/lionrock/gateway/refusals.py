@@ -47,8 +47,8 @@ def refuse_what_is_not_offered(request: gw.ChatRequest, max_prompt_code_points: 
         raise errors.UnsupportedSamplingOption("log-probabilities are not offered", field_violations=where)
 
 
-def refuse_what_the_policy_refuses(judged: guard.InspectResponse) -> None:
-    """Let through what is allowed or masked.
+def refuse_what_the_policy_refuses(judged: guard.InspectResponse, *, reviewable: bool = False) -> None:
+    """Let through what is allowed or masked, and, where a person can decide on the answer, what needs one.
 
     Raises PromptBlocked, ReviewRequired, and GuardrailsUnavailable for a verdict nobody knows.
     """
@@ -58,6 +58,8 @@ def refuse_what_the_policy_refuses(judged: guard.InspectResponse) -> None:
         case guard.ACTION_BLOCK:
             rules = dict.fromkeys(finding.rule for finding in judged.findings if finding.action == guard.ACTION_BLOCK)
             raise errors.PromptBlocked(judged.safe_message, metadata={"rules": ",".join(list(rules)[:16])})
+        case guard.ACTION_REVIEW if reviewable:
+            return
         case guard.ACTION_REVIEW:
             raise errors.ReviewRequired("the policy wants a person to decide on this prompt")
     raise from_guardrails(protocol_violation("UNKNOWN_ACTION"))

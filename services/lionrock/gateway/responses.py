@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lionrock.audit.v1 import audit_pb2 as audit
+from lionrock.common.v1 import sampling_pb2 as sampling
 from lionrock.gateway.quotas.ledger import Use
 from lionrock.gateway.record import RequestRecord, duration
 from lionrock.gateway.v1 import gateway_pb2 as gw
@@ -45,6 +46,15 @@ def finished(
         last.blocked.CopyFrom(blocked)
     if record.first_text_s is not None:
         last.time_to_first_token.CopyFrom(duration(record.first_text_s))
+    return gw.ChatResponse(finished=last)
+
+
+def held(record: RequestRecord, intent: audit.AppendResponse, outcome: audit.AppendResponse, expires_at_us: int) -> gw.ChatResponse:
+    """Return the last message of an answer that waits for a reviewer: nothing in it opens or describes the text."""
+    last = gw.ChatResponse.Finished(
+        reason=sampling.FINISH_REASON_HELD, usage=record.usage, receipt=outcome.receipt, prompt_salt=intent.salt
+    )
+    last.held.expires_at.FromMicroseconds(expires_at_us)
     return gw.ChatResponse(finished=last)
 
 

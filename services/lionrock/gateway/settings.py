@@ -10,7 +10,13 @@ from pydantic_settings import SettingsConfigDict
 
 from lionrock.chassis.settings import PeerSettings, ServiceSettings
 from lionrock.gateway.consents.settings import ConsentSettings
-from lionrock.gateway.granting import refuse_uncounted_quotas, refuse_undivided_engine, refuse_unkept_consents, tenant_of
+from lionrock.gateway.granting import (
+    refuse_uncounted_quotas,
+    refuse_undivided_engine,
+    refuse_unkept_consents,
+    refuse_unkept_reviews,
+    tenant_of,
+)
 from lionrock.gateway.identity.settings import ApiKeySettings
 from lionrock.gateway.openai.settings import HttpApiSettings
 from lionrock.gateway.state.opening import StateSettings
@@ -139,6 +145,7 @@ class GatewaySettings(ServiceSettings):
             refuse_undivided_engine(self.named_tenants())
         if self.state is None:
             refuse_uncounted_quotas(self.named_tenants())
+            refuse_unkept_reviews(self.named_tenants())
         if self.consents is None:
             refuse_unkept_consents(self.named_tenants())
         return self

@@ -16,6 +16,7 @@ from lionrock.gateway.granting import (
     refuse_uncounted_quotas,
     refuse_undivided_engine,
     refuse_unkept_consents,
+    refuse_unkept_reviews,
     tenant_of,
 )
 from lionrock.gateway.tenants import Tenant, TenantDirectory
@@ -87,6 +88,7 @@ class TenantsDir:
         try:
             if not self._counts_quotas:
                 refuse_uncounted_quotas(tenants)
+                refuse_unkept_reviews(tenants)
             if not self._keeps_consents:
                 refuse_unkept_consents(tenants)
         except GatewayLacksState as lacking:

@@ -8,17 +8,22 @@ from __future__ import annotations
 import base64
 import hashlib
 from dataclasses import dataclass, field
+from datetime import UTC
 from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from lionrock.audit.v1 import audit_pb2 as audit
 from lionrock.common.v1 import model_pb2 as model
 from lionrock.common.v1 import sampling_pb2 as sampling
 from lionrock.gateway.v1 import gateway_pb2 as gw
 
+HELD = "This answer waits for a reviewer. / 此回答正等候人員審核。 / 此回答正等候人员审核。"
 _REASONS = {
     sampling.FINISH_REASON_STOP: "stop",
     sampling.FINISH_REASON_LENGTH: "length",
     sampling.FINISH_REASON_BLOCKED: "content_filter",
+    sampling.FINISH_REASON_HELD: "content_filter",
 }
 
 
@@ -49,8 +54,12 @@ class Told:
 
     @property
     def blocked(self) -> str | None:
-        """What to show in place of the rest, when a guardrail ended the answer."""
-        return self.finished.blocked.safe_message if self.finished is not None and self.finished.HasField("blocked") else None
+        """What to show in place of the rest, when a guardrail ended the answer or it waits for a reviewer."""
+        if self.finished is None:
+            return None
+        if self.finished.HasField("held"):
+            return HELD
+        return self.finished.blocked.safe_message if self.finished.HasField("blocked") else None
 
 
 @dataclass(slots=True)
@@ -124,9 +133,22 @@ def proof(told: Told, index: int, step: str) -> dict[str, Any]:
         "prompt_salt": base64.b64encode(finished.prompt_salt).decode(),
         "masked": {"prompt": len(started.prompt_findings), "answer": len(finished.answer_findings)},
     }
+    if finished.HasField("held"):
+        del shown["answer_salt"]  # it would open what nobody was shown
+        shown["review"] = review(started.request_id, "pending", finished.held.expires_at)
     if finished.HasField("blocked"):
         shown["blocked"] = {"rule": finished.blocked.rule, "message": finished.blocked.safe_message}
     return shown
+
+
+def review(request_id: str, state: str, expires_at: Timestamp) -> dict[str, Any]:
+    """Return what became of an answer that was held: pending, released, refused or expired, and where to ask again."""
+    return {
+        "state": state,
+        "request_id": request_id,
+        "expires_at": expires_at.ToDatetime(tzinfo=UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        "path": f"/v1/lionrock/held-answers/{request_id}",
+    }
 
 
 def receipt(proven: audit.Receipt) -> dict[str, Any]:

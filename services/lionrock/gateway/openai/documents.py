@@ -46,6 +46,31 @@ _AUDIT_KEYS = {
         "verifier_keys": {"type": "array", "items": {"type": "string"}, "description": "C2SP signed-note verifier keys"},
     },
 }
+_HELD_ANSWER = {
+    "type": "object",
+    "required": ["lionrock"],
+    "properties": {
+        "lionrock": {
+            "type": "object",
+            "required": ["review"],
+            "properties": {
+                "review": {
+                    "type": "object",
+                    "required": ["state", "request_id", "expires_at", "path"],
+                    "properties": {
+                        "state": {"enum": ["pending", "released", "refused", "expired"]},
+                        "request_id": {"type": "string"},
+                        "expires_at": {"type": "string", "format": "date-time"},
+                        "path": {"type": "string"},
+                    },
+                }
+            },
+        },
+        "content": {"type": "string", "description": "the answer, once it is released"},
+        "answer_salt": {"type": "string", "description": "opens the answer's commitment in its outcome leaf, Base64"},
+        "refusal": {"type": "string", "description": "what to show in place of an answer that is not released"},
+    },
+}
 _RECEIPT = {
     "type": "object",
     "required": ["request_id", "receipt"],
@@ -173,6 +198,13 @@ def openapi() -> dict[str, Any]:
                     "summary": "Fetch the receipt of an earlier answer of the caller's tenant",
                     "parameters": [{"name": "request_id", "in": "path", "required": True, "schema": {"type": "string"}}],
                     "responses": _answers("The receipt", _RECEIPT),
+                }
+            },
+            "/v1/lionrock/held-answers/{request_id}": {
+                "get": {
+                    "summary": "Say what became of an own answer that a reviewer decides on, with its text once it is released",
+                    "parameters": [{"name": "request_id", "in": "path", "required": True, "schema": {"type": "string"}}],
+                    "responses": _answers("What became of it", _HELD_ANSWER),
                 }
             },
             "/v1/lionrock/notices": {

@@ -20,7 +20,8 @@ from lionrock.gateway.governance import governance_leaf
 from lionrock.gateway.peers import AuditLog, Deadline
 from lionrock.gateway.quota_refusals import state_needed
 from lionrock.gateway.reviews import rows
-from lionrock.gateway.reviews.rows import Decision, Review
+from lionrock.gateway.reviews.rows import Review
+from lionrock.gateway.reviews.rules import Decision
 from lionrock.gateway.state.store import StateStore
 from lionrock.tlog.proof import TlogProof
 

@@ -1,7 +1,7 @@
 """Puts an answer into its tenant's queue, and says beforehand which answers go there.
 
 Knows causes and rows. The answer itself goes into the audit vault with the request's outcome (pipeline.py), after its row is
-durable: no answer waits that no reviewer can find. Where the row cannot be written, the request fails and its answer is kept nowhere.
+durable: no answer waits that no reviewer can find. Where the row cannot be written, the request fails and nothing of it is kept.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from lionrock.gateway.reviews.rules import Cause, Decision
-from lionrock.gateway.state.store import Row, StateStore, StateTransaction
+from lionrock.gateway.state.store import Row, StateStore, StateTransaction, Value
 
 MAX_WAITING: Final = 1000
 KEPT_US: Final = 30 * 24 * 3600 * 1_000_000
@@ -110,7 +110,7 @@ async def page(
         " AND (held_at_us > ? OR (held_at_us = ? AND request_id > ?))"
         f"{'' if decided else ' AND decision = 0'} ORDER BY held_at_us, request_id LIMIT ?"
     )
-    parameters = (tenant, *listed, after[0], after[0], after[1], size)
+    parameters: tuple[Value, ...] = (tenant, *listed, after[0], after[0], after[1], size)
     return [_row(row) for row in await store.read(lambda state: state.ask(sql, parameters))]
 
 

@@ -29,7 +29,8 @@ from lionrock.gateway.refusals import permit
 from lionrock.gateway.reviews import rows
 from lionrock.gateway.reviews.deciding import NO_STATE, Decisions
 from lionrock.gateway.reviews.identities import author_for
-from lionrock.gateway.reviews.rows import Decision, Review
+from lionrock.gateway.reviews.rows import Review
+from lionrock.gateway.reviews.rules import Decision
 from lionrock.gateway.state.store import StateStore
 from lionrock.gateway.tenants import AuthMethod, Principal
 from lionrock.gateway.v1 import review_pb2 as pb
