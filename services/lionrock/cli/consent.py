@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
@@ -180,9 +181,11 @@ def _texts(notice: pb.Notice) -> Iterator[str]:
         yield f"\n[{language}]\n{text.rstrip()}"
 
 
-def _dict(message: Message) -> dict[str, object]:
-    shown: dict[str, object] = MessageToDict(message, preserving_proto_field_name=True)
+def _dict(message: Message) -> dict[str, Any]:
+    shown: dict[str, Any] = MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
     shown.pop("receipt", None)
+    if "leaf_index" in shown:
+        shown["leaf_index"] = int(shown["leaf_index"])  # protobuf's JSON writes 64 bits as text
     return shown
 
 
