@@ -329,10 +329,10 @@ class Offboarding:
             return replace(done, erased=erased, vault_key=vault_key)
         return replace(done, kept=await self._kept(tenant, cleared=cleared)) if ERASING in stages else done
 
-    async def _kept(self, tenant: str, *, cleared: bool) -> list[Kept]:
+    async def _kept(self, tenant: str, *, cleared: bool) -> tuple[Kept, ...]:
         """Count what is kept, by reason and class. Raises KeysUnavailable, StoreFailed."""
         if self._vault(tenant) is None:
-            return []
+            return ()
         counts: Counter[tuple[str, str]] = Counter()
         until: dict[tuple[str, str], int | None] = {}
         after = ""
@@ -340,7 +340,7 @@ class Offboarding:
             async with self._records.alone(tenant) as (vault, holds, _):
                 page = await self._page(tenant, after)
                 if not page:
-                    return [Kept(reason, name, counts[reason, name], until[reason, name]) for reason, name in sorted(counts)]
+                    return tuple(Kept(*place, counts[place], until[place]) for place in sorted(counts))
                 after = page[-1].request_id
                 kept = await self._why_kept(vault, holds, tenant, page)
             for record in page:
