@@ -39,6 +39,10 @@ _WHOLE = frozenset(
         "gateway.PrincipalSpec",
         "gateway.IssuerSpec",
         "gateway.BindingSpec",
+        "gateway.PurposeRuleSpec",
+        "gateway.NoticeSpec",
+        "gateway.NoticeText",
+        "gateway.DisclosureText",
         "audit-monitor.WatchedLogSettings",
         "audit-monitor.WitnessSettings",
     }

@@ -337,14 +337,16 @@ def test_secrets_of_the_gateway_are_mounted_for_it_alone_to_read(render: Callabl
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     assert volumes["state"]["secret"] == {"secretName": "gateway-database", "defaultMode": 0o440}
     assert volumes["api-keys"]["secret"] == {"secretName": "api-keys", "defaultMode": 0o440}
+    assert volumes["consents"]["secret"] == {"secretName": "consents", "defaultMode": 0o440}
     mounts = {mount["name"]: mount for mount in pod["containers"][0]["volumeMounts"]}
-    assert all(mounts[name]["readOnly"] for name in ("state", "api-keys", "policies"))
+    assert all(mounts[name]["readOnly"] for name in ("state", "api-keys", "consents", "policies"))
 
 
 def test_api_keys_and_access_policies_come_from_what_the_values_name(load: Callable[..., Any], render: Callable[..., Any]) -> None:
     assert (load("gateway").api_keys, load("gateway").policy_dir) == (None, None)
     gateway = load("gateway", "everything")
     assert (str(gateway.api_keys.secret_file), gateway.api_keys.max_lifetime_days) == ("/etc/lionrock/api-keys/hmac", 30)
+    assert str(gateway.consents.secret_file) == "/etc/lionrock/consents/hmac"
     assert str(gateway.policy_dir) == "/etc/lionrock/policies"
     pod = render("everything").one("Deployment", "lionrock-gateway")["spec"]["template"]["spec"]
     assert {"name": "policies", "configMap": {"name": "access-policies"}} in pod["volumes"]
@@ -387,6 +389,7 @@ def test_quotas_that_no_gateway_could_count_are_refused(load: Callable[..., Any]
         ((*SQLITE, "gateway.autoscaling.enabled=true"), "gateway.replicas=1"),
         ((*SQLITE, 'gateway.state.postgresql={"existingSecret":"s","peers":[{"podSelector":{}}]}'), "not in both"),
         (('gateway.apiKeys.existingSecret="keys"',), "gateway.apiKeys: where are API keys kept"),
+        (('gateway.consents.existingSecret="keys"',), "gateway.consents: where are consents kept"),
         (('gateway.state.postgresql.existingSecret="s"',), "gateway.state.postgresql.peers"),
     ],
 )

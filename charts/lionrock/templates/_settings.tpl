@@ -68,9 +68,14 @@ state: {{ . }}
 api_keys: {secret_file: /etc/lionrock/api-keys/{{ .key }}, max_lifetime_days: {{ .maxLifetimeDays }}}
 {{- end }}
 {{- end }}
+{{- with .Values.gateway.consents }}
+{{- if .existingSecret }}
+consents: {secret_file: /etc/lionrock/consents/{{ .key }}}
+{{- end }}
+{{- end }}
 {{- end -}}
 
-{{/* Where gateways count quotas and keep API keys, or nothing. Refuses what would need it. */}}
+{{/* Where gateways count quotas and keep API keys and consents, or nothing. Refuses what would need it. */}}
 {{- define "lionrock.settings.state" -}}
 {{- $gateway := .Values.gateway -}}
 {{- $database := $gateway.state.postgresql.existingSecret -}}
@@ -82,6 +87,7 @@ api_keys: {secret_file: /etc/lionrock/api-keys/{{ .key }}, max_lifetime_days: {{
 {sqlite_file: /var/lib/lionrock/state/gateway.sqlite}
 {{- else if not $gateway.settings.state -}}
 {{- if $gateway.apiKeys.existingSecret }}{{ fail "gateway.apiKeys: where are API keys kept? (gateway.state.postgresql.existingSecret, or gateway.state.sqlite.enabled for one gateway)" }}{{ end -}}
+{{- if $gateway.consents.existingSecret }}{{ fail "gateway.consents: where are consents kept? (gateway.state.postgresql.existingSecret, or gateway.state.sqlite.enabled for one gateway)" }}{{ end -}}
 {{- range $tenant := .Values.tenants -}}
 {{- $bounded := concat (list $tenant) ($tenant.principals | default list) -}}
 {{- range $tenant.issuers }}{{ $bounded = concat $bounded (.bindings | default list) }}{{ end -}}
