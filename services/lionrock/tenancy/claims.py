@@ -19,6 +19,9 @@ def claims_of(tenant: TenantResource) -> dict[Claim, str]:
     for issuer in tenant.spec.issuers:
         for audience in issuer.audiences:
             found["tokens", issuer.issuer, audience] = f"tokens of {issuer.issuer} for {audience}"
+    if tenant.spec.keys is not None:
+        transit = tenant.spec.keys.transit
+        found["key", transit.mount or "", transit.name] = f"the key {transit.name}"
     for pool in tenant.spec.tenancy.pools or ():
         found["pool", pool] = f"the chip pool {pool}"
     return found
