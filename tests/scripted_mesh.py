@@ -143,7 +143,7 @@ class ThreeWordGuardrails(Faulty, guard_rpc.GuardrailsServiceServicer):
         findings = [finding for number, part in enumerate(request.parts) for finding in self._findings(part.text, number)]
         action = max([guard.ACTION_ALLOW, *(finding.action for finding in findings)])
         response = guard.InspectResponse(action=action, findings=findings, policy=self.policy)
-        if action == guard.ACTION_MASK:
+        if action != guard.ACTION_BLOCK and any(finding.action == guard.ACTION_MASK for finding in findings):
             response.masked_texts.extend(part.text.replace(MASKED_WORD, MASK) for part in request.parts)
         if action == guard.ACTION_BLOCK:
             response.safe_message = SAFE_MESSAGE
@@ -155,7 +155,7 @@ class ThreeWordGuardrails(Faulty, guard_rpc.GuardrailsServiceServicer):
             text = request.chunk.text
             findings = self._findings(text)
             if request.HasField("open"):
-                yield guard.InspectStreamResponse(policy=self.policy)
+                yield guard.InspectStreamResponse(policy=self.policy, may_need_review=True)
             elif BLOCKED_WORD in text:
                 blocked = guard.Blocked(rule=f"word.{BLOCKED_WORD}", safe_message=SAFE_MESSAGE)
                 yield guard.InspectStreamResponse(released=text[: text.index(BLOCKED_WORD)], findings=findings, blocked=blocked)
