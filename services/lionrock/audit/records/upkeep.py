@@ -130,13 +130,14 @@ class Upkeep:
         """Name the tenant's classes that expire, by kind of data class, and the time before which their records do."""
         now_us, due = self._logs.now_us(), list[tuple[str, int, bool]]()
         for restricted in (False, True):
-            names = await self._logs.read_records(
-                tenant, lambda reader, log_id, hidden=restricted: reader.retention_classes(log_id, restricted=hidden)
-            )
+            names = await self._classes(tenant, restricted)
             for name in names:
                 if (expire_days := self._vault.retention.expire_days(name)) is not None:
                     due.append((name, now_us - expire_days * DAY_US, restricted))
         return due
+
+    async def _classes(self, tenant: str, restricted: bool) -> Sequence[str]:
+        return await self._logs.read_records(tenant, lambda reader, log_id: reader.retention_classes(log_id, restricted=restricted))
 
     async def _expire_class(self, tenant: str, name: str, before_us: int, *, restricted: bool, run: UpkeepRun) -> int:
         expired, after = 0, (-1, "")

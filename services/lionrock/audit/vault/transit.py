@@ -49,6 +49,7 @@ def usual_key(settings: TransitSettings, tenant: str) -> TransitKey:
 def no_key_stated(tenant: str) -> TransitKey | None:
     """No tenant states a key."""
     del tenant
+    return None
 
 
 class TransitKeyManagement:
