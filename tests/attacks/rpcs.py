@@ -39,6 +39,7 @@ ACTIONS: Final[Mapping[str, str | None]] = {
     "ReviewService.ListReviews": "read_reviews",
     "ReviewService.GetReview": "read_reviews",
     "ReviewService.DecideReview": "decide_review",
+    "ReviewService.GetHeldAnswer": "get_held_answer",
     "ConsentService.RecordConsent": "record_consent",
     "ConsentService.WithdrawConsent": "withdraw_consent",
     "ConsentService.ListConsents": "list_consents",
@@ -48,6 +49,7 @@ ACTIONS: Final[Mapping[str, str | None]] = {
     "ConsentService.ListNotices": "read_notices",
     "ConsentService.GetNotice": "read_notices",
     "RecordsService.ReadRecord": "read_record",
+    "RecordsService.ReadReleased": None,
     "RecordsService.StreamRecord": "read_record",
     "RecordsService.SearchSubject": "search_records",
     "RecordsService.EraseSubject": "erase_records",
@@ -87,6 +89,7 @@ class Kind(Enum):
 OBJECTS: Final[Mapping[str, Kind]] = {
     "request_id": Kind.REQUEST,
     "event_id": Kind.REQUEST,
+    "release_event_id": Kind.REQUEST,
     "hold_id": Kind.HOLD,
     "key_id": Kind.API_KEY,
     "emergency_id": Kind.EMERGENCY,

@@ -42,14 +42,14 @@ STRANGER: Final = "stranger"
 
 def with_every_role(name: str) -> dict[str, Any]:
     """A tenant whose roles are a workload each."""
-    settings = tenant(name)
+    settings = {**tenant(name), "review": {"purposes": ["drafting"]}}
     notice = {"version": 1, "texts": [{"language": "en", "text": f"What {name} does with data."}]}
     settings |= {"purposes": ["testing", "drafting"], "purpose_rules": [{"purpose": "testing", "notice": notice}]}
     for role in ROLES:
         principal = {
             "spiffe_id": spiffe_id(name, role),
             "roles": [role],
-            "purposes": ["testing"],
+            "purposes": ["testing", "drafting"],
             "not_after": "2100-01-01T00:00:00Z",
         }
         settings["principals"].append({**principal, "data_classes": ["personal", "suspicion"]})
@@ -142,7 +142,8 @@ async def belongings_of(mesh: AttackedMesh, name: str = BANK, attacker: str = BR
         longest = (await RecordsServiceStub(auditor).GetLogStats(rec.GetLogStatsRequest())).leaves
     canary = uuid7()
     case, conversation, subject = (f"{kind}-{canary}" for kind in ("case", "conversation", "subject"))
-    asked = gw.ChatRequest(
+    asked = gw.ChatRequest(  # and held, so that the request's id is that of an answer that waits
+        purpose="drafting",
         messages=[chat.ChatMessage(role=chat.CHAT_ROLE_USER, content=f"prompt-{canary}")],
         case_id=case,
         conversation_id=conversation,

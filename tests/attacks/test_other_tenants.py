@@ -19,9 +19,11 @@ from lionrock.audit.v1.records_pb2_grpc import RecordsServiceStub
 from lionrock.gateway.v1 import api_key_pb2 as keys
 from lionrock.gateway.v1 import break_glass_pb2 as emergencies
 from lionrock.gateway.v1 import gateway_pb2 as gw
+from lionrock.gateway.v1 import review_pb2 as reviews
 from lionrock.gateway.v1.api_key_pb2_grpc import ApiKeyServiceStub
 from lionrock.gateway.v1.break_glass_pb2_grpc import BreakGlassServiceStub
 from lionrock.gateway.v1.gateway_pb2_grpc import GatewayServiceStub
+from lionrock.gateway.v1.review_pb2_grpc import ReviewServiceStub
 from lionrock.tenancy.vocabulary import ROLES
 
 MAY = permitted(TABLE)
@@ -123,6 +125,9 @@ async def unharmed(mesh: AttackedMesh, theirs: Belongings) -> None:
         assert theirs.ids[Kind.HOLD] in holds
     async with mesh.as_("user", BANK) as user:
         assert (await GatewayServiceStub(user).GetReceipt(gw.GetReceiptRequest(request_id=request_id))).receipt.tlog_proof
+    async with mesh.as_("reviewer", BANK) as reviewer:
+        waiting = (await ReviewServiceStub(reviewer).ListReviews(reviews.ListReviewsRequest(page_size=100))).reviews
+        assert request_id in [review.request_id for review in waiting]
     async with mesh.as_("tenant_admin", BANK) as admin:
         listed = (await ApiKeyServiceStub(admin).ListApiKeys(keys.ListApiKeysRequest(page_size=100))).keys
     async with mesh.as_("security", BANK) as guard:
