@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import yaml
 
-from lionrock.tenancy.rules import KEYWORD
+from lionrock.tenancy.rules import DISTINCT, KEYWORD
 from lionrock.tenancy.spec import TenantResource
 from lionrock.tenancy.vocabulary import LABEL
 
@@ -154,6 +154,9 @@ def _plain(node: Mapping[str, Any], definitions: Mapping[str, Any], path: str, r
         made["format"] = "date-time"
     if "items" in node:
         made["x-kubernetes-list-type"] = "atomic"
+        if "[]" in path and (distinct := DISTINCT[KEYWORD][0]) in rules:
+            made["x-kubernetes-list-type"] = "set"
+            rules.remove(distinct)
         made["items"] = structural(node["items"], definitions, f"{path}[]")
     if "required" in node:
         made["required"] = node["required"]

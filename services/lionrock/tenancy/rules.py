@@ -20,4 +20,4 @@ def rules(*stated: tuple[str, str]) -> dict[str, Any]:
 
 DISTINCT: Final = rules(("self.all(each, self.exists_one(other, other == each))", "states something twice"))
 """Of a list of words. No `x-kubernetes-list-type: set`: of sets the API server makes a union of what two people apply, and so a
-grant that neither wrote."""
+grant that neither wrote. Within the items of another list it makes none, and there the tool writes a set, which costs nothing."""

@@ -82,8 +82,8 @@ class TenantSpec(TenancyModel):
                 "principals states a spiffeId twice",
             ),
             (
-                "!has(self.issuers) || self.issuers.all(each, each.audiences.all(audience,"
-                " self.issuers.exists_one(other, other.issuer == each.issuer && audience in other.audiences)))",
+                "!has(self.issuers) || self.issuers.all(each, self.issuers.exists_one(other,"
+                " other.issuer == each.issuer && sets.intersects(each.audiences, other.audiences)))",
                 "issuers states an issuer and audience twice",
             ),
             (
