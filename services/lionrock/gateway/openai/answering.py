@@ -206,7 +206,7 @@ class Answering:
 
     def _own(self, choices: Sequence[Choice]) -> dict[str, Any]:
         assert self._first is not None
-        disclosure = dict(self._first.ai_disclosure)
+        disclosure = dict(sorted(self._first.ai_disclosure.items()))
         return {"ai_disclosure": disclosure, "answers": [proof for choice in choices for proof in choice.proofs()]}
 
     async def _chunk(self, choice: dict[str, Any], **members: Any) -> None:

@@ -168,7 +168,7 @@ class OpenAiApi:
         shown = {
             "tenant": told.tenant,
             "territory": told.territory,
-            "ai_disclosure": dict(told.ai_disclosure),
+            "ai_disclosure": dict(sorted(told.ai_disclosure.items())),
             "purposes": [_purpose(each) for each in notices],
         }
         await send_json(send, 200, shown, [(b"x-request-id", uuid7().encode())])
@@ -253,7 +253,12 @@ def _purpose(told: consent.Notice) -> dict[str, Any]:
         "exempt_from_opt_out": told.exempt_from_opt_out,
     }
     if told.version:
-        notice = {"version": told.version, "digest": told.digest, "consent_since": told.consent_since, "texts": dict(told.texts)}
+        notice = {
+            "version": told.version,
+            "digest": told.digest,
+            "consent_since": told.consent_since,
+            "texts": dict(sorted(told.texts.items())),
+        }
         shown["notice"] = notice
     return shown
 
