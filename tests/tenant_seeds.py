@@ -6,6 +6,7 @@ Made by going through the resource's own schema, so that a field that is new is 
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -119,13 +120,16 @@ TEXTS = (
     "\x7f",
 )
 """Each of them is good for something, or nearly."""
-OTHERS: tuple[Any, ...] = ("", 0, 1, 1.5, True, [], ["a"], {}, {"a": "b"})
+OTHERS: tuple[Any, ...] = ("1", 1, 1.5, True, [], {})
 """Values of every type."""
 
 
 def broken(schema: Mapping[str, Any], whole: Document, *, under: str = "spec") -> Iterator[tuple[str, Document]]:
-    """Yield documents with one thing changed, named by what it is. schema: of `under`, structural."""
-    for label, changed in _changes(schema, whole[under], under):
+    """Yield documents with one thing changed, named by what it is. schema: of `under`, structural.
+
+    Of fields of the same form one is changed.
+    """
+    for label, changed in _changes(schema, whole[under], under, set()):
         yield label, {**whole, under: changed}
 
 
@@ -149,19 +153,23 @@ def stated(value: Any, path: str = "") -> Iterator[str]:
             yield from stated(part, path)
 
 
-def _changes(schema: Mapping[str, Any], value: Any, path: str) -> Iterator[tuple[str, Any]]:
+def _changes(schema: Mapping[str, Any], value: Any, path: str, seen: set[str]) -> Iterator[tuple[str, Any]]:
+    form = json.dumps({key: part for key, part in schema.items() if key != "description"}, sort_keys=True)
+    if form in seen:
+        return
+    seen.add(form)
     for other in OTHERS:
         if type(other) is not type(value):
             yield f"{path} = {other!r}", copy.deepcopy(other)
     match schema.get("type"):
         case "object":
-            yield from _of_object(schema, value, path)
+            yield from _of_object(schema, value, path, seen)
         case "array":
             yield f"{path} = []", []
             yield f"{path} twice", [value[0], copy.deepcopy(value[0])]
             yield f"{path} too long", [copy.deepcopy(value[0]) for _ in range(schema["maxItems"] + 1)]
             for index, item in enumerate(value[:1]):
-                for label, changed in _changes(schema["items"], item, f"{path}[{index}]"):
+                for label, changed in _changes(schema["items"], item, f"{path}[{index}]", seen):
                     yield label, [changed, *value[1:]]
         case "integer":
             for number in (schema["minimum"] - 1, schema["minimum"], schema["maximum"], schema["maximum"] + 1, -1, 2**53):
@@ -171,13 +179,13 @@ def _changes(schema: Mapping[str, Any], value: Any, path: str) -> Iterator[tuple
                 yield f"{path} = {text[:70]!r}", text
 
 
-def _of_object(schema: Mapping[str, Any], value: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
+def _of_object(schema: Mapping[str, Any], value: Mapping[str, Any], path: str, seen: set[str]) -> Iterator[tuple[str, Any]]:
     yield f"{path}.unheardOf", {**value, "unheardOf": 1}
     for name, part in schema.get("properties", {}).items():
         snake = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)
         if name in value:
             yield f"{path}.{name} left out", {key: each for key, each in value.items() if key != name}
-            for label, changed in _changes(part, value[name], f"{path}.{name}"):
+            for label, changed in _changes(part, value[name], f"{path}.{name}", seen):
                 yield label, {**value, name: changed}
             if snake != name:
                 yield f"{path}.{snake}", {**{key: each for key, each in value.items() if key != name}, snake: value[name]}

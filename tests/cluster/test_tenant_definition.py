@@ -70,7 +70,7 @@ def test_broken_field_by_field_both_refuse_the_same(objects: Objects, place: str
         tried += 1
         if (told is None) != good(tenant):
             differ.append(f"{label}: {'the API server alone takes it' if told is None else told}")
-    assert tried > 1000
+    assert tried > 500
     assert differ == []
 
 
@@ -85,39 +85,46 @@ def test_a_name_is_that_of_a_tenant(objects: Objects, place: str) -> None:
     assert refusal(objects, place, foreign) is not None
 
 
+def often(usual: Any, other: Any) -> st.SearchStrategy[Any]:
+    """Take what is good by itself nine times of ten: a document has many fields."""
+    return st.integers(0, 9).flatmap(lambda draw: st.just(usual) if draw else other)
+
+
 SOME = st.sampled_from(["a", "b", "c"])
-LISTS = st.lists(SOME, min_size=1, max_size=3)
-CLASSES = st.lists(st.sampled_from(["public", "personal", "suspicion"]), min_size=1, max_size=3)
+LISTS = often(["a", "b"], st.lists(SOME, min_size=1, max_size=3))
+MODELS = often(["a"], st.lists(st.sampled_from(["*", "a", "b"]), min_size=1, max_size=2))
+CLASSES = often(["public"], st.lists(st.sampled_from(["public", "personal", "suspicion"]), min_size=1, max_size=3))
 GRANTS = st.fixed_dictionaries(
     {"purposes": LISTS},
     optional={
-        "models": st.lists(st.sampled_from(["*", "a", "b"]), min_size=1, max_size=2),
+        "models": MODELS,
         "dataClasses": CLASSES,
-        "roles": st.lists(st.sampled_from(["user", "regulator", "auditor"]), min_size=1, max_size=2),
+        "roles": often(["user"], st.lists(st.sampled_from(["user", "regulator"]), min_size=1, max_size=2)),
         "notAfter": st.just("2027-01-31T18:00:00Z"),
     },
 )
 PRINCIPALS = st.builds(
     lambda tenant, name, grant: {"spiffeId": f"spiffe://bank.example/tenant/{tenant}/user/{name}", **grant},
-    st.sampled_from(["retail", "retail", "retail", "user"]),
-    st.sampled_from(["*", "x", "y"]),
+    often("retail", st.just("user")),
+    st.sampled_from(["*", "u", "v", "w", "x", "y"]),
     GRANTS,
 )
 ISSUERS = st.builds(
     lambda issuer, audiences, bindings: {"issuer": issuer, "audiences": audiences, "bindings": bindings},
-    st.sampled_from(["https://a.example", "https://b.example"]),
+    st.sampled_from(["https://a.example", "https://b.example", "https://c.example"]),
     LISTS,
     st.lists(st.builds(lambda value, grant: {"value": value, **grant}, SOME, GRANTS), min_size=1, max_size=2),
 )
+POOLS = st.fixed_dictionaries({"pools": LISTS}, optional={"type": st.sampled_from(["Shared", "Dedicated"])})
+TENANCY = often({"type": "Dedicated"}, POOLS)
 SPECS = st.fixed_dictionaries(
-    {"territory": st.just("HK")},
+    {"territory": st.just("HK"), "principals": st.lists(PRINCIPALS, max_size=3)},
     optional={
-        "purposes": LISTS,
-        "models": st.lists(st.sampled_from(["*", "a", "b"]), min_size=1, max_size=2),
+        "purposes": often(["a", "b", "c"], LISTS),
+        "models": often(["*"], MODELS),
         "dataClasses": CLASSES,
-        "principals": st.lists(PRINCIPALS, max_size=3),
         "issuers": st.lists(ISSUERS, max_size=2),
-        "tenancy": st.fixed_dictionaries({}, optional={"type": st.sampled_from(["Shared", "Dedicated"]), "pools": LISTS}),
+        "tenancy": TENANCY,
     },
 )
 
@@ -126,7 +133,7 @@ def test_whatever_fields_say_together_both_refuse_the_same(objects: Objects, pla
     verdicts = {True: 0, False: 0}
 
     @hypothesis_settings(
-        max_examples=300,
+        max_examples=200,
         deadline=None,
         derandomize=True,
         phases=(Phase.generate, Phase.shrink),
