@@ -85,6 +85,8 @@ async def test_a_context_where_a_message_has_none_changes_nothing(attacked: Atta
             else:
                 hidden = claims
             for role, channel in channels.items():
+                if name_of(method) == "BreakGlassService.RequestEmergency":
+                    await answer(channel, method, request)  # whoever has one open asks for no other
                 plain, with_claims = await answer(channel, method, request), await answer(channel, method, request + hidden)
                 where = f"{role}: {name_of(method)}"
                 assert (with_claims.status, with_claims.reason) == (plain.status, plain.reason), where
