@@ -42,6 +42,11 @@ _FIXES: Final[Mapping[str, str]] = {
     "RECORD_ERASED": "nothing brings it back; its leaves still verify: lionrock audit prove",
     "TOO_MANY_RECORDS": "name a case or single requests instead",
     "LEAF_NOT_COVERED": "try again when the platform's log has its next checkpoint, or wait longer: --timeout",
+    "TENANT_LEAVING": "lionrock tenant offboard says how far it is; a tenant_admin may --cancel until the erasure is decided",
+    "LOG_SEALED": "nothing is added to it any more; its leaves still verify: lionrock audit tail, prove",
+    "OFFBOARDING_NOT_BEGUN": "somebody who is tenant_admin begins it: lionrock tenant offboard",
+    "ERASURE_DECIDED": "what is kept still goes when its time has come: lionrock tenant offboard says when",
+    "SECOND_PERSON_NEEDED": "somebody else decides, who is privacy_officer",
     "LOG_READ_ONLY": "the log of the audit service says why; its operator must repair it",
 }
 
