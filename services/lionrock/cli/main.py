@@ -18,6 +18,7 @@ from lionrock.cli.emergency_commands import app as emergency
 from lionrock.cli.errors import EXIT_USAGE, CommandError, report
 from lionrock.cli.keys_commands import app as keys
 from lionrock.cli.policy_commands import app as policy
+from lionrock.cli.review_commands import app as review
 from lionrock.cli.services import run_service
 from lionrock.cli.tenant import app as tenant
 
@@ -39,6 +40,7 @@ app.add_typer(bundle, name="bundle")
 app.add_typer(tenant, name="tenant")
 app.add_typer(policy, name="policy")
 app.add_typer(keys, name="keys")
+app.add_typer(review, name="review")
 app.add_typer(consent, name="consent")
 app.add_typer(opt_out, name="opt-out")
 app.command("notice", epilog=NOTICE_EXAMPLES)(notice)
@@ -150,7 +152,8 @@ def chat(
 ) -> None:
     """Ask the running mesh. The answer streams; Ctrl-C stops the engine. The receipt is kept.
 
-    Exit status: 0 answered, 3 refused by a policy or a guardrail, 4 mesh not reachable, 130 cancelled, 1 anything else.
+    Exit status: 0 answered, 3 refused by a policy or a guardrail, 4 mesh not reachable, 5 it waits for a reviewer, 130 cancelled,
+    1 anything else.
     """
     from lionrock.cli import chat as command
 

@@ -14,6 +14,7 @@ import json
 import re
 import sys
 from collections import Counter
+from datetime import UTC
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -41,10 +42,12 @@ class TextPrinter:
         """Say how it ended and what proves it. `problem`: what is wrong with the receipt."""
         assert chat.started is not None
         assert chat.finished is not None
-        del text
         started, finished = chat.started, chat.finished
         if finished.reason == FinishReason.FINISH_REASON_BLOCKED:
             self.note(f"cut by guardrail {finished.blocked.rule}: {finished.blocked.safe_message}")
+        if finished.reason == FinishReason.FINISH_REASON_HELD:
+            until = finished.held.expires_at.ToDatetime(tzinfo=UTC).isoformat(timespec="seconds")
+            self.note(f"the answer waits for a reviewer until {until}: lionrock review answer {started.request_id}")
         for what, findings in (("prompt", started.prompt_findings), ("answer", finished.answer_findings)):
             counts = Counter(finding.rule for finding in findings)
             if counts:
@@ -53,7 +56,8 @@ class TextPrinter:
         self.note(
             f"{started.model.model} {started.model.weights_digest[:15]}…  "
             f"{usage.prompt_tokens} + {usage.completion_tokens} tokens, "
-            f"{_reason(finished.reason)}, first text after {finished.time_to_first_token.ToMilliseconds()} ms"
+            f"{_reason(finished.reason)}"
+            + (f", first text after {finished.time_to_first_token.ToMilliseconds()} ms" if text else "")
         )
         self.note(f"request {started.request_id}  trace {started.trace_id}")
         if started.ai_disclosure:
