@@ -7,7 +7,7 @@ import contextlib
 import json
 import sqlite3
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from http_calls import body, raw
 from lionrock.audit.v1 import audit_pb2 as audit
 from lionrock.chassis.channel import open_channel
 from lionrock.chassis.settings import PeerSettings
@@ -35,6 +36,7 @@ from lionrock.gateway.v1 import consent_pb2 as pb
 from lionrock.gateway.v1.consent_pb2_grpc import ConsentServiceStub
 from lionrock.gateway.v1.gateway_pb2_grpc import GatewayServiceStub
 from mesh_ca import TRUST_DOMAIN
+from postgres_server import running_postgres
 from scripted_mesh import ScriptedMesh, Trouble, raising, tenant
 from tenant_files import write
 
@@ -200,6 +202,49 @@ async def test_consents_to_notices_that_no_longer_count_are_neither_taken_nor_be
         state.execute("UPDATE consents SET notice_version = 1")
     assert (await failure(user.Chat(ask(purpose="marketing", subject_ids=[SUBJECT])))).reason == "CONSENT_MISSING"
     assert not (await officer.ListConsents(pb.ListConsentsRequest(subject_id=SUBJECT))).consents[0].holds
+
+
+async def test_a_consent_to_the_notice_in_force_is_to_its_very_text(
+    mesh: ConsentMesh, tmp_path: Path, officer: Any, ask: Ask, hear: Hear, failure: Failure
+) -> None:
+    await officer.RecordConsent(agreed())
+    about = ask(purpose="marketing", subject_ids=[SUBJECT])
+    for changes, said in (
+        ({"texts": [{"language": "en", "text": "We may do what we like."}]}, "CONSENT_MISSING"),
+        ({"version": 4}, None),
+        ({"version": 4, "consent_since": 4}, "CONSENT_MISSING"),
+    ):
+        later = ConsentMesh(tmp_path / repr(changes)[:20])
+        later.gateway_changes["state"] = mesh.gateway_changes["state"]
+        rule = {**RULES[0], "notice": {**RULES[0]["notice"], **changes}}
+        later.tenants = [consenting("bank", [rule])]
+        async with later.running(), later.calling() as user:
+            if said is None:
+                assert (await hear(user.Chat(about))).text
+            else:
+                assert (await failure(user.Chat(about))).reason == said
+
+
+async def test_both_doors_refuse_alike_and_show_the_statement(idle: ConsentMesh) -> None:
+    idle.http = {}
+    async with idle.running(), idle.as_("privacy_officer") as officer, raw(idle) as http:
+        await officer.SetOptOut(pb.SetOptOutRequest(subject_id=SUBJECT))
+        for headers, status, code, param in (
+            ({"lionrock-subjects": f"other, {SUBJECT}"}, 403, "OPTED_OUT", "lionrock.subject_ids[1]"),
+            ({"lionrock-subjects": "other", "lionrock-purpose": "marketing"}, 403, "CONSENT_MISSING", "lionrock.subject_ids[0]"),
+            ({"lionrock-purpose": "marketing"}, 400, "CONSENT_SUBJECT_MISSING", "lionrock.subject_ids"),
+        ):
+            refused = await http.post("/chat/completions", json=body(), headers=headers)
+            error = refused.json()["error"]
+            assert (refused.status_code, error["code"], error["param"]) == (status, code, param)
+        told = (await http.get("/lionrock/notices")).json()
+        whole = await officer.ListNotices(pb.ListNoticesRequest())
+        assert (told["tenant"], told["territory"], told["ai_disclosure"]) == ("bank", "HK", dict(whole.ai_disclosure))
+        assert [each["purpose"] for each in told["purposes"]] == [each.purpose for each in whole.notices]
+        marketing = told["purposes"][0]
+        texts = {each["language"]: each["text"] for each in TEXTS}
+        digest = notice_digest("marketing", 3, texts)
+        assert marketing["notice"] == {"version": 3, "digest": digest, "consent_since": 2, "texts": texts}
 
 
 async def test_each_change_is_a_leaf_with_its_facts_and_names_nobody(mesh: ConsentMesh, officer: Any) -> None:
@@ -393,7 +438,7 @@ def choice_of(change: Change) -> rows.Choice:
     subject, leaf_index, what = change
     purpose = "p" if what in ("give", "end") else rows.OPT_OUT
     ended_at_us = LATER_US if what in ("end", "in") else None
-    return rows.Choice(HASHES.of("bank", subject), purpose, what, 1, leaf_index, 0, None, ended_at_us)
+    return rows.Choice(HASHES.of("bank", subject), purpose, what, 1, "", leaf_index, 0, None, ended_at_us)
 
 
 def literally(made: list[Change], subject: str) -> str:
@@ -433,11 +478,28 @@ async def _found(made: list[Change]) -> dict[str, str]:
     return said
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StateSettings]:
+    """Both kinds of state."""
+    if request.param == "sqlite":
+        yield StateSettings(sqlite_file=tmp_path / "state.db")
+        return
+    with running_postgres() as server:
+        file = tmp_path / "dsn"
+        file.write_text(server.new_database())
+        file.chmod(0o600)
+        yield StateSettings(postgres_dsn_file=file)
+
+
 async def test_what_has_ended_is_forgotten_and_the_rows_of_a_tenant_are_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: StateSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rows, "MAX_CHOICES_PER_TENANT", 2)
-    async with open_state(StateSettings(sqlite_file=tmp_path / "s.db")) as store:
+    async with open_state(place) as store:
+        await rows.adopt_secret(store, HASHES.check)
+        await rows.adopt_secret(store, HASHES.check)
+        with pytest.raises(rows.OtherSecretError):
+            await rows.adopt_secret(store, SubjectHashes(b"y" * 32).check)
         for leaf_index, subject in enumerate("ab"):
             assert await rows.has_room(store, "bank")
             await rows.put(store, "bank", choice_of((subject, leaf_index, "give")))
@@ -450,6 +512,15 @@ async def test_what_has_ended_is_forgotten_and_the_rows_of_a_tenant_are_counted(
         assert await rows.has_room(store, "bank")
         known = await rows.known(store, "bank", [HASHES.of("bank", "a"), HASHES.of("bank", "b")], "p")
         assert [subject for subject, _ in known.choices] == [HASHES.of("bank", "a")]
+        kept = choice_of(("a", 9, "give"))
+        assert (await rows.put(store, "bank", choice_of(("a", 5, "end")))) == kept, "its leaf is earlier"
+        out = [choice_of((subject, 20 + place, "out")) for place, subject in enumerate("abc")]
+        for each in out:
+            await rows.put(store, "bank", each)
+        assert (await rows.all_of(store, "bank", kept.subject)).choices.keys() == {(kept.subject, "p"), (kept.subject, "")}
+        first = await rows.opt_outs(store, "bank", b"", 2)
+        rest = await rows.opt_outs(store, "bank", first[-1].subject, 2)
+        assert [*first, *rest] == sorted(out, key=lambda each: each.subject)
 
 
 def test_a_subject_is_another_under_another_tenant_or_secret() -> None:

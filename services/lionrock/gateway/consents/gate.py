@@ -69,5 +69,12 @@ class ConsentGate:
 
 
 def counts(rule: PurposeRule, consent: rows.Choice | None) -> bool:
-    """Whether a consent that is in effect was given under a notice that still counts."""
-    return consent is not None and rule.notice is not None and consent.notice_version >= rule.notice.consent_since
+    """Whether a consent that is in effect was given under a notice that still counts.
+
+    One to the version in force is to its very text: who changes a text and not its version has nobody's consent.
+    """
+    if consent is None or rule.notice is None:
+        return False
+    if consent.notice_version == rule.notice.version and consent.notice_digest:
+        return consent.notice_digest == rule.notice.digest
+    return consent.notice_version >= rule.notice.consent_since

@@ -19,11 +19,11 @@ OPT_OUT: Final = ""
 """The purpose of an opt-out."""
 MAX_CHOICES_PER_TENANT: Final = 1_000_000
 KEPT_US: Final = 400 * 24 * 3600 * 1_000_000
-_COLUMNS: Final = "subject, purpose, choice_id, notice_version, leaf_index, made_at_us, expires_at_us, ended_at_us"
+_COLUMNS: Final = "subject, purpose, choice_id, notice_version, notice_digest, leaf_index, made_at_us, expires_at_us, ended_at_us"
 _SELECT: Final = f"SELECT {_COLUMNS} FROM consents WHERE tenant = ?"  # noqa: S608
-_INSERT: Final = f"INSERT INTO consents (tenant, {_COLUMNS}, forget_at_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
-_REPLACE: Final = """UPDATE consents SET choice_id = ?, notice_version = ?, leaf_index = ?, made_at_us = ?, expires_at_us = ?,
-    ended_at_us = ?, forget_at_us = ? WHERE tenant = ? AND subject = ? AND purpose = ? AND leaf_index < ?"""
+_INSERT: Final = f"INSERT INTO consents (tenant, {_COLUMNS}, forget_at_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
+_REPLACE: Final = """UPDATE consents SET choice_id = ?, notice_version = ?, notice_digest = ?, leaf_index = ?, made_at_us = ?,
+    expires_at_us = ?, ended_at_us = ?, forget_at_us = ? WHERE tenant = ? AND subject = ? AND purpose = ? AND leaf_index < ?"""
 _FORGET: Final = "DELETE FROM consents WHERE tenant = ? AND forget_at_us < ?"
 _COUNT: Final = "SELECT choices FROM consent_counts WHERE tenant = ?"
 _COUNTED: Final = """INSERT INTO consent_counts (tenant, choices) VALUES (?, ?)
@@ -38,6 +38,7 @@ class OtherSecretError(Exception):
 class Choice:
     """What one subject chose, microseconds since 1970. `notice_version` is 0 for an opt-out.
 
+    `notice_digest`: of the text that the consent is to, where it was the one in force when it was recorded; else empty.
     `expires_at_us`: when it ends by itself; `ended_at_us`: when it was withdrawn, or the opt-out cleared.
     """
 
@@ -45,6 +46,7 @@ class Choice:
     purpose: str
     choice_id: str
     notice_version: int
+    notice_digest: str
     leaf_index: int
     made_at_us: int
     expires_at_us: int | None = None
@@ -117,8 +119,8 @@ async def put(store: StateStore, tenant: str, choice: Choice) -> Choice:
 
     def work(state: StateTransaction) -> Choice:
         key: tuple[Value, ...] = (tenant, choice.subject, choice.purpose)
-        rest: tuple[Value, ...] = (choice.choice_id, choice.notice_version, choice.leaf_index, choice.made_at_us)
-        rest = (*rest, choice.expires_at_us, choice.ended_at_us, choice.forget_at_us)
+        rest: tuple[Value, ...] = (choice.choice_id, choice.notice_version, choice.notice_digest, choice.leaf_index)
+        rest = (*rest, choice.made_at_us, choice.expires_at_us, choice.ended_at_us, choice.forget_at_us)
         gone = state.write(_FORGET, (tenant, state.now_us))
         found = state.ask(f"{_SELECT} AND subject = ? AND purpose = ?", key)
         if not found:

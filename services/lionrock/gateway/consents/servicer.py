@@ -72,19 +72,19 @@ class ConsentServicer(ConsentServiceServicer):
             raise InvalidField("the consent would have ended", field_violations=[("expires_at", "in the future")])
         await self._room(kept, tenant)
         assert rule.notice is not None
+        digest = rule.notice.digest if request.notice_version == rule.notice.version else ""
         details = {
             "purpose": request.purpose,
             "notice_version": str(request.notice_version),
-            "notice_digest": rule.notice.digest if request.notice_version == rule.notice.version else "",
+            "notice_digest": digest,
             "language": request.language,
             "expires_at": "" if expires_at_us is None else _rfc3339(expires_at_us),
         }
         consent_id = uuid7()
         leaf = await self._decide(principal, deadline, "consent.recorded", consent_id, request, details)
         subject = kept.hashes.of(tenant.name, request.subject_id)
-        made = rows.Choice(
-            subject, request.purpose, consent_id, request.notice_version, leaf.position.leaf_index, _now_us(), expires_at_us
-        )
+        which = (request.purpose, consent_id, request.notice_version, digest)
+        made = rows.Choice(subject, *which, leaf.position.leaf_index, _now_us(), expires_at_us)
         with state_needed():
             made = await rows.put(kept.store, tenant.name, made)
         return pb.RecordConsentResponse(consent=_consent(rule, made, _now_us()), receipt=leaf.receipt)
@@ -128,7 +128,7 @@ class ConsentServicer(ConsentServiceServicer):
         opt_out_id = uuid7()
         leaf = await self._decide(principal, deadline, "opt_out.set", opt_out_id, request, {})
         subject = kept.hashes.of(tenant.name, request.subject_id)
-        out = rows.Choice(subject, rows.OPT_OUT, opt_out_id, 0, leaf.position.leaf_index, _now_us())
+        out = rows.Choice(subject, rows.OPT_OUT, opt_out_id, 0, "", leaf.position.leaf_index, _now_us())
         with state_needed():
             out = await rows.put(kept.store, tenant.name, out)
         return pb.SetOptOutResponse(opt_out=_opt_out(out), receipt=leaf.receipt)
