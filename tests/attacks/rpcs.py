@@ -61,6 +61,10 @@ ACTIONS: Final[Mapping[str, str | None]] = {
     "RecordsService.ListRefusals": "read_log_book",
     "RecordsService.Export": "export_records",
     "RecordsService.GetLogStats": "read_log_stats",
+    "RecordsService.BeginOffboarding": "begin_offboarding",
+    "RecordsService.CancelOffboarding": "begin_offboarding",
+    "RecordsService.EraseTenant": "erase_tenant",
+    "RecordsService.GetOffboarding": "read_log_stats",
     "AuditService.Append": None,
     "AuditService.GetReceipt": "verify_log",
     "AuditService.ProveLeaf": "verify_log",
@@ -117,6 +121,7 @@ FILLED: Final[Mapping[str, Any]] = {
     "page_size": 100,
     "limit": 1000,
     "first_size": 1,
+    "tenant": "nobody",  # a tenant ends only when its own name is written out
     "basis": "asked",
     "reason": "inquiry",
     "statement": "not so",
