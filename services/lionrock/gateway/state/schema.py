@@ -56,8 +56,8 @@ def migrations(d: Dialect) -> tuple[tuple[str, ...], ...]:
         (
             f"""CREATE TABLE consents (
                 tenant {d.text} NOT NULL, subject {d.blob} NOT NULL, purpose {d.text} NOT NULL, choice_id {d.text} NOT NULL,
-                notice_version {d.integer} NOT NULL, notice_digest {d.text} NOT NULL, leaf_index {d.integer} NOT NULL, made_at_us {d.integer} NOT NULL,
-                expires_at_us {d.integer}, ended_at_us {d.integer}, forget_at_us {d.integer},
+                notice_version {d.integer} NOT NULL, notice_digest {d.text} NOT NULL, leaf_index {d.integer} NOT NULL,
+                made_at_us {d.integer} NOT NULL, expires_at_us {d.integer}, ended_at_us {d.integer}, forget_at_us {d.integer},
                 PRIMARY KEY (tenant, subject, purpose)){d.options}""",
             "CREATE INDEX consents_by_purpose ON consents (tenant, purpose, subject)",
             "CREATE INDEX consents_by_end ON consents (tenant, forget_at_us)",
