@@ -223,7 +223,8 @@ def on_two_pools(**rules: Any) -> SimulatedCluster:
 
 
 def keeping(name: str, *pools: str, **spec: Any) -> dict[str, Any]:
-    return document(name, tenancy={"type": "Dedicated", **({"pools": list(pools)} if pools else {})}, **spec)
+    made: dict[str, Any] = document(name, tenancy={"type": "Dedicated", **({"pools": list(pools)} if pools else {})}, **spec)
+    return made
 
 
 def pool_of(cluster: SimulatedCluster, model: str) -> str | None:
@@ -288,7 +289,7 @@ def test_a_pool_is_one_tenants() -> None:
 # ---- all at once -------------------------------------------------------------------------------------------------------------
 
 NAMES = ("a", "b", "c")
-SPECS = (
+SPECS: tuple[dict[str, Any], ...] = (
     {},
     {"issuers": [ISSUER]},
     {"issuers": [{**ISSUER, "audiences": ["other"]}]},

@@ -85,8 +85,8 @@ def _option(world: World, model: ModelDeployment, name: PoolName, shape: ModelSh
         return Refused(pool=name, reason=Reason.NO_POOL, message=told)
     if pool.problem is not None:
         return Refused(pool=name, reason=pool.problem.reason, message=pool.problem.message)
-    if (told := _kept(world, model, name)) is not None:
-        return Refused(pool=name, reason=Reason.NO_POOL, message=told)
+    if (elsewhere := _kept(world, model, name)) is not None:
+        return Refused(pool=name, reason=Reason.NO_POOL, message=elsewhere)
     spec = model.spec
     given = None if spec.parallelism is None else (spec.parallelism.tensor, spec.parallelism.pipeline)
     asked = (spec.workload.concurrency, spec.workload.context_tokens, spec.dtype, spec.weight_quantisation, written, given)
