@@ -135,7 +135,17 @@ FILLED: Final[Mapping[str, Any]] = {
 UNSET: Final = frozenset(
     (
         *("context", "model", "sampling", "constraint", "expires_at", "data_class", "data_classes", "allow_partial", "from", "to"),
-        *("with_payloads", "include_decided", "trace_id", "intent", "outcome", "want_receipt", "suspicion", "include_closed"),
+        *(
+            "with_payloads",
+            "include_decided",
+            "trace_id",
+            "intent",
+            "outcome",
+            "governance",
+            "want_receipt",
+            "suspicion",
+            "include_closed",
+        ),
     )
 )
 """Fields that are left alone: they name nothing that belongs to a tenant, or, `context`, are attacked on their own."""
