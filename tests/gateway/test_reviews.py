@@ -14,16 +14,18 @@ import pytest
 from google.protobuf import duration_pb2
 
 from audit_process import AuditProcess
+from http_calls import body, raw
 from lionrock.audit.v1 import records_pb2 as rec
 from lionrock.audit.v1.records_pb2_grpc import RecordsServiceStub
 from lionrock.audit.verify import check_opening, verify_receipt
 from lionrock.chassis.channel import open_channel
 from lionrock.chassis.errors import remote_error
+from lionrock.chassis.ids import uuid7
 from lionrock.chassis.settings import PeerSettings
 from lionrock.common.v1 import context_pb2 as ctx
 from lionrock.common.v1 import sampling_pb2 as sampling
 from lionrock.gateway.identity.settings import ApiKeySettings
-from lionrock.gateway.reviews import rows
+from lionrock.gateway.reviews import rows, upkeep
 from lionrock.gateway.state.opening import StateSettings
 from lionrock.gateway.v1 import api_key_pb2 as keys
 from lionrock.gateway.v1 import gateway_pb2 as gw
@@ -421,3 +423,57 @@ async def test_a_queue_that_is_full_fails_the_request_and_keeps_nothing(
     assert await reason_of(said(mesh, ask(purpose="drafting"))) == "REVIEW_QUEUE_FULL"
     last = [leaf for leaf in await leaves(mesh) if leaf["type"] == "outcome"][-1]
     assert (last["status"], last["reason"], "commitments" in last) == ("failed", "REVIEW_QUEUE_FULL", False)
+
+
+async def test_over_http_a_held_answer_is_filtered_and_fetched_when_it_is_released(waiting_mesh: ScriptedMesh) -> None:
+    waiting_mesh.http = {}
+    identity = waiting_mesh.ca.issue(spiffe_id=spiffe_id("bank", "asker"))
+    async with waiting_mesh.running(), raw(waiting_mesh, identity) as client:
+        asked = body(lionrock={"purpose": "drafting"})
+        whole = (await client.post("chat/completions", json=asked)).json()
+        streamed = (await client.post("chat/completions", json={**asked, "stream": True})).text
+        assert waiting_mesh.engine.text not in json.dumps(whole) + streamed
+        (choice,) = whole["choices"]
+        assert (choice["finish_reason"], choice["message"]["content"]) == ("content_filter", "")
+        assert choice["message"]["refusal"]
+        (proof,) = whole["lionrock"]["answers"]
+        assert "answer_salt" not in proof
+        assert proof["review"]["state"] == "pending"
+        assert '"finish_reason":"content_filter"' in streamed
+        path = proof["review"]["path"].removeprefix("/v1/")
+        before = await client.get(path)
+        assert before.status_code == 200
+        assert before.json()["lionrock"]["review"]["state"] == "pending"
+        async with queue(waiting_mesh) as reviews:
+            await reviews.DecideReview(decision(proof["request_id"]))
+        after = (await client.get(path)).json()
+        assert (after["lionrock"]["review"]["state"], after["content"]) == ("released", waiting_mesh.engine.text)
+        nobodys = (await client.get(f"lionrock/held-answers/{uuid7()}")).json()
+        assert nobodys["error"]["code"] == "REVIEW_NOT_FOUND"
+        assert (await client.get("lionrock/held-answers/short")).json()["error"]["code"] == "INVALID_FIELD"
+
+
+async def test_a_notice_goes_out_when_an_answer_is_held_and_none_about_suspicion(
+    waiting_mesh: ScriptedMesh, ask: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: asyncio.Queue[str] = asyncio.Queue()
+
+    async def tell(notify: Any, review: Any, now_s: int) -> None:
+        told.put_nowait(review.request_id)
+
+    monkeypatch.setattr(upkeep, "tell", tell)
+    notify = {"url": "https://localhost/hook", "secret_file": "/nowhere"}
+    waiting_mesh.tenants = [reviewed("bank", notify=notify), reviewed("broker")]
+    async with waiting_mesh.running():
+        await held(waiting_mesh, ask(purpose="drafting", data_class=ctx.DATA_CLASS_SUSPICION), "mlro")
+        request_id = await held(waiting_mesh, ask(purpose="drafting"))
+        async with asyncio.timeout(10):
+            assert await told.get() == request_id
+    assert told.empty()
+
+
+async def test_a_gateway_without_state_does_not_start_for_a_tenant_with_a_queue(waiting_mesh: ScriptedMesh) -> None:
+    waiting_mesh.gateway_changes = {}
+    with pytest.raises(ValueError, match="set state"):
+        async with waiting_mesh.running():
+            pass
