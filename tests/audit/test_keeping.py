@@ -21,9 +21,9 @@ from lionrock.audit.records.opening import open_records
 from lionrock.audit.records.records import Records
 from lionrock.audit.records.retention import DAY_US, Retention, RetentionClass, stated_name
 from lionrock.audit.tenants_dir import TenantsDir
-from lionrock.audit.vault.key_store import KeyStore
+from lionrock.audit.vault.key_store import KeyStore, StoredKey
 from lionrock.audit.vault.settings import VaultSettings
-from lionrock.audit.vault.transit import TransitKey
+from lionrock.audit.vault.transit import TransitKey, TransitKeyManagement
 from lionrock.tenancy.documents import parse_resource
 from lionrock.tenancy.spec import TenantResource
 from mesh_ca import DevCa
@@ -208,6 +208,69 @@ async def test_the_key_that_a_tenant_names_wraps_what_is_made_from_then_on(
     assert wrapped[0].startswith(b"vault:v1:")
     assert wrapped[1].startswith(b"key:transit/bank-2026:vault:v1:")
     assert wrapped[2].startswith(b"key:transit/bank-2027:vault:v1:")
+
+
+async def test_a_former_key_is_not_needed_once_what_it_wrapped_is_wrapped_anew(
+    place: Place, engine: TransitServer, clock: Clock
+) -> None:
+    transit = in_transit(engine, place.root).transit
+    assert transit is not None
+    named: dict[str, TransitKey] = {}
+    management = TransitKeyManagement(transit, named.get)
+    async with RecordsPlace(place).open(clock=clock, management=management, cached_keys=0) as opened:
+        of_person = await opened.say(subjects=("c-1",))
+        of_nobody = await opened.say()
+        erased = await opened.say(subjects=("c-2",))
+        assert await opened.upkeep.rewrap_keys("bank") == 0
+        named["bank"] = TransitKey("transit", "bank-2026")
+        of_case = await opened.say(case_id="CASE-1")
+        await opened.records.erase(OFFICER, RecordScope("subject", "c-2"), basis="asked", allow_partial=False)
+        assert await opened.upkeep.rewrap_keys("bank") == 3  # of the index, of a person, of a record that concerns nobody
+        assert await opened.upkeep.rewrap_keys("bank") == 0
+        del engine.keys["lionrock-bank"]
+        for said in (of_person, of_nobody, of_case):
+            assert (await opened.records.read(OFFICER, said.request_id)).payloads[0].payload == said.prompt
+        (found,) = await opened.records.search(OFFICER, RecordScope("subject", "c-1"), 10)
+        assert found.record.request_id == of_person.request_id
+        with pytest.raises(failures.RecordErased):
+            await opened.records.read(OFFICER, erased.request_id)
+        later = await opened.say(subjects=("c-1",))
+        assert (await opened.records.read(OFFICER, later.request_id)).payloads
+
+
+async def test_wrapping_anew_goes_on_after_a_failure_and_comes_back_to_the_usual_key_where_it_is_named(
+    place: Place, engine: TransitServer, clock: Clock
+) -> None:
+    transit = in_transit(engine, place.root).transit
+    assert transit is not None
+    named = {"bank": TransitKey("transit", "bank-2026")}
+    management = TransitKeyManagement(transit, named.get)
+    async with RecordsPlace(place).open(clock=clock, management=management, cached_keys=0) as opened:
+        said = [await opened.say() for _ in range(3)]
+        del named["bank"]  # as when the tenant's file is removed
+        assert await opened.upkeep.rewrap_keys("bank") == 0
+        assert (await opened.records.read(OFFICER, said[0].request_id)).payloads
+        engine.answer = 503, b"{}"
+        named["bank"] = TransitKey("transit", "lionrock-bank")
+        with pytest.raises(failures.KeysUnavailable):
+            await opened.upkeep.rewrap_keys("bank")
+        engine.answer = None
+        assert await opened.upkeep.rewrap_keys("bank") == 4
+        assert await opened.upkeep.rewrap_keys("bank") == 0
+        engine.keys.pop("bank-2026")
+        for each in said:
+            assert (await opened.records.read(OFFICER, each.request_id)).payloads
+
+
+def test_a_key_that_was_destroyed_meanwhile_does_not_come_back(tmp_path: Path) -> None:
+    with closing(KeyStore(tmp_path / "keys.db")) as keys:
+        keys.add_keys([StoredKey("bank", "r-1", b"by the old", (), 0), StoredKey("bank", "r-2", b"by the old", (), 0)])
+        found = keys.wrapped_otherwise("bank", b"by the new", 10)
+        assert [each.name for each in found] == ["r-1", "r-2"]
+        keys.destroy("bank", ["r-1"])
+        keys.exchange("bank", [(each, b"by the new") for each in found])
+        assert keys.record_key("bank", "r-1") is None
+        assert keys.wrapped_otherwise("bank", b"by the new", 10) == []
 
 
 async def one_record(records: Records, append: Callable[..., Any]) -> str:

@@ -103,8 +103,8 @@ class TransitKeySpec(TenancyModel):
 
 
 class KeysSpec(TenancyModel):
-    """The key that wraps all other keys of the tenant's records. A change concerns the keys that are made after it."""
+    """The key that wraps all other keys of the tenant's records; after a change what the former wrapped is wrapped anew."""
 
     transit: TransitKeySpec = Field(
-        description="Key of the engine that the audit service is connected to; from a change on the former one is needed too."
+        description="Key of the engine that the audit service is connected to; after a change the former is needed for hours."
     )

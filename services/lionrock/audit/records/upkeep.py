@@ -1,8 +1,8 @@
 """What happens to records without anybody asking: expiry, the end of what a crash left, the sweep of keys that open nothing.
 
-Knows: what is due, batch by batch. Does not know: how a batch is destroyed (destruction.py). An expired batch is one EXPIRY
-leaf. Records that are held, or whose request has not ended, wait; those of the data class "suspicion" expire in batches of
-their own, whose leaves are of that class.
+Knows: what is due, batch by batch; that keys are wrapped anew where a tenant names another key for that. Does not know: how a
+batch is destroyed (destruction.py). An expired batch is one EXPIRY leaf. Records that are held, or whose request has not ended,
+wait; those of the data class "suspicion" expire in batches of their own, whose leaves are of that class.
 """
 
 import asyncio
@@ -49,6 +49,7 @@ class Upkeep:
         self._records = records
         self._vault = vault
         self._batch = batch
+        self._wrapped_by: dict[str, bytes] = {}
 
     async def run(self, interval_s: float) -> None:
         """Look for ever."""
@@ -98,11 +99,30 @@ class Upkeep:
                 run.keys += len(ids) - len(orphans)
                 swept, after = swept + len(orphans), ids[-1]
 
+    async def rewrap_keys(self, tenant: str) -> int:
+        """Have the key that a tenant names now wrap what another wrapped. Returns how many keys that was. Raises KeysUnavailable.
+
+        A run that finds none says that the former key is not needed, a run after the last that found some: what was being wrapped
+        while the key changed is there by then.
+        """
+        mark, done = self._vault.keys.mark(tenant), 0
+        if mark is None or self._wrapped_by.get(tenant) == mark:
+            return 0
+        while found := await self._vault.keys.rewrap(tenant, mark, _PAGE):
+            done += found
+        if done:
+            log.info("keys of a tenant were wrapped anew", extra={"tenant": tenant, "count": done})
+        else:
+            self._wrapped_by[tenant] = mark
+            log.info("all keys of a tenant are wrapped by the key that it has", extra={"tenant": tenant})
+        return done
+
     async def _look_after(self, tenant: str, run: UpkeepRun) -> None:
         of_tenant = UpkeepRun()
         try:
             expired = await self.expire(tenant, of_tenant)
             swept = await self.sweep_keys(tenant, of_tenant)
+            await self.rewrap_keys(tenant)
         except AuditError as error:
             log.warning("records could not be looked after", extra={"tenant": tenant, "why": str(error)})
             await self._count_failed(tenant, run)

@@ -38,6 +38,9 @@ class KeyManagement(Protocol):
     async def unwrap(self, tenant: str, wrapped: bytes, aad: bytes) -> bytes:
         """Decrypt what `wrap` returned for the same tenant and `aad`. Whatever else it is given, it raises."""
 
+    def mark(self, tenant: str) -> bytes | None:
+        """Return how everything begins that `wrap` returns now, where a tenant states its key; None where it does not."""
+
     async def destroy(self, tenant: str) -> bool:
         """Destroy the key of a tenant, where it is this program that makes it; twice does no harm. Returns whether it is."""
 
@@ -88,6 +91,9 @@ class LocalKeyManagement:
         except OSError as error:
             raise KeysUnavailable(f"{self.path(tenant)} could not be destroyed: {error.strerror}") from error
         return True
+
+    def mark(self, tenant: str) -> None:
+        """Return None: a tenant has one file, always the same."""
 
     async def close(self) -> None:
         """Forget the keys."""

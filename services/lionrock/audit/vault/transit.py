@@ -82,7 +82,7 @@ class TransitKeyManagement:
         wrapped = (await self._call("encrypt", stated or usual_key(self._settings, tenant), body)).get("ciphertext")
         if not isinstance(wrapped, str) or not wrapped.startswith("vault:v"):
             raise KeysUnavailable("key management answered no ciphertext")
-        return (wrapped if stated is None else f"key:{stated.mount}/{stated.name}:{wrapped}").encode()
+        return _mark(stated) + wrapped.removeprefix("vault:v").encode()
 
     async def unwrap(self, tenant: str, wrapped: bytes, aad: bytes) -> bytes:
         """Decrypt there."""
@@ -99,6 +99,14 @@ class TransitKeyManagement:
         if len(key) != KEY_BYTES:
             raise KeysUnavailable("key management answered something that is not a key")
         return key
+
+    def mark(self, tenant: str) -> bytes | None:
+        """Return how everything begins that the key wraps which the tenant states; None where it states none.
+
+        So nothing is moved to the usual key, which need not exist: a tenant that leaves states nothing any more.
+        """
+        stated = self._stated_key(tenant)
+        return None if stated is None else _mark(stated)
 
     async def destroy(self, tenant: str) -> bool:
         """Destroy nothing: whoever manages keys does, and the token may not."""
@@ -178,6 +186,10 @@ class TransitKeyManagement:
         if not token or not token.isprintable():
             raise KeysUnavailable(f"{self._settings.token_file} holds no token")
         return token
+
+
+def _mark(stated: TransitKey | None) -> bytes:
+    return b"vault:v" if stated is None else f"key:{stated.mount}/{stated.name}:vault:v".encode()
 
 
 def _base64(data: bytes) -> str:
