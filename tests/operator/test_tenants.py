@@ -48,6 +48,7 @@ def message(cluster: SimulatedCluster, name: str, kind: str) -> str:
     return next(str(each["message"]) for each in conditions if each["type"] == kind)
 
 
+PURPOSES = ["testing", *FULL["spec"]["purposes"]]
 GOOD = {"Accepted": ("True", "Accepted"), "Ready": ("True", "Published")}
 
 
@@ -95,7 +96,9 @@ def test_a_tenant_that_never_was_good_is_not_published() -> None:
     [
         ({}, {"principals": [{"spiffeId": "spiffe://other.example/tenant/retail/user/*", "purposes": ["x"]}]}, "SpecInvalid"),
         ({"named": frozenset({"retail"})}, {}, "Claimed"),
-        ({"counts_quotas": False}, {"quotas": {"dailyTokens": 5}}, "NoState"),
+        ({"has_state": False}, {"quotas": {"dailyTokens": 5}}, "NoState"),
+        ({"has_state": False}, {"review": {"purposes": ["testing"]}}, "NoState"),
+        ({"keeps_consents": False}, {"purposeRules": FULL["spec"]["purposeRules"], "purposes": PURPOSES}, "NoState"),
     ],
 )
 def test_what_the_gateways_of_the_namespace_would_refuse_is_not_published(rules: Any, spec: Any, reason: str) -> None:
@@ -107,7 +110,7 @@ def test_what_the_gateways_of_the_namespace_would_refuse_is_not_published(rules:
 
 
 def test_a_weight_alone_needs_no_state() -> None:
-    cluster = a_cluster(counts_quotas=False)
+    cluster = a_cluster(has_state=False)
     cluster.add_tenant(document("retail", quotas={"weight": 3}))
     cluster.settle()
     assert told(cluster, "retail") == GOOD

@@ -89,7 +89,7 @@ class Reason(Enum):
         "Claimed",
         "Another tenant has the name, a principal, tokens or a chip pool that it states; the message says which.",
     )
-    NO_STATE = "NoState", "It states quotas, and the gateways have no state to count them in."
+    NO_STATE = "NoState", "It wants something kept, such as quotas or consents, that its gateways have nowhere to keep."
     TENANTS_FULL = "TenantsFull", "The ConfigMap of all tenants has no room for it."
     PUBLISHED = "Published", "Gateways and the audit service can read what it says."
     PUBLISHING = "Publishing", "It is being written to where gateways and the audit service read it."

@@ -242,7 +242,8 @@ class TenantsSettings(BaseModel):
     named: tuple[str, ...] = Field(
         default=(), max_length=10_000, description="tenants of the gateways' own settings, which no Tenant can be called like"
     )
-    counts_quotas: bool = Field(default=True, description="whether the gateways have a state, without which they refuse quotas")
+    has_state: bool = Field(default=True, description="whether the gateways have a state; without one they refuse quotas")
+    keeps_consents: bool = Field(default=True, description="whether the gateways keep consents")
 
 
 class OperatorSettings(ProgramSettings):
@@ -305,7 +306,9 @@ class OperatorSettings(ProgramSettings):
                 **pods,
             ),
             openings=self.openings.openings(),
-            tenants=TenantRules(self.trust_domain, frozenset(self.tenants.named), self.tenants.counts_quotas),
+            tenants=TenantRules(
+                self.trust_domain, frozenset(self.tenants.named), self.tenants.has_state, self.tenants.keeps_consents
+            ),
             gang=Gang(by=self.gang.by, queue=self.gang.queue),
             figures_of=None if self.gateways is None else self.gateways.namespace or self.namespace,
             revision_drain_s=self.timing.revision_drain_s,

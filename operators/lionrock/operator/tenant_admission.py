@@ -29,13 +29,14 @@ _FOLLOWED: Final = (".yaml", ".yml", ".json")
 class TenantRules:
     """What gateways refuse beside what is wrong with a Tenant by itself.
 
-    trust_domain: of the mesh; None: not known, and not asked. named: tenants of the gateways' settings. counts_quotas: whether the
-    gateways have a state.
+    trust_domain: of the mesh; None: not known, and not asked. named: tenants of the gateways' settings. has_state: whether the
+    gateways keep anything together; keeps_consents: consents too. No gateway starts while a tenant wants what it cannot keep.
     """
 
     trust_domain: str | None = None
     named: frozenset[str] = frozenset()
-    counts_quotas: bool = True
+    has_state: bool = True
+    keeps_consents: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,8 +144,10 @@ class _Book:
         for principal in resource.spec.principals:
             if domain is not None and not principal.spiffe_id.startswith(domain):
                 return Reason.SPEC_INVALID, f"principal {principal.spiffe_id} is not of the trust domain {rules.trust_domain}"
-        if not rules.counts_quotas and has_quotas(resource):
-            return Reason.NO_STATE, "it states quotas, and the gateways have nothing to count them in: set gateway.state"
+        if not rules.has_state and (has_quotas(resource) or resource.spec.review is not None):
+            return Reason.NO_STATE, "it states quotas or review, and the gateways have nothing to keep them in: set gateway.state"
+        if not rules.keeps_consents and any(rule.requires_consent for rule in resource.spec.purpose_rules):
+            return Reason.NO_STATE, "it has purposes that need consent, and the gateways keep none: set gateway.consents"
         if (taken := self._taken(resource)) is not None:
             return Reason.CLAIMED, taken
         if self._bytes + _size(key_of(resource.name), tenant.text) > MAX_BYTES:
