@@ -102,6 +102,12 @@ async def test_nothing_is_changed_while_one_of_the_files_is_not_good(desk: Desk)
     assert desk.followed == {}
 
 
+async def test_a_key_that_this_machine_cannot_use_is_refused_before_anything_changes(desk: Desk) -> None:
+    with pytest.raises(CommandError, match=r"spec\.keys: this machine has tenants' keys in files"):
+        await desk.onboard(desk.write("retail", keys={"transit": {"name": "retail-master"}}))
+    assert not list(desk.state.tenants.glob("retail*"))
+
+
 async def test_a_chat_that_fails_is_said_with_its_reason(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
     assert await desk.onboard(desk.write("retail", models=["unknown"])) == 1
     assert "the chat failed: no model that the tenant may use is ready" in capsys.readouterr().out
