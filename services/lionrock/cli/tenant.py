@@ -142,3 +142,20 @@ def check_report(
     from lionrock.cli import tenant_offboarding as command
 
     sys.exit(command.check(directory, key or [], keys_file))
+
+
+@app.command(
+    epilog=examples("lionrock tenant certificate spiffe://lionrock.local/tenant/retail/workload/officer --out ./officer"),
+)
+def certificate(
+    principal: Annotated[str, typer.Argument(metavar="SPIFFE-ID", help="A principal whom a tenant of this machine's mesh lists.")],
+    out: Annotated[Path, typer.Option("--out", help="Directory for tls.crt, tls.key and ca.crt; made if it is not there.")],
+    state_dir: StateDirOption = None,
+) -> None:
+    """Issue a certificate of one of a tenant's principals by the development authority of this machine, for twelve hours.
+
+    Exit status: 0 done, 1 no tenant lists this principal.
+    """
+    from lionrock.cli import tenant_onboarding as command
+
+    sys.exit(command.certify(state_dir, principal, out))
