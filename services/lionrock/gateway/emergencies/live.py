@@ -94,7 +94,7 @@ class LiveEmergencies:
         self._as_of, self._ahead_s = began, now_us / 1e6 - began
 
     async def confirm(self) -> None:
-        """Ask the log for the leaves of what is new. What it does not show stays closed, and is asked for again."""
+        """Ask the log for the leaves of what is new: again where it does not answer. What it does not show stays closed."""
         for emergency in list(self._unconfirmed):
             try:
                 approval = await self._confirm(emergency)
