@@ -362,6 +362,17 @@ def test_a_gateway_answers_the_tenants_of_its_territory(load: Callable[..., Any]
     assert load("gateway", "minimal", abroad, 'gateway.servedIn=""').tenants[0].territory == "SG"
 
 
+def test_a_tenant_with_a_review_queue_needs_the_state_and_the_vault(load: Callable[..., Any], render: Callable[..., Any]) -> None:
+    principal = {"spiffe_id": "spiffe://lionrock.local/tenant/retail/user/*", "purposes": ["service"]}
+    tenant = {"name": "retail", "review": {"purposes": ["service"]}, "principals": [principal]}
+    stated, vault = f"tenants={json.dumps([tenant])}", "audit.vault.enabled=true"
+    with pytest.raises(Exception, match="where are the answers of tenant retail kept"):
+        render("minimal", stated, *SQLITE)
+    with pytest.raises(Exception, match="where is the review queue of tenant retail kept"):
+        render("minimal", stated, vault)
+    assert load("gateway", "minimal", stated, vault, *SQLITE).tenants[0].review is not None
+
+
 @pytest.mark.parametrize("whose", ["quotas", "principals.quotas", "issuers.bindings.quotas"])
 def test_quotas_that_no_gateway_could_count_are_refused(load: Callable[..., Any], render: Callable[..., Any], whose: str) -> None:
     quotas = json.loads(QUOTAS)
