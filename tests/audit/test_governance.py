@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -202,3 +203,18 @@ async def test_an_intent_after_a_decision_of_its_request_keeps_its_own_people(op
     await opened.logs.append(concerning(event, ("c-1",)), want_receipt=False)
     (found,) = await opened.records.search(who("auditor"), subject("c-1"), 10)
     assert found.record.request_id == event.context.request_id
+
+
+@pytest.mark.parametrize("texts", [(b"yes", b"no"), (b"yes", b""), (b"", b"no"), (b"", b"")])
+async def test_of_two_who_decide_at_once_under_one_event_exactly_one_does(opened: Opened, texts: tuple[bytes, bytes]) -> None:
+    one, other = (decision(statement=text, actor=actor) for text, actor in zip(texts, ("ada", "bob"), strict=True))
+    both = [one, Event(one.event_id, "", other.context, other.body, other.payloads)]
+    answers = await asyncio.gather(*(opened.logs.append(each, want_receipt=True) for each in both), return_exceptions=True)
+    (lost,) = (number for number, answer in enumerate(answers) if isinstance(answer, failures.EventAlreadyRecorded))
+    won = answers[1 - lost]
+    assert not isinstance(won, BaseException)
+    assert (await opened.logs.append(both[1 - lost], want_receipt=True)).leaf_index == won.leaf_index
+    with pytest.raises(failures.EventAlreadyRecorded):
+        await opened.logs.append(both[lost], want_receipt=False)
+    with pytest.raises(failures.RecordNotFound):
+        await opened.records.read(who("reviewer"), both[lost].context.request_id)
