@@ -25,11 +25,14 @@ from lionrock.operator.api_resources import CHIP_POOL, Resource, resource_of, re
 from lionrock.operator.cluster import Cluster, Object
 from lionrock.operator.event_recorder import EventRecorder
 from lionrock.operator.metadata import API_VERSION
+from lionrock.operator.tenant_admission import TENANTS_NAME
 
 log = logging.getLogger("lionrock.operator")
 
 REMEMBERED: Final = 65536
 SECRET_FRESH_S: Final = 600.0
+SHARED: Final = frozenset({("ConfigMap", TENANTS_NAME)})
+"""What others write too: it is applied to, and never put in its place as a whole."""
 
 
 class NotLeading(Exception):
@@ -164,12 +167,13 @@ class Effects:
             if version is not None and self._overwritten.get(ref) == (digest, version):
                 # All that can be done was done, and the object still is as the server made it of that: it has a form of its own.
                 return
+        shared = (ref.kind, ref.name) in SHARED
         self._fence()
         try:
             body = self._cluster.apply(manifest)
-            stands = str(body["metadata"]["resourceVersion"]) == version
+            stands = str(body["metadata"]["resourceVersion"]) == version and not shared
         except Refused as error:
-            if version is None or error.status != 422:
+            if version is None or error.status != 422 or shared:
                 raise
             stands = True
         if stands:
