@@ -373,6 +373,20 @@ def test_a_tenant_with_a_review_queue_needs_the_state_and_the_vault(load: Callab
     assert load("gateway", "minimal", stated, vault, *SQLITE).tenants[0].review is not None
 
 
+def test_a_tenant_that_asks_for_consent_needs_the_secret_of_consents(load: Callable[..., Any], render: Callable[..., Any]) -> None:
+    principal = {"spiffe_id": "spiffe://lionrock.local/tenant/retail/user/*", "purposes": ["service"]}
+    notice = {"version": 1, "texts": [{"language": "zh-Hant", "text": "我們這樣使用資料。"}]}
+    rule = {"purpose": "service", "requires_consent": True, "notice": notice}
+    tenant = {"name": "retail", "purposes": ["service"], "purpose_rules": [rule], "principals": [principal]}
+    stated, secret = f"tenants={json.dumps([tenant])}", 'gateway.consents.existingSecret="consents"'
+    with pytest.raises(Exception, match="where are consents to service of tenant retail kept"):
+        render("minimal", stated, *SQLITE)
+    with pytest.raises(Exception, match="where are consents kept"):
+        render("minimal", stated, secret)
+    loaded = load("gateway", "minimal", stated, secret, *SQLITE)
+    assert (loaded.tenants[0].purpose_rules[0].requires_consent, loaded.consents is not None) == (True, True)
+
+
 @pytest.mark.parametrize("whose", ["quotas", "principals.quotas", "issuers.bindings.quotas"])
 def test_quotas_that_no_gateway_could_count_are_refused(load: Callable[..., Any], render: Callable[..., Any], whose: str) -> None:
     quotas = json.loads(QUOTAS)

@@ -71,6 +71,12 @@ api_keys: {secret_file: /etc/lionrock/api-keys/{{ .key }}, max_lifetime_days: {{
 {{- with .Values.gateway.consents }}
 {{- if .existingSecret }}
 consents: {secret_file: /etc/lionrock/consents/{{ .key }}}
+{{- else if not $.Values.gateway.settings.consents }}
+{{- range $tenant := $.Values.tenants }}
+{{- range .purpose_rules }}
+{{- if .requires_consent }}{{ fail (printf "gateway.consents: where are consents to %s of tenant %s kept? (gateway.consents.existingSecret)" .purpose $tenant.name) }}{{ end }}
+{{- end }}
+{{- end }}
 {{- end }}
 {{- end }}
 {{- end -}}
