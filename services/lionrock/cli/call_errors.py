@@ -47,6 +47,10 @@ _FIXES: Final[Mapping[str, str]] = {
     "OFFBOARDING_NOT_BEGUN": "somebody who is tenant_admin begins it: lionrock tenant offboard",
     "ERASURE_DECIDED": "what is kept still goes when its time has come: lionrock tenant offboard says when",
     "SECOND_PERSON_NEEDED": "somebody else decides, who is privacy_officer",
+    "AUTHOR_MAY_NOT_REVIEW": "somebody else reviews it; lionrock review answer says what became of it",
+    "ALREADY_DECIDED": "lionrock review list --all says what was decided",
+    "REVIEW_NOT_FOUND": "lionrock review list shows what waits; the answers to your own questions: lionrock review answer",
+    "REVIEW_REQUIRED": "a reviewer cannot be asked: the tenant has no review queue",
     "LOG_READ_ONLY": "the log of the audit service says why; its operator must repair it",
 }
 
