@@ -176,7 +176,7 @@ class RecordReader:
         return self._records("request_id > ? AND state = ? ORDER BY request_id LIMIT ?", log_id, after, KEPT, limit)
 
     def retention_classes(self, log_id: int, *, restricted: bool) -> list[str]:
-        """Return the classes that kept records have, sorted; a class costs a look into the index, however many records it has."""
+        """Return the classes that kept records have, each once; one costs a look into the index, however many records it has."""
         sql = """SELECT retention_class FROM records WHERE log_id = ? AND state = ? AND restricted = ? AND retention_class > ?
             ORDER BY retention_class LIMIT 1"""
         found: list[str] = []
