@@ -70,6 +70,11 @@ def save_receipt(state: StateDir, request_id: str, tlog_proof: str, opening: Ope
     return path
 
 
+def has_receipt(state: StateDir, request_id: str) -> bool:
+    """Whether the receipt of a request is kept."""
+    return (state.receipts / f"{quote(request_id, safe='')}{RECEIPT_SUFFIX}").is_file()
+
+
 def save_opening(state: StateDir, opening: Opening) -> None:
     """Store what opens the leaf of a receipt."""
     write_atomically(state.receipts / f"{quote(opening.request_id, safe='')}{OPENING_SUFFIX}", opening.to_json())

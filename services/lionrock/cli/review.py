@@ -17,7 +17,7 @@ from lionrock.cli.audit_door import Where, shown_time
 from lionrock.cli.call_errors import calls_explained
 from lionrock.cli.chat import connection
 from lionrock.cli.errors import EXIT_PENDING, EXIT_REFUSED
-from lionrock.cli.receipts import Opening, save_opening
+from lionrock.cli.receipts import Opening, has_receipt, save_opening
 from lionrock.gateway.v1 import review_pb2 as pb
 from lionrock.gateway.v1.review_pb2_grpc import ReviewServiceStub
 
@@ -88,9 +88,8 @@ def answer(where: Where, request_id: str, *, as_json: bool) -> int:
     """
     with _service(where) as service:
         told = service.GetHeldAnswer(pb.GetHeldAnswerRequest(request_id=request_id), timeout=where.timeout_s)
-    state = where.state
-    if told.decision == pb.REVIEW_DECISION_RELEASE and where.door.gateway is None and state.receipts.is_dir():
-        save_opening(state, Opening(request_id, told.answer, told.answer_salt, b""))
+    if told.decision == pb.REVIEW_DECISION_RELEASE and has_receipt(where.state, request_id):
+        save_opening(where.state, Opening(request_id, told.answer, told.answer_salt, b""))
     waiting, released = told.decision == pb.REVIEW_DECISION_UNSPECIFIED, told.decision == pb.REVIEW_DECISION_RELEASE
     if as_json:
         print(_json(told))
