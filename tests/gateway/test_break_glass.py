@@ -215,6 +215,8 @@ async def test_two_people_open_records_at_every_gateway_and_the_log_says_all_of_
     scope = rec.RecordScope(subject_id="c-77")
     found = [one async for one in here.SearchSubject(rec.SearchSubjectRequest(scope=scope, limit=5))]
     assert [one.request_id for one in found] == [asked]
+    archive = b"".join([piece.data async for piece in here.Export(rec.ExportRequest(with_payloads=True))])
+    assert archive.startswith(b"PK")
     assert (await refused(here.EraseSubject(rec.EraseSubjectRequest(scope=scope, basis="x")))).reason == "ROLE_NOT_PERMITTED"
     held = rec.PlaceHoldRequest(scope=scope, reason="x")
     assert (await refused(here.PlaceHold(held))).reason == "ROLE_NOT_PERMITTED"
@@ -232,6 +234,8 @@ async def test_two_people_open_records_at_every_gateway_and_the_log_says_all_of_
     assert [leaf["actor"].rpartition("/")[2] for leaf in leaves if leaf["type"] == "governance"] == ["guard", "officer", "guard"]
     under_it = [leaf for leaf in leaves if leaf["type"] == "access"]
     assert {leaf["operation"] for leaf in under_it} == {"read_record", "search_subject"}
+    under_it += [leaf for leaf in leaves if leaf["type"] == "export"]
+    assert len({leaf["type"] for leaf in under_it}) == 2
     assert all(leaf["roles"] == ["emergency_reader", "security"] for leaf in under_it)
     assert WHY not in json.dumps(leaves)
     keys_of_log = (await GatewayServiceStub(await mesh.channel("teller")).ListAuditKeys(gw.ListAuditKeysRequest())).verifier_keys
