@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 from audit_harness import Place, check_store, copy_files, intent, outcome
+from checked_stores import CheckedStore, flaws
 from offboarding_harness import ADMIN, ANSWER, BASIS, OFFICER, PROMPT, SUBJECT, Leaving, open_place, person
 from records_harness import CLASSES, Clock
 from test_records_bytes import assert_absent, files_below
 
 from lionrock.audit import failures
+from lionrock.audit.findings import Flaw
 from lionrock.audit.keys import KeyDirectory
 from lionrock.audit.leaf import Governance
 from lionrock.audit.records.holds import RecordScope
@@ -300,3 +302,25 @@ async def test_a_key_of_the_log_that_comes_back_signs_nothing(tmp_path: Path) ->
         with pytest.raises(failures.LogSealed):
             await place.opened.say()
     assert Place(tmp_path).store_file.exists()
+
+
+async def test_a_tenant_leaves_either_kind_of_store_and_the_check_holds_its_rows_against_its_leaves(checked: CheckedStore) -> None:
+    directory = checked.place.root
+    async with open_place(directory, store=checked.open()) as place:
+        await place.opened.say(PROMPT, ANSWER, subjects=(SUBJECT,))
+        await place.opened.say(b"theirs", tenant="broker")
+        done = await place.leave()
+        assert (done.stage, done.records) == (ENDED, {"erased": 1})
+    async with open_place(directory, store=checked.open()) as place:
+        assert (await place.offboarding.progress(OFFICER)).stage == ENDED
+        with pytest.raises(failures.LogSealed):
+            await place.opened.say()
+    trusted = checked.keys()
+    assert checked.check(trusted).findings == []
+    for stage in (LEAVING, SEALED):
+        changed = checked.edit("UPDATE departures SET stage = ? WHERE stage = ?", "ended " + stage, stage)
+        assert changed == 1
+        assert checked.check(trusted).findings != []
+        assert checked.edit("UPDATE departures SET stage = ? WHERE stage = ?", stage, "ended " + stage) == 1
+    checked.edit("DELETE FROM departures WHERE stage = ?", LEAVING)
+    assert flaws(checked.check(trusted)) == {Flaw.DEPARTURE_MISMATCH}

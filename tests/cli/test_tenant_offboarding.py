@@ -23,7 +23,7 @@ from lionrock.audit.v1.records_pb2_grpc import RecordsServiceStub
 from lionrock.chassis.channel import open_channel
 from lionrock.chassis.errors import remote_error
 from lionrock.chassis.settings import PeerSettings
-from lionrock.cli import tenant_offboarding
+from lionrock.cli import tenant_offboarding, tenant_onboarding
 from lionrock.cli.audit_door import Where
 from lionrock.cli.chat import Door
 from lionrock.cli.errors import CommandError
@@ -214,3 +214,13 @@ async def test_who_began_it_may_cancel_and_another_tenant_s_name_is_as_good_as_n
                 await RecordsServiceStub(channel).BeginOffboarding(rec.BeginOffboardingRequest(tenant=name))
             told.add((refused.value.code(), refused.value.details()))
         assert len(told) == 1
+
+
+async def test_certificates_are_issued_for_principals_of_tenants_and_nobody_else(desk: Desk, tmp_path: Path) -> None:
+    listed = f"spiffe://{TRUST_DOMAIN}/tenant/retail/workload/officer"
+    assert tenant_onboarding.certify(desk.state.root, listed, tmp_path / "officer") == 0
+    assert {path.name for path in (tmp_path / "officer").iterdir()} == {"tls.crt", "tls.key", "ca.crt"}
+    for nobody in (listed.replace("officer", "thief"), listed.replace("retail", "demo2"), listed.replace("officer", "*"), "x"):
+        with pytest.raises(CommandError, match="no tenant lists"):
+            tenant_onboarding.certify(desk.state.root, nobody, tmp_path / "nobody")
+    assert not (tmp_path / "nobody").exists()
