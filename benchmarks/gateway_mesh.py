@@ -91,10 +91,8 @@ class GatewayMesh:
 
 
 @contextmanager
-def gateway_mesh(
-    directory: Path, tokenizer: Path, token_ids: list[int], *, token_s: float, spans: bool, gateway_program: tuple[str, ...] = ()
-) -> Iterator[GatewayMesh]:
-    """Start everything in an empty directory; end it with the block. `gateway_program`: what runs the gateway's interpreter."""
+def gateway_mesh(directory: Path, tokenizer: Path, token_ids: list[int], *, token_s: float, spans: bool) -> Iterator[GatewayMesh]:
+    """Start everything in an empty directory; end it with the block."""
     authority = DevelopmentCa.load_or_create(directory / "ca", TRUST_DOMAIN)
 
     def tls(service: str) -> TlsSettings:
@@ -137,13 +135,10 @@ def gateway_mesh(
         peers = {name: {"target": target, "service": name} for name, target in targets.items()}
         token_port = _free_port()
         settings = server("gateway", token_listen=f"127.0.0.1:{token_port}") | peers | _gateway(directory, issuer, ca_file)
-        process = start(stack, directory, "gateway", settings, program=gateway_program)
+        process = start(stack, directory, "gateway", settings)
         http_port = port(directory, "http", process)
-        measured = psutil.Process(process.pid)
-        if gateway_program:
-            measured = next(child for child in measured.children(recursive=True) if "lionrock.gateway" in child.cmdline())
         where = directory / "spans" if spans else None
-        yield GatewayMesh(issuer, ca_file, f"127.0.0.1:{token_port}", http_port, measured, where)
+        yield GatewayMesh(issuer, ca_file, f"127.0.0.1:{token_port}", http_port, psutil.Process(process.pid), where)
 
 
 def start(
@@ -153,13 +148,12 @@ def start(
     settings: Mapping[str, Any],
     *,
     module: str | None = None,
-    program: tuple[str, ...] = (),
 ) -> subprocess.Popen[bytes]:
     """Start a service; it ends with the stack."""
     config = directory / f"{service}.yaml"
     config.write_text(yaml.safe_dump(dict(settings)))
     with (directory / f"{service}.log").open("wb") as log:
-        command = [*program, sys.executable, "-m", module or f"lionrock.{service}", "--config", str(config)]
+        command = [sys.executable, "-m", module or f"lionrock.{service}", "--config", str(config)]
         process = subprocess.Popen(command, stderr=log)
     stack.callback(_end, process)
     return process

@@ -16,12 +16,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import signal
 import ssl
 import statistics
+import subprocess
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -209,16 +212,31 @@ async def both_doors(mesh: GatewayMesh, requests: int, runs: int) -> dict[str, l
     return found
 
 
+@contextmanager
+def profiled(mesh: GatewayMesh, file: Path | None) -> Iterator[None]:
+    """Sample the gateway's stacks, if a file is given, by py-spy, which must be there."""
+    if file is None:
+        yield
+        return
+    sampling_it = ["py-spy", "record", "--pid", str(mesh.gateway.pid), "--rate", "200", "--format", "raw", "--output", str(file)]
+    process = subprocess.Popen([*sampling_it, "--duration", "600"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(30)
+
+
 def measure(tokenizer: Path, *, quick: bool, profile: Path | None) -> list[Row]:
     """All cases."""
     ids = list(open_codec(MODEL, tokenizer, max_tokens=1024).encode_text(ANSWER).token_ids)
     requests, runs = (400, 2) if quick else (2000, 5)
-    program = () if profile is None else ("py-spy", "record", "--rate", "250", "--format", "raw", "--output", str(profile), "--")
     rows: list[Row] = []
     for spans in (False,) if profile else (False, True):
         with (
             tempfile.TemporaryDirectory(prefix="lionrock-bench-") as directory,
-            gateway_mesh(Path(directory), tokenizer, ids, token_s=0, spans=spans, gateway_program=program) as mesh,
+            gateway_mesh(Path(directory), tokenizer, ids, token_s=0, spans=spans) as mesh,
+            profiled(mesh, profile),
         ):
             found = asyncio.run(both_doors(mesh, requests, runs))
         how = "spans written" if spans else "no spans written"
