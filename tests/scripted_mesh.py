@@ -214,7 +214,10 @@ class ListLog(Faulty, audit_rpc.AuditServiceServicer):
         async with self.changed:
             self.changed.notify_all()
         return audit.AppendResponse(
-            position=self._position(len(self.leaves) - 1), salt=self.salts[-1], receipt=self._receipt(len(self.leaves) - 1)
+            payloads_kept=True,
+            position=self._position(len(self.leaves) - 1),
+            salt=self.salts[-1],
+            receipt=self._receipt(len(self.leaves) - 1),
         )
 
     async def GetReceipt(self, request: audit.GetReceiptRequest, context: Any) -> audit.GetReceiptResponse:

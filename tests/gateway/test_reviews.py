@@ -477,3 +477,20 @@ async def test_a_gateway_without_state_does_not_start_for_a_tenant_with_a_queue(
     with pytest.raises(ValueError, match="set state"):
         async with waiting_mesh.running():
             pass
+
+
+async def test_what_no_vault_would_keep_is_refused_and_not_held(mesh: ScriptedMesh, ask: Any) -> None:
+    mesh.engine.text, mesh.engine.chunk = f"This is {REVIEWED_WORD}.", 100
+    async with channel_of(mesh, "asker", "broker") as channel:  # the audit service keeps payloads of the bank alone
+        stub = gateway_rpc.GatewayServiceStub(channel)
+        kinds: list[str | None] = []
+
+        async def listen(purpose: str) -> None:
+            async for response in stub.Chat(ask(purpose=purpose)):
+                kinds.append(response.WhichOneof("message"))  # noqa: PERF401  kept also when the answer ends by an error
+
+        for purpose in ("drafting", "testing"):
+            assert await reason_of(listen(purpose)) == "REVIEW_REQUIRED"
+        assert "delta" not in kinds
+    async with queue(mesh, "reviewer", "broker") as reviews:
+        assert not (await reviews.ListReviews(pb.ListReviewsRequest(page_size=10))).reviews

@@ -312,6 +312,10 @@ class AuditLogs:
 
         return await self.read(read)
 
+    def keeps_payloads(self, tenant: str) -> bool:
+        """Whether what leaves commit to is kept."""
+        return self._recorder is not None and self._recorder.keeps(tenant)
+
     async def has_event(self, tenant: str, event_id: str) -> bool:
         """Whether an event id is taken. Raises LogNotFound, LogReadOnly, StoreFailed."""
         return await self.leaf_of_event(tenant, event_id) is not None

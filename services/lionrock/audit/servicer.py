@@ -38,7 +38,8 @@ class AuditServicer(AuditServiceServicer):
             raise InvalidField(why, field_violations=[("event", why)]) from error
         with mesh_errors():
             appended = await self._logs.append(event, want_receipt=request.want_receipt)
-        response = pb.AppendResponse(position=position_message(appended), salt=appended.salt)
+        kept = self._logs.keeps_payloads(request.context.tenant)
+        response = pb.AppendResponse(position=position_message(appended), salt=appended.salt, payloads_kept=kept)
         if appended.proof is not None:
             response.receipt.CopyFrom(receipt_message(appended))
         return response

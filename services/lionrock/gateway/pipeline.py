@@ -59,7 +59,7 @@ from lionrock.gateway.refusals import (
     with_tokenizer,
 )
 from lionrock.gateway.responses import delta, finished, held, started
-from lionrock.gateway.reviews.holding import HeldAnswers
+from lionrock.gateway.reviews.holding import HeldAnswers, refuse_what_nobody_keeps
 from lionrock.gateway.reviews.rows import Review
 from lionrock.gateway.reviews.rules import Cause
 from lionrock.gateway.served_models import ServedModels
@@ -193,6 +193,8 @@ class ChatPipeline:
                 # The engine prefills already. Nothing it says goes further before the intent is durable.
                 record.intent = asyncio.create_task(self._append_intent(turn, model, prompt))
                 intent = await asyncio.shield(record.intent)
+                if turn.hold is not None:
+                    refuse_what_nobody_keeps(intent)
                 with stage("gateway.await_engine"):
                     record.engine = with_tokenizer(await generation.started(), prompt.tokenizer_digest)
                     await choice.check_tokenizer(prompt.tokenizer_digest)
@@ -204,7 +206,7 @@ class ChatPipeline:
             finally:
                 record.usage, record.resumptions = generation.usage, generation.resumptions
                 turn.engine_failed = generation.failed
-        review = await self._show_or_hold(turn, text) if turn.withholds else None
+        review = await self._show_or_hold(turn, text, intent) if turn.withholds else None
         if review is not None:
             record.held(reason)
         else:
@@ -215,12 +217,13 @@ class ChatPipeline:
         else:
             await turn.send(finished(record, intent, outcome, text.blocked))
 
-    async def _show_or_hold(self, turn: Turn, text: AnswerText) -> Review | None:
+    async def _show_or_hold(self, turn: Turn, text: AnswerText, intent: audit.AppendResponse) -> Review | None:
         """Put an answer that was withheld into the queue, or send it after all; nothing of a held one that a guardrail ended."""
         record = turn.record
         if text.needs_review and turn.hold is None:
             turn.hold = Cause.ANSWER
         if turn.hold is not None and text.blocked is None and record.withholds:
+            refuse_what_nobody_keeps(intent)
             return await self._held.hold(turn.principal, record.context, turn.hold)
         shown = record.take_withheld()
         if turn.hold is None and shown:

@@ -6,6 +6,7 @@ durable: no answer waits that no reviewer can find. Where the row cannot be writ
 
 from __future__ import annotations
 
+from lionrock.audit.v1 import audit_pb2 as audit
 from lionrock.chassis.ids import uuid7
 from lionrock.common.v1 import context_pb2 as ctx
 from lionrock.gateway import errors
@@ -19,6 +20,12 @@ from lionrock.gateway.state.store import StateStore
 from lionrock.gateway.tenants import Principal
 
 _SUSPICION = "suspicion"
+
+
+def refuse_what_nobody_keeps(intent: audit.AppendResponse) -> None:
+    """Raise ReviewRequired where no vault would keep the answer: no reviewer could read it."""
+    if not intent.payloads_kept:
+        raise errors.ReviewRequired("a person has to decide on such answers, and the audit service keeps none of this tenant")
 
 
 class HeldAnswers:
