@@ -193,6 +193,7 @@ def sensible(method: MethodDescriptor) -> Any:
         "ground": "PDPO s.20",
         "particulars": "because",
         "request": rec.REFUSED_REQUEST_ACCESS,
+        "tenant": "nobody",
     }
     for field in method.input_type.fields:
         if field.name == "scope":
