@@ -52,18 +52,22 @@ async def test_tenants_stand_apart_in_metrics_and_traces(mesh: ScriptedMesh, ask
     settings["server"]["metrics_listen"] = "127.0.0.1:0"
     path.write_text(yaml.safe_dump(settings))
     process = await start(path)
-    told = await served(process)
-    mesh.targets["gateway"] = f"127.0.0.1:{told['port']}"
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{told['metrics_port']}", trust_env=False) as client:
-        await asked_by_all(mesh, ask, hear)
-        shown = (await client.get("/metrics")).text
-        labels = labels_of(shown)
-        await asked_by_all(mesh, ask, hear)
-        again = labels_of((await client.get("/metrics")).text)
-    process.send_signal(signal.SIGTERM)
-    assert process.stderr is not None
-    await process.stderr.read()
-    assert await process.wait() == 0
+    try:
+        told = await served(process)
+        mesh.targets["gateway"] = f"127.0.0.1:{told['port']}"
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{told['metrics_port']}", trust_env=False) as client:
+            await asked_by_all(mesh, ask, hear)
+            shown = (await client.get("/metrics")).text
+            labels = labels_of(shown)
+            await asked_by_all(mesh, ask, hear)
+            again = labels_of((await client.get("/metrics")).text)
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr is not None
+        await process.stderr.read()
+        assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
 
     assert labels["lionrock_tenant"] == {"bank", "broker"}
     assert labels["gen_ai_request_model"] <= {MODEL, ""}
