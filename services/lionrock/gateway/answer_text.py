@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
+from lionrock.gateway.answer_logprobs import Decided
 from lionrock.gateway.paired_stream import PairedStream
 from lionrock.gateway.stop_strings import StopStringCutter
 from lionrock.gateway.verdict import Verdict
@@ -43,6 +44,9 @@ class AnswerText:
         self._cutter = StopStringCutter(stops)
         self._verdict = verdict
         self._blocked: guard.Blocked | None = None
+        self._given = 0
+        self.decided = Decided()
+        """How far the guardrails are."""
         self.may_need_review = False
         """Known once `opened` has returned: whether the policy has a rule that wants a person to decide on answers."""
         self.needs_review = False
@@ -96,6 +100,7 @@ class AnswerText:
             if self._blocked is not None:
                 break
             chunk = guard.StreamChunk(text=text[start : start + _CHUNK])
+            self._given += len(chunk.text)
             released.append(self._accept(await self._guarding.exchange(guard.InspectStreamRequest(chunk=chunk))))
         return "".join(released)
 
@@ -108,7 +113,15 @@ class AnswerText:
             return ""
         if self._blocked is not None:
             self._verdict.block(self._blocked.rule)
+        else:
+            self._decide(response)
         return response.released
+
+    def _decide(self, response: guard.InspectStreamResponse) -> None:
+        """Take note of what was decided. What a block ends is decided no further."""
+        self.decided.upto = self._given - response.held_back
+        self.decided.complete = self.decided.complete and not response.findings_truncated
+        self.decided.findings += [(finding.start, finding.end) for finding in response.findings]
 
     def _undecided(self, response: guard.InspectStreamResponse) -> str | None:
         """Return the rule that ends the answer because nobody can decide on it, and take note of what a reviewer can decide."""

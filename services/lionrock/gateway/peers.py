@@ -28,6 +28,7 @@ from lionrock.gateway.peer_errors import (
     from_inference,
     from_tokenization,
     passed_on,
+    protocol_violation,
     translated,
 )
 from lionrock.guardrails.v1 import guardrails_pb2 as guard
@@ -82,6 +83,13 @@ class Guardrails:
         with translated(from_guardrails):
             return await self._stub.Inspect(request, timeout=deadline.left_s(self._timeout_s))
 
+    async def inspect_answers(self, context: ctx.RequestContext, texts: Sequence[str], deadline: Deadline) -> guard.InspectResponse:
+        """Return the verdict on texts that the model could have written, one part a text."""
+        parts = [guard.TextPart(text=text, source=guard.TEXT_SOURCE_MODEL) for text in texts]
+        request = guard.InspectRequest(context=context, direction=guard.DIRECTION_ANSWER, parts=parts)
+        with translated(from_guardrails):
+            return await self._stub.Inspect(request, timeout=deadline.left_s(self._timeout_s))
+
     def guard_answer(self, context: ctx.RequestContext, deadline: Deadline) -> Guarding:
         """Open the stream that judges an answer while it is written."""
         opening = guard.InspectStreamRequest(open=guard.StreamOpen(context=context, direction=guard.DIRECTION_ANSWER))
@@ -118,6 +126,17 @@ class Tokenization:
         request = tok.GetTokenizerRequest(model=model)
         with translated(from_tokenization):
             return (await self._stub.GetTokenizer(request, timeout=deadline.left_s(self._timeout_s))).tokenizer_digest
+
+    async def spell(
+        self, context: ctx.RequestContext, model: str, tokenizer_digest: str, token_ids: Sequence[int], deadline: Deadline
+    ) -> Sequence[bytes]:
+        """Return the bytes of each id."""
+        request = tok.SpellTokensRequest(context=context, model=model, tokenizer_digest=tokenizer_digest, token_ids=token_ids)
+        with translated(from_tokenization):
+            spelled = await self._stub.SpellTokens(request, timeout=deadline.left_s(self._timeout_s))
+        if len(spelled.token_bytes) != len(token_ids):
+            raise from_tokenization(protocol_violation("TOKENS_UNSPELLED"))
+        return spelled.token_bytes
 
     def decode_answer(self, context: ctx.RequestContext, model: str, tokenizer_digest: str, deadline: Deadline) -> Decoding:
         """Open the stream that turns ids into text, with the tokenizer that encoded the prompt and no other."""

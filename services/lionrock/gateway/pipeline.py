@@ -30,6 +30,7 @@ from lionrock.common.v1 import sampling_pb2 as sampling
 from lionrock.gateway import errors
 from lionrock.gateway.access_policies import AccessPolicies
 from lionrock.gateway.admission import MAX_STREAMS, Admission, GatewayFullError, TenantFullError, Ticket
+from lionrock.gateway.answer_logprobs import AnswerLogprobs
 from lionrock.gateway.answer_text import AnswerText
 from lionrock.gateway.authorization import AccessRequest, Action, Authorizer
 from lionrock.gateway.consents.gate import ConsentGate
@@ -112,6 +113,8 @@ class Turn:
     """Why the answer waits for a reviewer, as far as is known yet."""
     withholds: bool = False
     """Whether text is kept back until the whole answer is judged."""
+    logprobs: AnswerLogprobs | None = None
+    """Where they were asked for."""
     closing: asyncio.Task[audit.AppendResponse] | None = None
 
 
@@ -188,6 +191,7 @@ class ChatPipeline:
         stats = turn.engine_stats = self._stats.answer(model)
         choice = EngineChoice(self._engines, chosen, turn.deadline, stats)
         generation = self._generation(turn, choice, model, prompt, stops=stops)
+        turn.logprobs = self._logprobs(turn, chosen, prompt)
         async with generation, self._text(turn, chosen, prompt) as text:
             try:
                 # The engine prefills already. Nothing it says goes further before the intent is durable.
@@ -215,7 +219,7 @@ class ChatPipeline:
         if review is not None:
             await turn.send(held(record, intent, outcome, review.expires_at_us))
         else:
-            await turn.send(finished(record, intent, outcome, text.blocked))
+            await turn.send(finished(record, intent, outcome, text.blocked, turn.logprobs))
 
     async def _show_or_hold(self, turn: Turn, text: AnswerText, intent: audit.AppendResponse) -> Review | None:
         """Put an answer that was withheld into the queue, or send it after all; nothing of a held one that a guardrail ended."""
@@ -344,6 +348,15 @@ class ChatPipeline:
         reviewable = self._held.has_queue(turn.principal)
         return AnswerText(decoding, guarding, turn.params.stop, turn.record.answer_verdict, reviewable=reviewable)
 
+    def _logprobs(self, turn: Turn, chosen: Chosen, prompt: Prompt) -> AnswerLogprobs | None:
+        if not turn.params.HasField("logprobs"):
+            return None
+        context, deadline, digest = turn.record.context, turn.deadline, prompt.tokenizer_digest
+        return AnswerLogprobs(
+            lambda ids: chosen.tokenization.spell(context, chosen.model, digest, ids, deadline),
+            lambda texts: self._peers.guardrails.inspect_answers(context, texts, deadline),
+        )
+
     async def _append_intent(self, turn: Turn, model: str, prompt: Prompt) -> audit.AppendResponse:
         constraint = turn.request.constraint if turn.request.HasField("constraint") else None
         leaf = intent_leaf(
@@ -371,11 +384,13 @@ class ChatPipeline:
             if ids and text.stopped and text.blocked is None:
                 released += await text.end()
             tokens += len(ids)
+            told = await self._told(turn, generation, text, ids)
             if released and turn.withholds:
                 turn.record.withheld(released)
-            elif released:
-                turn.record.released(released)
-                await turn.send(delta(released, tokens))
+            elif released or told:
+                if released:
+                    turn.record.released(released)
+                await turn.send(delta(released, tokens, told))
                 tokens = 0
             if text.blocked is not None:
                 return sampling.FINISH_REASON_BLOCKED
@@ -386,6 +401,20 @@ class ChatPipeline:
             if turn.record.answer_bytes >= self._limits.max_answer_bytes:
                 return sampling.FINISH_REASON_LENGTH
             not_before = asyncio.get_running_loop().time() + self._gathering_s()
+
+    async def _told(self, turn: Turn, generation: Generation, text: AnswerText, ids: Sequence[int]) -> Sequence[gw.TokenLogprob]:
+        """Return the log-probabilities that can be told by now."""
+        if turn.logprobs is None:
+            return ()
+        entries = generation.take_logprobs(len(ids))
+        if turn.withholds:
+            turn.logprobs.withhold(len(ids))
+            return ()
+        if ids:
+            await turn.logprobs.push(ids, entries)
+        else:
+            turn.logprobs.end()
+        return await turn.logprobs.told(text.decided)
 
     def _gathering_s(self) -> float:
         """How long tokens gather before the next delta: nothing for a lone stream, longer with each stream beside it."""

@@ -42,9 +42,6 @@ def refuse_what_is_not_offered(request: gw.ChatRequest, max_prompt_code_points: 
     if sum(len(message.content) for message in request.messages) > max_prompt_code_points:
         rule = f"contents together: {max_prompt_code_points} code points at most"
         raise InvalidField("the conversation is too long", field_violations=[("messages", rule)])
-    if request.sampling.HasField("logprobs"):
-        where = [("sampling.logprobs", "answers of this service carry no log-probabilities")]
-        raise errors.UnsupportedSamplingOption("log-probabilities are not offered", field_violations=where)
 
 
 def refuse_what_the_policy_refuses(judged: guard.InspectResponse, *, reviewable: bool = False) -> None:

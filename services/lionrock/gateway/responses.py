@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from lionrock.audit.v1 import audit_pb2 as audit
 from lionrock.common.v1 import sampling_pb2 as sampling
+from lionrock.gateway.answer_logprobs import AnswerLogprobs
 from lionrock.gateway.quotas.ledger import Use
 from lionrock.gateway.record import RequestRecord, duration
 from lionrock.gateway.v1 import gateway_pb2 as gw
@@ -31,7 +32,11 @@ def started(
 
 
 def finished(
-    record: RequestRecord, intent: audit.AppendResponse, outcome: audit.AppendResponse, blocked: guard.Blocked | None
+    record: RequestRecord,
+    intent: audit.AppendResponse,
+    outcome: audit.AppendResponse,
+    blocked: guard.Blocked | None,
+    logprobs: AnswerLogprobs | None,
 ) -> gw.ChatResponse:
     """Return the last message."""
     last = gw.ChatResponse.Finished(
@@ -41,6 +46,7 @@ def finished(
         answer_salt=outcome.salt,
         prompt_salt=intent.salt,
         answer_findings=record.answer_verdict.masked if record.answer_verdict is not None else (),
+        logprobs_withheld=0 if logprobs is None else logprobs.withheld,
     )
     if blocked is not None:
         last.blocked.CopyFrom(blocked)
@@ -58,9 +64,9 @@ def held(record: RequestRecord, intent: audit.AppendResponse, outcome: audit.App
     return gw.ChatResponse(finished=last)
 
 
-def delta(text: str, tokens: int) -> gw.ChatResponse:
-    """Released text, and the tokens generated since the last."""
-    return gw.ChatResponse(delta=gw.ChatResponse.Delta(text=text, tokens=tokens))
+def delta(text: str, tokens: int, logprobs: Sequence[gw.TokenLogprob] = ()) -> gw.ChatResponse:
+    """Released text, the tokens generated since the last, and what may be told of those whose text was released."""
+    return gw.ChatResponse(delta=gw.ChatResponse.Delta(text=text, tokens=tokens, logprobs=logprobs))
 
 
 def quota_use(use: Use) -> gw.QuotaUse:

@@ -34,18 +34,20 @@ class Told:
     started: gw.ChatResponse.Started | None = None
     finished: gw.ChatResponse.Finished | None = None
     texts: list[str] = field(default_factory=list)
+    logprobs: list[gw.TokenLogprob] = field(default_factory=list)
 
-    def take(self, response: gw.ChatResponse) -> str:
-        """Keep a message; return its text."""
+    def take(self, response: gw.ChatResponse) -> gw.ChatResponse.Delta | None:
+        """Keep a message; return what is to be shown of it."""
         match response.WhichOneof("message"):
             case "started":
                 self.started = response.started
             case "delta":
                 self.texts.append(response.delta.text)
-                return response.delta.text
+                self.logprobs.extend(response.delta.logprobs)
+                return response.delta
             case "finished":
                 self.finished = response.finished
-        return ""
+        return None
 
     @property
     def text(self) -> str:
@@ -70,6 +72,8 @@ class Choice:
     answer: Told = field(default_factory=Told)
     choosing: Told | None = None
     tool: str | None = None
+    logprobs: bool = False
+    """Whether log-probabilities were asked for."""
 
     @property
     def call_id(self) -> str:
@@ -133,6 +137,8 @@ def proof(told: Told, index: int, step: str) -> dict[str, Any]:
         "prompt_salt": base64.b64encode(finished.prompt_salt).decode(),
         "masked": {"prompt": len(started.prompt_findings), "answer": len(finished.answer_findings)},
     }
+    if finished.logprobs_withheld:
+        shown["logprobs_withheld"] = finished.logprobs_withheld
     if finished.HasField("held"):
         del shown["answer_salt"]  # it would open what nobody was shown
         shown["review"] = review(started.request_id, "pending", finished.held.expires_at)
