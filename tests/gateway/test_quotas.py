@@ -27,7 +27,7 @@ from lionrock.gateway.tenants import Grant, Principal, Tenant, TenantName
 from postgres_server import PostgresServer, running_postgres
 
 EXAMPLES = int(os.environ.get("LIONROCK_QUOTA_EXAMPLES", "40"))
-"""Histories that the property is tried with; 400 take a quarter of an hour."""
+"""Histories that the property is tried with; 400 take some ten seconds."""
 NOON_US = 1_800_000_000_000_000 - 1_800_000_000_000_000 % DAY_US + 4 * 3_600_000_000  # in Hong Kong; a minute begins
 
 
