@@ -23,6 +23,7 @@ GRANT: Document = {
     "profile": "strict",
     "maxStreams": 2,
     "quotas": QUOTAS,
+    "priority": "batch",
     "notAfter": "2027-01-31T18:00:00+08:00",
 }
 ISSUER: Document = {

@@ -62,9 +62,7 @@ def refuse_unkept_reviews(tenants: Iterable[Tenant]) -> None:
     """Refuse tenants whose answers are reviewed, for a gateway without state. Raises ReviewsUnkept."""
     for tenant in tenants:
         if tenant.review is not None:
-            raise ReviewsUnkept(
-                f"tenant {tenant.name} has answers reviewed, and this gateway keeps no queue: set state"
-            )
+            raise ReviewsUnkept(f"tenant {tenant.name} has answers reviewed, and this gateway keeps no queue: set state")
 
 
 def refuse_unkept_consents(tenants: Iterable[Tenant]) -> None:
@@ -127,6 +125,7 @@ def _grant(stated: GrantSpec, spec: TenantSpec) -> Grant:
         max_streams=stated.max_streams,
         not_after=stated.not_after,
         quotas=_quotas(stated.quotas),
+        batch=stated.priority == "batch",
     )
 
 

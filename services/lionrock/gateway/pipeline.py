@@ -77,6 +77,9 @@ log = logging.getLogger("lionrock.gateway")
 # gRPC ends a call at the deadline that the client's header rounds, a little before or after ours.
 _DEADLINE_SLACK_S = 0.05
 
+# GenerateRequest.priority
+_INTERACTIVE, _BATCH = 0, -10
+
 _ENDED_WELL = frozenset({audit.OUTCOME_STATUS_ANSWERED, audit.OUTCOME_STATUS_BLOCKED, audit.OUTCOME_STATUS_HELD})
 
 Send = Callable[[gw.ChatResponse], Awaitable[None]]
@@ -326,6 +329,7 @@ class ChatPipeline:
             sampling=engine_sampling(turn.params, stops=stops),
             cache_salt=self._salts.of(turn.principal.tenant.name),
             weight=turn.principal.tenant.weight,
+            priority=_BATCH if turn.principal.grant.batch else _INTERACTIVE,
         )
         if turn.request.HasField("constraint"):
             request.constraint.CopyFrom(turn.request.constraint)

@@ -54,7 +54,7 @@ class Grant:
     `purposes[0]` is the purpose of a request that states none. `models` holds names, or "*" for every served model. `max_streams`
     bounds the answers that one caller may have open at a time; None leaves only the tenant's bound.
     `not_after` (aware) ends the grant; None: it has no end, which a regulator's must have. `quotas` are each caller's own, within
-    the tenant's, and counted by all gateways together.
+    the tenant's, and counted by all gateways together. `batch`: engines serve it when nothing interactive waits.
     """
 
     roles: tuple[str, ...]
@@ -65,6 +65,7 @@ class Grant:
     max_streams: int | None = None
     not_after: datetime | None = None
     quotas: Quotas = NO_QUOTAS
+    batch: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable
 from datetime import datetime
-from typing import Annotated, Self, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -126,6 +126,10 @@ class GrantSpec(TenancyModel):
     )
     quotas: QuotasSpec | None = Field(
         default=None, description="Quotas of each caller by itself, within the tenant's; unset: the tenant's alone."
+    )
+    priority: Literal["interactive", "batch"] = Field(
+        default="interactive",
+        description="Whether engines serve it at once, or when nothing else waits; unset: interactive.",
     )
     not_after: Moment | None = Field(
         default=None, description="When the grant ends, RFC 3339; unset: never. The role regulator needs it."

@@ -152,6 +152,7 @@ def _scope(grant: Grant) -> str:
         "data_classes": sorted(grant.data_classes),
         "profile": grant.profile,
         "max_streams": grant.max_streams,
+        "batch": grant.batch,
     }
     return json.dumps(scope, separators=(",", ":"))
 
@@ -166,6 +167,7 @@ def _row(row: Row) -> KeyRow:
         data_classes=frozenset(said["data_classes"]),
         profile=said["profile"],
         max_streams=said["max_streams"],
+        batch=said["batch"],
     )
     times = (created_at_us, expires_at_us, retires_at_us, revoked_at_us)
     return KeyRow(ApiKey(KeyId(key_id), tenant, description, grant, created_by, *times), bytes(mark))

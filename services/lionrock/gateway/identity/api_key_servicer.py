@@ -85,6 +85,7 @@ class ApiKeyServicer(ApiKeyServiceServicer):
             data_classes=frozenset(request.data_classes) or _ORDINARY_DATA_CLASSES & held.data_classes,
             profile=held.profile,
             max_streams=held.max_streams,
+            batch=held.batch,
         )
         lifetime_us = request.lifetime.ToMicroseconds()
         if lifetime_us > self._max_lifetime_us:
@@ -171,7 +172,8 @@ class ApiKeyServicer(ApiKeyServiceServicer):
             expires_at_us = min(expires_at_us, round(principal.grant.not_after.timestamp() * 1e6))
         if expires_at_us < now_us + _MIN_LIFETIME_US:
             raise InvalidField("the key would live too short", field_violations=[("lifetime", "a minute at least")])
-        grant = replace(grant, profile=principal.grant.profile, max_streams=principal.grant.max_streams)
+        held = principal.grant
+        grant = replace(grant, profile=held.profile, max_streams=held.max_streams, batch=held.batch)
         key = ApiKey(make_key_id(), principal.tenant.name, description, grant, principal.actor, now_us, expires_at_us)
         return key, make_secret()
 

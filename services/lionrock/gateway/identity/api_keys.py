@@ -98,7 +98,7 @@ class Marks:
         marked = [
             key.key_id, key.tenant, key.created_by, key.created_at_us, key.expires_at_us, secret,
             list(grant.roles), list(grant.purposes), sorted(grant.models), sorted(grant.data_classes),
-            grant.profile, grant.max_streams,
+            grant.profile, grant.max_streams, grant.batch,
         ]  # fmt: skip
         return hmac.digest(self._secret, _MARK_CONTEXT + json.dumps(marked, separators=(",", ":")).encode(), sha256)
 
