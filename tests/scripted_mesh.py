@@ -223,7 +223,9 @@ class ListLog(Faulty, audit_rpc.AuditServiceServicer):
             self.changed.notify_all()
         return audit.AppendResponse(
             payloads_kept=True,
-            position=self._position(len(self.leaves) - 1), salt=self.salts[-1], receipt=self._receipt(len(self.leaves) - 1)
+            position=self._position(len(self.leaves) - 1),
+            salt=self.salts[-1],
+            receipt=self._receipt(len(self.leaves) - 1),
         )
 
     async def GetReceipt(self, request: audit.GetReceiptRequest, context: Any) -> audit.GetReceiptResponse:
