@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --constraint constraints.txt --editable
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-vllm lint docs protos pytest cluster-tools cluster-programs cluster-demo bench-mesh bench-engine bench-quantisation bench-placement bench-operator bench-access bench-audit clean
+.PHONY: help demo test test-vllm lint docs protos pytest cluster-tools cluster-programs cluster-demo bench-mesh bench-engine bench-quantisation bench-placement bench-operator bench-access bench-gateway bench-fairness bench-audit clean
 
 help:
 	@echo "make demo         install and run the demonstration"
@@ -32,6 +32,8 @@ help:
 	@echo "make bench-placement   what observing and placing cost on 5,000 nodes, without a cluster; QUICK=1 likewise"
 	@echo "make bench-operator    the operator on a real API server with 5,000 nodes and 1,000 models; QUICK=1 for 300 and 50"
 	@echo "make bench-access      what one decision of the access policies costs, in process; QUICK=1 for a tenth"
+	@echo "make bench-gateway     what the gateway itself costs with everything on, over gRPC and HTTP; QUICK=1 for less of it"
+	@echo "make bench-fairness    what a flood by one tenant costs another, on a real engine; QUICK=1 likewise"
 	@echo "make bench-audit       durable leaves a second, appends and proofs, against plain inserts into the same databases; QUICK=1 likewise"
 	@echo "make clean        remove the virtual environment, caches and generated stubs"
 
@@ -91,6 +93,12 @@ bench-operator: $(VENV)/.installed-dev
 
 bench-access: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.access_policy $(if $(QUICK),--quick)
+
+bench-gateway: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.gateway_overhead $(if $(QUICK),--quick) $(ARGS)
+
+bench-fairness: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.fairness $(if $(QUICK),--quick)
 
 bench-audit: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.audit $(if $(QUICK),--quick) $(ARGS)

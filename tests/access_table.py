@@ -20,6 +20,7 @@ ACTIONS = """
                      use  rev  mlr  mod  adm  sec  pri  aud  reg  ops
 chat                  x    x    x    x    .    .    .    .    .    .
 count_tokens          x    x    x    x    .    .    .    .    .    .
+get_held_answer       x    x    x    x    .    .    .    .    .    .
 list_models           x    x    x    x    x    x    .    .    .    x
 get_quota             x    x    x    x    x    x    x    x    x    .
 get_receipt           x    x    x    x    x    x    x    x    x    .
@@ -34,12 +35,22 @@ read_log_book         .    .    .    .    .    .    x    x    x    .
 export_records        .    .    .    .    .    .    x    x    x    .
 erase_records         .    .    .    .    .    .    x    .    .    .
 correct_record        .    .    .    .    .    .    x    .    .    .
+begin_offboarding     .    .    .    .    x    .    .    .    .    .
+erase_tenant          .    .    .    .    .    .    x    .    .    .
 log_refusal           .    .    .    .    .    .    x    .    .    .
 issue_api_keys        .    .    .    .    x    .    .    .    .    .
 list_api_keys         .    .    .    .    x    x    .    .    .    .
 revoke_api_keys       .    .    .    .    x    x    .    .    .    .
-read_reviews          .    x    .    .    .    .    .    .    .    .
-decide_review         .    x    .    .    .    .    .    .    .    .
+read_reviews          .    x    x    .    .    .    .    .    .    .
+decide_review         .    x    x    .    .    .    .    .    .    .
+read_notices          x    x    x    x    x    x    x    x    x    .
+list_consents         .    .    .    .    x    .    x    x    x    .
+withdraw_consent      x    .    .    .    x    .    x    .    .    .
+record_consent        .    .    .    .    x    .    x    .    .    .
+request_emergency     .    .    .    x    x    x    .    .    .    .
+decide_emergency      .    .    x    .    .    .    x    .    .    .
+end_emergency         .    .    x    x    x    x    x    .    .    .
+read_emergencies      .    .    x    x    x    x    x    x    x    .
 """
 
 # Which classes of data a role meets that was granted all of them: the tipping-off wall.

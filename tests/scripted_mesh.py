@@ -113,6 +113,10 @@ class CodePointTokenizer(Faulty, tok_rpc.TokenizationServiceServicer):
         self.requests.append(request)
         return tok.GetTokenizerResponse(tokenizer_digest=self.digest)
 
+    async def SpellTokens(self, request: tok.SpellTokensRequest, context: Any) -> tok.SpellTokensResponse:
+        await self.at("SpellTokens")
+        return tok.SpellTokensResponse(token_bytes=[chr(token_id).encode() for token_id in request.token_ids])
+
     async def Decode(self, request_iterator: AsyncIterator[tok.DecodeRequest], context: Any) -> AsyncIterator[tok.DecodeResponse]:
         async for request in request_iterator:
             if request.HasField("open"):
@@ -143,19 +147,23 @@ class ThreeWordGuardrails(Faulty, guard_rpc.GuardrailsServiceServicer):
         findings = [finding for number, part in enumerate(request.parts) for finding in self._findings(part.text, number)]
         action = max([guard.ACTION_ALLOW, *(finding.action for finding in findings)])
         response = guard.InspectResponse(action=action, findings=findings, policy=self.policy)
-        if action == guard.ACTION_MASK:
+        if action != guard.ACTION_BLOCK and any(finding.action == guard.ACTION_MASK for finding in findings):
             response.masked_texts.extend(part.text.replace(MASKED_WORD, MASK) for part in request.parts)
         if action == guard.ACTION_BLOCK:
             response.safe_message = SAFE_MESSAGE
         return response
 
     async def InspectStream(self, request_iterator: Any, context: Any) -> AsyncIterator[guard.InspectStreamResponse]:
+        given = 0
         async for request in request_iterator:
             await self.at(f"InspectStream.{request.WhichOneof('message')}")
             text = request.chunk.text
             findings = self._findings(text)
+            for finding in findings:
+                finding.start, finding.end = finding.start + given, finding.end + given
+            given += len(text)
             if request.HasField("open"):
-                yield guard.InspectStreamResponse(policy=self.policy)
+                yield guard.InspectStreamResponse(policy=self.policy, may_need_review=True)
             elif BLOCKED_WORD in text:
                 blocked = guard.Blocked(rule=f"word.{BLOCKED_WORD}", safe_message=SAFE_MESSAGE)
                 yield guard.InspectStreamResponse(released=text[: text.index(BLOCKED_WORD)], findings=findings, blocked=blocked)
@@ -190,6 +198,11 @@ class ListLog(Faulty, audit_rpc.AuditServiceServicer):
     def outcomes(self) -> list[audit.AppendRequest]:
         return [leaf for leaf in self.leaves if leaf.HasField("outcome")]
 
+    @property
+    def decisions(self) -> list[audit.AppendRequest]:
+        """GOVERNANCE leaves."""
+        return [leaf for leaf in self.leaves if leaf.HasField("governance")]
+
     async def outcome(self, number: int = 0) -> audit.AppendRequest:
         """Wait for an outcome."""
         async with self.changed:
@@ -209,7 +222,10 @@ class ListLog(Faulty, audit_rpc.AuditServiceServicer):
         async with self.changed:
             self.changed.notify_all()
         return audit.AppendResponse(
-            position=self._position(len(self.leaves) - 1), salt=self.salts[-1], receipt=self._receipt(len(self.leaves) - 1)
+            payloads_kept=True,
+            position=self._position(len(self.leaves) - 1),
+            salt=self.salts[-1],
+            receipt=self._receipt(len(self.leaves) - 1),
         )
 
     async def GetReceipt(self, request: audit.GetReceiptRequest, context: Any) -> audit.GetReceiptResponse:
@@ -240,6 +256,7 @@ class Parrot(Faulty, inf_rpc.InferenceServiceServicer):
         super().__init__()
         self.text = "Hello, world."
         self.ids: list[int] | None = None
+        self.others = ""
         self.chunk = 1
         self.pace: asyncio.Semaphore | None = None
         self.losses: list[tuple[int, Exception]] = []
@@ -278,7 +295,9 @@ class Parrot(Faulty, inf_rpc.InferenceServiceServicer):
                     raise loss[1]
                 if self.pace is not None:
                     await self.pace.acquire()
-                yield inf.GenerateResponse(tokens=inf.GenerateResponse.Tokens(token_ids=ids[start : start + self.chunk]))
+                some = ids[start : start + self.chunk]
+                logprobs = self._logprobs(some, request.sampling)
+                yield inf.GenerateResponse(tokens=inf.GenerateResponse.Tokens(token_ids=some, logprobs=logprobs))
             if loss is not None:
                 raise loss[1]
             self.spoken.set()
@@ -292,6 +311,13 @@ class Parrot(Faulty, inf_rpc.InferenceServiceServicer):
             raise
         finally:
             self.running -= 1
+
+    def _logprobs(self, ids: list[int], params: sampling.SamplingParams) -> list[inf.TokenLogprobs]:
+        """The likelier the lower the id: -id/1000. Alternatives are those of `others`, as often as was asked for."""
+        if not params.HasField("logprobs"):
+            return []
+        top = [inf.TokenLogprobs.Alternative(token_id=ord(other), logprob=-1.5) for other in self.others[: params.logprobs]]
+        return [inf.TokenLogprobs(logprob=-token_id / 1000, top=top) for token_id in ids]
 
     async def ListModels(self, request: Any, context: Any) -> inf.ListModelsResponse:
         self.requests.append(request)

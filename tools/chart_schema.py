@@ -39,12 +39,16 @@ _WHOLE = frozenset(
         "gateway.PrincipalSpec",
         "gateway.IssuerSpec",
         "gateway.BindingSpec",
+        "gateway.PurposeRuleSpec",
+        "gateway.NoticeSpec",
+        "gateway.NoticeText",
+        "gateway.DisclosureText",
         "audit-monitor.WatchedLogSettings",
         "audit-monitor.WitnessSettings",
     }
 )
 """What a user writes whole, and not over something that the chart wrote."""
-_DROPPED = frozenset({"title", "default"})
+_DROPPED = frozenset({"title", "default", "x-kubernetes-validations"})
 
 
 def generated() -> dict[str, Any]:

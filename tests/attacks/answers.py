@@ -29,6 +29,8 @@ _DRAWN: Final = frozenset(
         "prompt_salt",
         "scope_salt",
         "hold_id",
+        "consent_id",
+        "opt_out_id",
         "checkpoint",
         "receipt",
         "position",

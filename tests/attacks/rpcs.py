@@ -31,10 +31,25 @@ ACTIONS: Final[Mapping[str, str | None]] = {
     "ApiKeyService.ListApiKeys": "list_api_keys",
     "ApiKeyService.RotateApiKey": "issue_api_keys",
     "ApiKeyService.RevokeApiKey": "revoke_api_keys",
+    "BreakGlassService.RequestEmergency": "request_emergency",
+    "BreakGlassService.ApproveEmergency": "decide_emergency",
+    "BreakGlassService.DenyEmergency": "decide_emergency",
+    "BreakGlassService.EndEmergency": "end_emergency",
+    "BreakGlassService.ListEmergencies": "read_emergencies",
     "ReviewService.ListReviews": "read_reviews",
     "ReviewService.GetReview": "read_reviews",
     "ReviewService.DecideReview": "decide_review",
+    "ReviewService.GetHeldAnswer": "get_held_answer",
+    "ConsentService.RecordConsent": "record_consent",
+    "ConsentService.WithdrawConsent": "withdraw_consent",
+    "ConsentService.ListConsents": "list_consents",
+    "ConsentService.SetOptOut": "withdraw_consent",
+    "ConsentService.ClearOptOut": "record_consent",
+    "ConsentService.ListOptOuts": "list_consents",
+    "ConsentService.ListNotices": "read_notices",
+    "ConsentService.GetNotice": "read_notices",
     "RecordsService.ReadRecord": "read_record",
+    "RecordsService.ReadReleased": None,
     "RecordsService.StreamRecord": "read_record",
     "RecordsService.SearchSubject": "search_records",
     "RecordsService.EraseSubject": "erase_records",
@@ -46,6 +61,10 @@ ACTIONS: Final[Mapping[str, str | None]] = {
     "RecordsService.ListRefusals": "read_log_book",
     "RecordsService.Export": "export_records",
     "RecordsService.GetLogStats": "read_log_stats",
+    "RecordsService.BeginOffboarding": "begin_offboarding",
+    "RecordsService.CancelOffboarding": "begin_offboarding",
+    "RecordsService.EraseTenant": "erase_tenant",
+    "RecordsService.GetOffboarding": "read_log_stats",
     "AuditService.Append": None,
     "AuditService.GetReceipt": "verify_log",
     "AuditService.ProveLeaf": "verify_log",
@@ -64,6 +83,7 @@ class Kind(Enum):
     REQUEST = "request"
     HOLD = "hold"
     API_KEY = "API key"
+    EMERGENCY = "emergency"
     LEAF = "leaf"
     CASE = "case"
     CONVERSATION = "conversation"
@@ -73,8 +93,10 @@ class Kind(Enum):
 OBJECTS: Final[Mapping[str, Kind]] = {
     "request_id": Kind.REQUEST,
     "event_id": Kind.REQUEST,
+    "release_event_id": Kind.REQUEST,
     "hold_id": Kind.HOLD,
     "key_id": Kind.API_KEY,
+    "emergency_id": Kind.EMERGENCY,
     "page_token": Kind.API_KEY,
     "leaf_index": Kind.LEAF,
     "first_size": Kind.LEAF,
@@ -92,10 +114,14 @@ FILLED: Final[Mapping[str, Any]] = {
     "description": "a key",
     "roles": ["user"],
     "purposes": ["testing"],
+    "purpose": "testing",
+    "notice_version": 1,
+    "language": "en",
     "models": [MODEL],
     "page_size": 100,
     "limit": 1000,
     "first_size": 1,
+    "tenant": "nobody",  # a tenant ends only when its own name is written out
     "basis": "asked",
     "reason": "inquiry",
     "statement": "not so",
@@ -108,13 +134,23 @@ FILLED: Final[Mapping[str, Any]] = {
 
 UNSET: Final = frozenset(
     (
-        *("context", "model", "sampling", "constraint", "purpose", "data_class", "data_classes", "allow_partial", "from", "to"),
-        *("with_payloads", "include_decided", "trace_id", "intent", "outcome", "want_receipt"),
+        *("context", "model", "sampling", "constraint", "expires_at", "data_class", "data_classes", "allow_partial", "from", "to"),
+        *(
+            "with_payloads",
+            "include_decided",
+            "trace_id",
+            "intent",
+            "outcome",
+            "governance",
+            "want_receipt",
+            "suspicion",
+            "include_closed",
+        ),
     )
 )
 """Fields that are left alone: they name nothing that belongs to a tenant, or, `context`, are attacked on their own."""
 
-DURATIONS: Final[Mapping[str, int]] = {"lifetime": 3600, "overlap": 0}
+DURATIONS: Final[Mapping[str, int]] = {"lifetime": 3600, "overlap": 0, "duration": 3600}
 NOBODY: Final = "nobody"
 NO_ID: Final = "01930000-0000-7000-8000-000000000000"
 
@@ -151,7 +187,7 @@ def sensible(method: MethodDescriptor) -> Message:
             getattr(request, field.name).FromSeconds(DURATIONS[field.name])
         elif field.name in FILLED:
             _set(request, field, FILLED[field.name])
-        elif OBJECTS.get(field.name) in (Kind.REQUEST, Kind.HOLD):
+        elif OBJECTS.get(field.name) in (Kind.REQUEST, Kind.HOLD, Kind.EMERGENCY):
             _set(request, field, NO_ID)
         elif field.name in ("key_id", "subject_id"):
             _set(request, field, NOBODY)

@@ -18,11 +18,16 @@ from lionrock.chassis.channel import open_channel
 from lionrock.chassis.ids import uuid7
 from lionrock.chassis.settings import PeerSettings, TlsSettings
 from lionrock.common.v1 import chat_pb2 as chat
+from lionrock.gateway.consents.settings import ConsentSettings
 from lionrock.gateway.identity.settings import ApiKeySettings
 from lionrock.gateway.state.opening import StateSettings
 from lionrock.gateway.v1 import api_key_pb2 as keys
+from lionrock.gateway.v1 import break_glass_pb2 as emergencies
+from lionrock.gateway.v1 import consent_pb2 as consent
 from lionrock.gateway.v1 import gateway_pb2 as gw
 from lionrock.gateway.v1.api_key_pb2_grpc import ApiKeyServiceStub
+from lionrock.gateway.v1.break_glass_pb2_grpc import BreakGlassServiceStub
+from lionrock.gateway.v1.consent_pb2_grpc import ConsentServiceStub
 from lionrock.gateway.v1.gateway_pb2_grpc import GatewayServiceStub
 from lionrock.tenancy.vocabulary import ROLES
 from mesh_ca import TRUST_DOMAIN
@@ -37,12 +42,14 @@ STRANGER: Final = "stranger"
 
 def with_every_role(name: str) -> dict[str, Any]:
     """A tenant whose roles are a workload each."""
-    settings = tenant(name)
+    settings = {**tenant(name), "review": {"purposes": ["drafting"]}}
+    notice = {"version": 1, "texts": [{"language": "en", "text": f"What {name} does with data."}]}
+    settings |= {"purposes": ["testing", "drafting"], "purpose_rules": [{"purpose": "testing", "notice": notice}]}
     for role in ROLES:
         principal = {
             "spiffe_id": spiffe_id(name, role),
             "roles": [role],
-            "purposes": ["testing"],
+            "purposes": ["testing", "drafting"],
             "not_after": "2100-01-01T00:00:00Z",
         }
         settings["principals"].append({**principal, "data_classes": ["personal", "suspicion"]})
@@ -50,8 +57,9 @@ def with_every_role(name: str) -> dict[str, Any]:
 
 
 def spiffe_id(name: str, role: str) -> str:
-    """Who acts in a role of a tenant."""
-    return f"spiffe://{TRUST_DOMAIN}/tenant/{name}/workload/{role.replace('_', '-')}"
+    """Who acts in a role of a tenant: a person, since emergencies are for people."""
+    kind = "workload" if role == STRANGER else "user"
+    return f"spiffe://{TRUST_DOMAIN}/tenant/{name}/{kind}/{role.replace('_', '-')}"
 
 
 class AttackedMesh(ScriptedMesh):
@@ -65,9 +73,13 @@ class AttackedMesh(ScriptedMesh):
         secret_file = state / "api-keys"
         secret_file.write_text("s" * 40)
         secret_file.chmod(0o600)
+        consent_secret = state / "consents"
+        consent_secret.write_text("c" * 40)
+        consent_secret.chmod(0o600)
         self.gateway_changes = {
             "state": StateSettings(sqlite_file=state / "gateway.db"),
             "api_keys": ApiKeySettings(secret_file=secret_file, max_lifetime_days=30),
+            "consents": ConsentSettings(secret_file=consent_secret),
         }
 
     def server_settings(self, service: str, **server: Any) -> dict[str, Any]:
@@ -130,7 +142,8 @@ async def belongings_of(mesh: AttackedMesh, name: str = BANK, attacker: str = BR
         longest = (await RecordsServiceStub(auditor).GetLogStats(rec.GetLogStatsRequest())).leaves
     canary = uuid7()
     case, conversation, subject = (f"{kind}-{canary}" for kind in ("case", "conversation", "subject"))
-    asked = gw.ChatRequest(
+    asked = gw.ChatRequest(  # and held, so that the request's id is that of an answer that waits
+        purpose="drafting",
         messages=[chat.ChatMessage(role=chat.CHAT_ROLE_USER, content=f"prompt-{canary}")],
         case_id=case,
         conversation_id=conversation,
@@ -138,14 +151,9 @@ async def belongings_of(mesh: AttackedMesh, name: str = BANK, attacker: str = BR
     )
     async with mesh.as_("user", name) as user:
         said = [response async for response in GatewayServiceStub(user).Chat(asked)]
-    scope = rec.RecordScope(subject_id=subject)
-    async with mesh.as_("privacy_officer", name) as officer:
-        records = RecordsServiceStub(officer)
-        hold = await records.PlaceHold(rec.PlaceHoldRequest(scope=scope, reason=f"hold-{canary}"))
-        refusal = rec.LogRefusalRequest(request=rec.REFUSED_REQUEST_ACCESS, subject_id=subject, ground="s.20", particulars=canary)
-        last = await records.LogRefusal(refusal)
-        while last.position.leaf_index < longest + MARGIN:
-            last = await records.LogRefusal(refusal)
+    wanted_access = emergencies.RequestEmergencyRequest(reason=f"because-{canary}", duration=duration_pb2.Duration(seconds=3600))
+    async with mesh.as_("security", name) as guard:
+        emergency = await BreakGlassServiceStub(guard).RequestEmergency(wanted_access)
     wanted = keys.CreateApiKeyRequest(
         description=f"key-{canary}",
         roles=["tenant_admin"],
@@ -155,10 +163,23 @@ async def belongings_of(mesh: AttackedMesh, name: str = BANK, attacker: str = BR
     )
     async with mesh.as_("tenant_admin", name) as admin:
         key = await ApiKeyServiceStub(admin).CreateApiKey(wanted)
+        consents = ConsentServiceStub(admin)
+        agreed = consent.RecordConsentRequest(subject_id=subject, purpose="testing", notice_version=1, statement=canary)
+        await consents.RecordConsent(agreed)
+        await consents.SetOptOut(consent.SetOptOutRequest(subject_id=subject, statement=canary))
+    scope = rec.RecordScope(subject_id=subject)
+    async with mesh.as_("privacy_officer", name) as officer:
+        records = RecordsServiceStub(officer)
+        hold = await records.PlaceHold(rec.PlaceHoldRequest(scope=scope, reason=f"hold-{canary}"))
+        refusal = rec.LogRefusalRequest(request=rec.REFUSED_REQUEST_ACCESS, subject_id=subject, ground="s.20", particulars=canary)
+        last = await records.LogRefusal(refusal)
+        while last.position.leaf_index < longest + MARGIN:
+            last = await records.LogRefusal(refusal)
     ids: dict[Kind, str | int] = {
         Kind.REQUEST: said[0].started.request_id,
         Kind.HOLD: hold.hold_id,
         Kind.API_KEY: key.key.key_id,
+        Kind.EMERGENCY: emergency.emergency.emergency_id,
         Kind.LEAF: last.position.leaf_index,
         Kind.CASE: case,
         Kind.CONVERSATION: conversation,

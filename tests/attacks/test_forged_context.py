@@ -73,6 +73,10 @@ async def test_a_context_in_a_message_is_refused_in_every_role(attacked: Attacke
                 ), where
 
 
+ANSWERED_ONCE = ("BreakGlassService.RequestEmergency", "ConsentService.WithdrawConsent", "ConsentService.ClearOptOut")
+"""Calls whose second answer is another than the first: a person has one emergency open, and what was withdrawn is gone."""
+
+
 async def test_a_context_where_a_message_has_none_changes_nothing(attacked: AttackedMesh, theirs: Belongings) -> None:
     """As a field of any number, of the right type or another's: one that is not known is dropped or ignored."""
     encoded = forged().SerializeToString()
@@ -85,6 +89,8 @@ async def test_a_context_where_a_message_has_none_changes_nothing(attacked: Atta
             else:
                 hidden = claims
             for role, channel in channels.items():
+                if name_of(method) in ANSWERED_ONCE:
+                    await answer(channel, method, request)
                 plain, with_claims = await answer(channel, method, request), await answer(channel, method, request + hidden)
                 where = f"{role}: {name_of(method)}"
                 assert (with_claims.status, with_claims.reason) == (plain.status, plain.reason), where
@@ -110,7 +116,7 @@ async def test_no_service_of_the_mesh_comes_through_the_door_for_tenants(attacke
                 got = await answer(channel, method, sensible(method))
                 if (service, name_of(method)) == ("operator", "GatewayStatsService.GetModelStats"):
                     assert got.status == "OK"
-                elif name_of(method) == "AuditService.Append":
+                elif ACTIONS[name_of(method)] is None and name_of(method) != "GatewayStatsService.GetModelStats":
                     assert got.reason == "METHOD_NOT_FOUND"
                 else:
                     assert (got.status, got.reason) == ("PERMISSION_DENIED", "CALLER_NOT_PERMITTED"), (service, name_of(method))

@@ -12,7 +12,7 @@ from typing import Any
 from audit_harness import Place, context_of, intent, outcome
 
 from lionrock.audit import failures
-from lionrock.audit.leaf import Context, Event
+from lionrock.audit.leaf import Context, Event, Governance
 from lionrock.audit.log import AuditLogs
 from lionrock.audit.records.contents import Vault
 from lionrock.audit.records.destruction import go_on
@@ -25,6 +25,7 @@ from lionrock.audit.vault.key_cache import KeyCache
 from lionrock.audit.vault.key_management import KeyManagement, LocalKeyManagement
 from lionrock.audit.vault.key_store import KeyStore
 from lionrock.audit.vault.record_keys import RecordKeys
+from lionrock.chassis.ids import uuid7
 
 CLASSES: Mapping[str, RetentionClass] = {
     "free": RetentionClass(0, None),
@@ -157,6 +158,12 @@ class Opened:
 def concerning(event: Event, subjects: tuple[str, ...]) -> Event:
     """The same event, about people."""
     return Event(event.event_id, event.trace_id, event.context, event.body, event.payloads, subjects)
+
+
+def decision(*, statement: bytes = b"", subjects: tuple[str, ...] = (), **context: Any) -> Event:
+    """Something that was decided about access."""
+    body = Governance("review.released", "object-1", {"verdict": "allow"})
+    return Event(uuid7(), "", context_of(**context), body, {"statement": statement} if statement else {}, subjects)
 
 
 def who(*roles: str, tenant: str = "bank") -> Context:

@@ -21,6 +21,7 @@ from export_edits import packed
 from export_harness import AUDITOR, WITNESS_KEYS, WITNESSES, Exporting, check, exporting, now_us, who
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from records_harness import decision
 from rfc6962_reference import tree_hash
 
 from lionrock.audit.export.paths import Paths
@@ -75,6 +76,21 @@ async def test_an_export_of_three_leaves_is_proven(open_export: Exporting) -> No
     names = contents(archive)
     assert {"README.txt", "verify.py", "keys.txt", "report.html", "checkpoint", "platform-proof.tlog-proof"} <= names.keys()
     assert all(key in names["keys.txt"].decode() for key in [*open_export.keys, *WITNESS_KEYS])
+
+
+async def test_what_was_written_about_a_decision_is_exported_with_its_leaf_and_opens_it(open_export: Exporting) -> None:
+    said = await open_export.opened.say()
+    for event in (decision(), decision(statement=b"checked by telephone"), decision(statement=b"so", request_id=said.request_id)):
+        await open_export.logs.append(event, want_receipt=False)
+    await open_export.cosign()
+    archive = await open_export.archive(with_payloads=True)
+    verified = check(archive, open_export.keys)
+    assert (verified.leaves, verified.opened) == (5, 4)
+    payloads = b"".join(data for name, data in contents(archive).items() if name.startswith("payloads/"))
+    assert b"checked by telephone" in payloads
+    page = contents(archive)["report.html"].decode()
+    assert "review.released object-1" in page
+    assert "What was decided or done" in page
 
 
 async def test_an_export_from_postgres_is_proven_like_one_from_sqlite(database: str, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from contextlib import closing
 import pytest
 from audit_harness import PLATFORM, Place, intent, outcome
 from checked_stores import CheckedStore, flaws
-from records_harness import Clock, Opened, RecordsPlace, concerning, who
+from records_harness import Clock, Opened, RecordsPlace, concerning, decision, who
 
 from lionrock.audit.failures import StoreFailed
 from lionrock.audit.findings import Flaw
@@ -39,6 +39,12 @@ async def live(opened: Opened, clock: Clock) -> None:
     await opened.logs.append(outcome(intent(), None, status="blocked"), want_receipt=False)  # refused before an intent
     await opened.logs.append(outcome(intent(), None, answer=b"cut", status="blocked"), want_receipt=False)
     await records.correct(OFFICER, opened.said[0].request_id, "no, that")
+    for event in (
+        decision(),
+        decision(statement=b"why", subjects=("c-3",)),
+        decision(request_id=hidden.request_id, statement=b"so"),
+    ):
+        await opened.logs.append(event, want_receipt=False)
     await records.log_refusal(OFFICER, request="access", subject_id="c-1", ground="s.20", particulars="why")
     await records.place_hold(OFFICER, RecordScope("subject", "c-0"), "court")
     released, _ = await records.place_hold(OFFICER, RecordScope("case", "case-1"), "mistake")

@@ -359,3 +359,38 @@ def test_bad_settings_are_named(tmp_path: Path, setting: str, value: object) -> 
     assert _settings(tmp_path).max_batch > 0
     with pytest.raises(ValidationError, match=setting):
         _settings(tmp_path, **{setting: value})
+
+
+def decision(**changes: Any) -> pb.AppendRequest:
+    values: dict[str, Any] = {"operation": "consent.recorded", "object_id": "consent-1", "details": {"purpose": "marketing"}}
+    asker = context(**changes.pop("context", {}))
+    return pb.AppendRequest(context=asker, event_id=uuid7(), governance=pb.Governance(**values | changes), want_receipt=True)
+
+
+async def test_a_decision_is_recorded_with_a_receipt_that_verifies(service: Service) -> None:
+    said = "佢打電話嚟問。".encode()
+    appended = await service.stub.Append(decision(statement=said, subject_ids=["c-1"]))
+    leaf = verify_receipt(appended.receipt.tlog_proof, await keys_of(service))
+    assert (leaf.fields["type"], leaf.fields["operation"]) == ("governance", "consent.recorded")
+    check_opening(leaf, "statement", appended.salt, said)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"operation": "Review.Released"},
+        {"operation": "review"},
+        {"object_id": ""},
+        {"object_id": "what a person wrote"},
+        {"details": {"Name": "x"}},
+        {"details": {"name": "two\nlines"}},
+        {"details": {f"n{number}": "x" for number in range(13)}},
+        {"context": {"break_glass_id": "not-an-id"}},
+        {"statement": b"\xff"},
+        {"subject_ids": ["c-1", "c-1"]},
+    ],
+)
+async def test_what_is_no_decision_is_refused_at_the_door(service: Service, changes: dict[str, Any]) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await service.stub.Append(decision(**changes))
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT

@@ -50,6 +50,17 @@ def test_records_come_back_as_they_went_in(store: LogStore, bank: StoredLog) -> 
     assert reader.counts(bank.log_id, with_restricted=True).records == {"kept": 300}
 
 
+def test_the_classes_that_kept_records_have_are_found_one_by_one(store: LogStore, bank: StoredLog) -> None:
+    names = ["advice", "advice/2557/never", "standard", "standard/0/400", "standard/30/400"]
+    changes = [{"retention_class": name} for name in names for _ in range(3)]
+    changes += [{"retention_class": "hidden/0/1", "restricted": True}, {"retention_class": "gone/0/1", "state": "expired"}]
+    with store.transaction() as transaction:
+        transaction.records.add_records(bank.log_id, [record(number, **change) for number, change in enumerate(changes)])
+    assert sorted(store.records.retention_classes(bank.log_id, restricted=False)) == names
+    assert store.records.retention_classes(bank.log_id, restricted=True) == ["hidden/0/1"]
+    assert store.records.retention_classes(bank.log_id + 1, restricted=False) == []
+
+
 def test_older_records_are_paged_by_age_and_class(store: LogStore, bank: StoredLog) -> None:
     with store.transaction() as transaction:
         for number in range(10):

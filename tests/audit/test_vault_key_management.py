@@ -177,3 +177,42 @@ async def test_an_engine_with_another_authority_is_not_spoken_to(engine: Transit
         await management.wrap("bank", KEY, b"")
     assert engine.calls == []
     await management.close()
+
+
+async def test_what_is_wrapped_begins_with_the_mark_where_there_is_one(management: KeyManagement) -> None:
+    mark = management.mark("bank")
+    assert mark is None or (await management.wrap("bank", KEY, b"place")).startswith(mark)
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [b"", b"vault:v1:", b"key:transit:vault:v1:AAAA", b"key:transit/../sys/k:vault:v1:AAAA", b"key:a/b c:vault:v1:AAAA", b"x" * 40],
+)
+async def test_transit_is_asked_nothing_about_what_no_key_wrapped(engine: TransitServer, tmp_path: Path, wrapped: bytes) -> None:
+    management = transit(engine, tmp_path)
+    with pytest.raises(KeysUnavailable):
+        await management.unwrap("bank", wrapped, b"place")
+    assert engine.calls == [] or wrapped == b"vault:v1:"
+    await management.close()
+
+
+async def test_a_destroyed_key_opens_nothing_and_the_others_do(management: KeyManagement) -> None:
+    wrapped, other = await management.wrap("bank", KEY, b"place"), await management.wrap("broker", KEY, b"place")
+    destroyed = await management.destroy("bank")
+    assert await management.destroy("bank") is destroyed
+    assert destroyed is isinstance(management, LocalKeyManagement), "whoever manages the keys of an engine destroys them"
+    if destroyed:
+        with pytest.raises(KeysUnavailable):
+            await management.unwrap("bank", wrapped, b"place")
+    assert await management.unwrap("broker", other, b"place") == KEY
+
+
+async def test_the_file_of_a_destroyed_key_is_overwritten_before_its_name_goes(tmp_path: Path) -> None:
+    management = LocalKeyManagement(tmp_path / "kek")
+    await management.prepare("bank")
+    kept = tmp_path / "another-name"
+    os.link(management.path("bank"), kept)
+    await management.destroy("bank")
+    assert not management.path("bank").exists()
+    assert set(kept.read_bytes()) == {0}
+    await management.close()

@@ -33,9 +33,9 @@ OTHER_PROMPT = tuple(3 + (11 * n) % 230 for n in range(70))
 WHITESPACE = frozenset(" \n\r\t")
 
 
-async def occupy(started: Started, count: int) -> list[Stream]:
+async def occupy(started: Started, count: int, **fields: Any) -> list[Stream]:
     """Streams that hold places in the batch for thousands of steps, each past its first token."""
-    streams = [started.engine.submit(a_request(max_tokens=LONG)) for _ in range(count)]
+    streams = [started.engine.submit(a_request(max_tokens=LONG, **fields)) for _ in range(count)]
     for stream in streams:
         first = await anext(stream)
         assert (first.finish, len(first.token_ids) >= 1) == (None, True)
@@ -343,6 +343,26 @@ async def test_higher_priority_is_served_first(started: Started) -> None:
     running[0].close()
     await anext(high)
     close_all([*running[1:], high, low])
+
+
+async def test_newcomer_is_served_before_the_queue_of_another_tenant(started: Started) -> None:
+    running = await occupy(started, MAX_RUNNING, tenant="flood")
+    queued = started.engine.submit(a_request(max_tokens=LONG, tenant="flood"))
+    late = started.engine.submit(a_request(max_tokens=4, tenant="late"))
+    running[0].close()
+    assert (await read(late)).last.finish is FinishReason.LENGTH
+    close_all([*running[1:], queued])
+
+
+async def test_full_queue_takes_a_tenant_that_has_less_than_its_share(started: Started) -> None:
+    running = await occupy(started, MAX_RUNNING, tenant="flood")
+    waiting = [started.engine.submit(a_request(max_tokens=LONG, tenant="flood")) for _ in range(MAX_WAITING)]
+    with pytest.raises(EngineFull):
+        started.engine.submit(a_request(tenant="flood"))
+    late = started.engine.submit(a_request(max_tokens=LONG, tenant="late"))
+    with pytest.raises(EngineFull):
+        started.engine.submit(a_request(tenant="late"))
+    close_all([*running, *waiting, late])
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,14 @@ def test_gateways_alone_reach_the_issuers_of_tokens_and_none_that_is_not_named(r
     assert len(egress) == 1 + len(render().one("NetworkPolicy", "lionrock-gateway")["spec"]["egress"])
 
 
+def test_gateways_alone_reach_the_receivers_of_notices(render: Callable[..., Any]) -> None:
+    receivers = {"to": [{"ipBlock": {"cidr": "10.7.0.0/16"}}], "ports": [{"protocol": "TCP", "port": 8443}]}
+    policies = render("everything").of("NetworkPolicy")
+    assert {each["metadata"]["name"] for each in policies if receivers in (each["spec"].get("egress") or [])} == {
+        "lionrock-gateway"
+    }
+
+
 def test_the_audit_service_alone_reaches_its_witnesses(render: Callable[..., Any]) -> None:
     rules = {
         name: render("postgresql").one("NetworkPolicy", f"lionrock-{name}")["spec"].get("egress", [])

@@ -337,14 +337,16 @@ def test_secrets_of_the_gateway_are_mounted_for_it_alone_to_read(render: Callabl
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     assert volumes["state"]["secret"] == {"secretName": "gateway-database", "defaultMode": 0o440}
     assert volumes["api-keys"]["secret"] == {"secretName": "api-keys", "defaultMode": 0o440}
+    assert volumes["consents"]["secret"] == {"secretName": "consents", "defaultMode": 0o440}
     mounts = {mount["name"]: mount for mount in pod["containers"][0]["volumeMounts"]}
-    assert all(mounts[name]["readOnly"] for name in ("state", "api-keys", "policies"))
+    assert all(mounts[name]["readOnly"] for name in ("state", "api-keys", "consents", "policies"))
 
 
 def test_api_keys_and_access_policies_come_from_what_the_values_name(load: Callable[..., Any], render: Callable[..., Any]) -> None:
     assert (load("gateway").api_keys, load("gateway").policy_dir) == (None, None)
     gateway = load("gateway", "everything")
     assert (str(gateway.api_keys.secret_file), gateway.api_keys.max_lifetime_days) == ("/etc/lionrock/api-keys/hmac", 30)
+    assert str(gateway.consents.secret_file) == "/etc/lionrock/consents/hmac"
     assert str(gateway.policy_dir) == "/etc/lionrock/policies"
     pod = render("everything").one("Deployment", "lionrock-gateway")["spec"]["template"]["spec"]
     assert {"name": "policies", "configMap": {"name": "access-policies"}} in pod["volumes"]
@@ -358,6 +360,31 @@ def test_a_gateway_answers_the_tenants_of_its_territory(load: Callable[..., Any]
         render("minimal", abroad)
     assert load("gateway", "minimal", abroad, 'gateway.servedIn="SG"').served_in == "SG"
     assert load("gateway", "minimal", abroad, 'gateway.servedIn=""').tenants[0].territory == "SG"
+
+
+def test_a_tenant_with_a_review_queue_needs_the_state_and_the_vault(load: Callable[..., Any], render: Callable[..., Any]) -> None:
+    principal = {"spiffe_id": "spiffe://lionrock.local/tenant/retail/user/*", "purposes": ["service"]}
+    tenant = {"name": "retail", "review": {"purposes": ["service"]}, "principals": [principal]}
+    stated, vault = f"tenants={json.dumps([tenant])}", "audit.vault.enabled=true"
+    with pytest.raises(Exception, match="where are the answers of tenant retail kept"):
+        render("minimal", stated, *SQLITE)
+    with pytest.raises(Exception, match="where is the review queue of tenant retail kept"):
+        render("minimal", stated, vault)
+    assert load("gateway", "minimal", stated, vault, *SQLITE).tenants[0].review is not None
+
+
+def test_a_tenant_that_asks_for_consent_needs_the_secret_of_consents(load: Callable[..., Any], render: Callable[..., Any]) -> None:
+    principal = {"spiffe_id": "spiffe://lionrock.local/tenant/retail/user/*", "purposes": ["service"]}
+    notice = {"version": 1, "texts": [{"language": "zh-Hant", "text": "我們這樣使用資料。"}]}
+    rule = {"purpose": "service", "requires_consent": True, "notice": notice}
+    tenant = {"name": "retail", "purposes": ["service"], "purpose_rules": [rule], "principals": [principal]}
+    stated, secret = f"tenants={json.dumps([tenant])}", 'gateway.consents.existingSecret="consents"'
+    with pytest.raises(Exception, match="where are consents to service of tenant retail kept"):
+        render("minimal", stated, *SQLITE)
+    with pytest.raises(Exception, match="where are consents kept"):
+        render("minimal", stated, secret)
+    loaded = load("gateway", "minimal", stated, secret, *SQLITE)
+    assert (loaded.tenants[0].purpose_rules[0].requires_consent, loaded.consents is not None) == (True, True)
 
 
 @pytest.mark.parametrize("whose", ["quotas", "principals.quotas", "issuers.bindings.quotas"])
@@ -387,6 +414,7 @@ def test_quotas_that_no_gateway_could_count_are_refused(load: Callable[..., Any]
         ((*SQLITE, "gateway.autoscaling.enabled=true"), "gateway.replicas=1"),
         ((*SQLITE, 'gateway.state.postgresql={"existingSecret":"s","peers":[{"podSelector":{}}]}'), "not in both"),
         (('gateway.apiKeys.existingSecret="keys"',), "gateway.apiKeys: where are API keys kept"),
+        (('gateway.consents.existingSecret="keys"',), "gateway.consents: where are consents kept"),
         (('gateway.state.postgresql.existingSecret="s"',), "gateway.state.postgresql.peers"),
     ],
 )

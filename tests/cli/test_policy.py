@@ -118,9 +118,23 @@ def test_explain_decides_for_a_caller_as_the_gateways_settings_say(tmp_path: Pat
     assert policy("explain", ADA.replace("ada", "eve"), "--config", config).status == 3
 
 
+def test_explain_says_what_an_emergency_opens_and_for_whom() -> None:
+    reading = ("explain", "--role", "security", "--action", "read_record", "--json")
+    assert policy(*reading).rows[0]["decision"] == "ROLE_NOT_PERMITTED"
+    opened = policy(*reading, "--emergency")
+    assert (opened.status, opened.rows[0]["emergency"]) == (0, "records")
+    assert opened.rows[0]["by"] == [{"id": "emergency-reading", "file": "roles.cedar"}]
+    assert policy("explain", "--role", "user", "--action", "read_record", "--emergency").status == 3
+    deciding = ("explain", "--role", "privacy_officer", "--action", "decide_emergency", "--json", "--author")
+    own = policy(*deciding, "spiffe://any/tenant/any/user/any")
+    assert (own.status, own.rows[0]["decision"]) == (3, "REQUESTER_MAY_NOT_DECIDE")
+    assert policy(*deciding, "spiffe://any/tenant/any/user/somebody").status == 0
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
+        ("explain", "--role", "security", "--action", "erase_records", "--emergency"),
         ("explain",),
         ("explain", ADA, "--role", "user"),
         ("explain", "--role", "emperor"),

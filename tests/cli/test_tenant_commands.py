@@ -55,6 +55,10 @@ async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
     )
     mesh.tenants, mesh.tenants_directory = [tenant("demo")], state.tenants
     mesh.limits = {"tenants_poll_s": 0.05}
+    secret_file = tmp_path / "consents.secret"
+    secret_file.write_text("c" * 40)
+    secret_file.chmod(0o600)
+    mesh.gateway_changes = {"state": {"sqlite_file": tmp_path / "state.db"}, "consents": {"secret_file": secret_file}}
     mesh.targets["audit"] = audit.target
     try:
         async with mesh.running():
@@ -102,6 +106,12 @@ async def test_nothing_is_changed_while_one_of_the_files_is_not_good(desk: Desk)
     assert desk.followed == {}
 
 
+async def test_a_key_that_this_machine_cannot_use_is_refused_before_anything_changes(desk: Desk) -> None:
+    with pytest.raises(CommandError, match=r"spec\.keys: this machine has tenants' keys in files"):
+        await desk.onboard(desk.write("retail", keys={"transit": {"name": "retail-master"}}))
+    assert not list(desk.state.tenants.glob("retail*"))
+
+
 async def test_a_chat_that_fails_is_said_with_its_reason(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
     assert await desk.onboard(desk.write("retail", models=["unknown"])) == 1
     assert "the chat failed: no model that the tenant may use is ready" in capsys.readouterr().out
@@ -113,6 +123,22 @@ async def test_a_tenant_without_people_who_may_ask_is_onboarded_without_a_chat(
     auditor = {"spiffeId": f"spiffe://{TRUST_DOMAIN}/tenant/watch/user/*", "purposes": ["oversight"], "roles": ["auditor"]}
     assert await desk.onboard(desk.write("watch", principals=[auditor])) == 0
     assert "no chat: none of its principals may ask" in capsys.readouterr().out
+
+
+async def test_the_chat_is_for_a_purpose_that_needs_nobodys_consent(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+    who = {"spiffeId": f"spiffe://{TRUST_DOMAIN}/tenant/retail/user/*", "purposes": ["marketing", "testing"]}
+    for asking, said in ((["marketing"], "receipt verified under"), (["marketing", "testing"], "needs somebody's consent")):
+        rules = [
+            {
+                "purpose": each,
+                "requiresConsent": True,
+                "notice": {"version": 1, "texts": [{"language": "en", "text": "What we do."}]},
+            }
+            for each in asking
+        ]
+        file = desk.write("retail", principals=[who], purposes=["marketing", "testing"], purposeRules=rules)
+        assert await desk.onboard(file) == 0
+        assert said in capsys.readouterr().out
 
 
 async def test_tenants_are_listed_with_where_they_are_stated_and_bad_files_with_why(

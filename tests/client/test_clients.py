@@ -77,9 +77,8 @@ async def test_a_blocking_chat_is_iterated_and_then_has_its_receipt(mesh: Script
 async def test_options_arrive_as_they_were_given(mesh: ScriptedMesh, complete: Any) -> None:
     turns = [{"role": "system", "content": "Be brief."}, Message("user", "你好")]
     sampling = lionrock.SamplingParams(top_k=5, temperature=1)
-    answer = await complete(
-        turns, model=MODEL, temperature=0.5, seed=7, max_tokens=4, stop=["!"], sampling=sampling, purpose="drafting", case_id="C-1"
-    )
+    said = {"purpose": "drafting", "case_id": "C-1", "subject_ids": ["customer-17"]}
+    answer = await complete(turns, model=MODEL, temperature=0.5, seed=7, max_tokens=4, stop=["!"], sampling=sampling, **said)
 
     assert answer.text == mesh.engine.text[:4]
     assert answer.finished.reason == lionrock.FinishReason.FINISH_REASON_LENGTH
@@ -87,6 +86,7 @@ async def test_options_arrive_as_they_were_given(mesh: ScriptedMesh, complete: A
     assert (asked.temperature, asked.seed, asked.max_tokens, asked.top_k) == (0.5, 7, 4, 5)
     assert [part.text for part in mesh.guardrails.requests[0].parts] == ["Be brief.", "你好"]
     assert (mesh.log.intents[0].context.purpose, mesh.log.intents[0].context.case_id) == ("drafting", "C-1")
+    assert list(mesh.log.intents[0].intent.subject_ids) == ["customer-17"]
 
 
 async def test_the_other_calls_answer_in_both_clients(mesh: ScriptedMesh, client: AsyncClient, blocking: Client) -> None:

@@ -320,7 +320,9 @@ class Demonstration:
             self.kubectl("delete", "chippools", "--all", "--timeout=60s", timeout_s=90)
             self.helm("uninstall", "lionrock-crds", "--namespace", wanted.NAMESPACE, timeout_s=60)
             # The chart keeps its definitions, so that nobody loses models by removing a chart.
-            self.kubectl("delete", "crds", "chippools.lionrock.io", "modeldeployments.lionrock.io", timeout_s=60)
+            self.kubectl(
+                "delete", "crds", "chippools.lionrock.io", "modeldeployments.lionrock.io", "tenants.lionrock.io", timeout_s=60
+            )
             wait_for(lambda: not self.leftovers(), "nothing of the mesh is left", timeout_s=90, interval_s=1, seen=self.leftovers)
             say("no object of the mesh is left in the cluster")
 

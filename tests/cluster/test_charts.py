@@ -386,7 +386,7 @@ def test_upgrade_and_roll_back_keep_data_and_uninstalling_leaves_nothing(
 
 
 def test_resources_stay_when_their_chart_goes_and_are_taken_over_by_the_next(helm: Command, objects: Objects) -> None:
-    names = ("chippools.lionrock.io", "modeldeployments.lionrock.io")
+    names = ("chippools.lionrock.io", "modeldeployments.lionrock.io", "tenants.lionrock.io")
 
     def uids() -> list[str]:
         found = [objects.read("apiextensions.k8s.io/v1", "CustomResourceDefinition", name) for name in names]
@@ -396,7 +396,7 @@ def test_resources_stay_when_their_chart_goes_and_are_taken_over_by_the_next(hel
     present = uids()
     helm("install", *release, chart, "--take-ownership")
     made = uids()
-    assert len(made) == 2
+    assert len(made) == 3
     assert not present or made == present
     helm("uninstall", *release)
     assert uids() == made

@@ -25,6 +25,7 @@ from lionrock.chassis.devca import DevelopmentCa
 from lionrock.chassis.enrolment import Enrolment, EnrolmentFailed, enrol
 from lionrock.operator.actions import Event, ObjectRef, Severity
 from lionrock.operator.event_recorder import EventRecorder
+from tenant_files import document
 
 ROOT = Path(__file__).resolve().parents[2]
 RELEASE = "rights"
@@ -157,6 +158,11 @@ def live(place: Place, operator: TestedOperator, control_plane: ControlPlane, di
         recorder.record(event)
     told = [each for each in objects.list("events.k8s.io/v1", "Event", place.namespace) if each["reason"] == "Again"]
     assert [each["series"]["count"] for each in told] == [2]
+    # A tenant comes and goes.
+    objects.create({**document("retail", "lionrock.test"), "metadata": {"name": "retail", "namespace": place.namespace}})
+    wait_for(lambda: "ConfigMap/lionrock-tenants" in place.children(), "the tenant is published")
+    objects.delete({**document("retail"), "metadata": {"name": "retail", "namespace": place.namespace}})
+    wait_for(lambda: not place.children()["ConfigMap/lionrock-tenants"].get("data"), "the tenant is taken away")
     # Everything ends.
     for name in ("chat", "unknown"):
         objects.delete(place.model(name))
@@ -171,7 +177,8 @@ def live(place: Place, operator: TestedOperator, control_plane: ControlPlane, di
     wait_for(
         lambda: not objects.list("v1", "Secret", place.namespace, labels="app.kubernetes.io/part-of=lionrock"), "the token is gone"
     )
-    wait_for(lambda: not [name for name in place.children() if "proposed" not in name], "the routes are gone")
+    kept = ("proposed", "lionrock-tenants")
+    wait_for(lambda: not [name for name in place.children() if not any(word in name for word in kept)], "the routes are gone")
 
 
 def _chips(resource: str, name: str, region: str) -> Manifest:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from access_table import ACTIONS, DATA_CLASSES, ROLES, permitted
 from lionrock.gateway.access_policies import PACKAGED, AccessPolicies, DecisionFailedError, PoliciesInvalid, packaged_roles
-from lionrock.gateway.authorization import AccessRequest, Action, Authorizer, Denial
+from lionrock.gateway.authorization import EMERGENCY_ACTIONS, AccessRequest, Action, Authorizer, BreakGlass, Denial
 from lionrock.gateway.tenants import Grant, Principal, Tenant, TenantName
 from lionrock.tenancy import vocabulary
 
@@ -23,6 +24,8 @@ NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 GRANT = Grant(
     ("user",), ("testing",), frozenset({"*"}), frozenset({"public", "personal"}), "default", not_after=NOW + timedelta(days=1)
 )
+DECISIONS = {Action.DECIDE_REVIEW: Denial.AUTHOR, Action.DECIDE_EMERGENCY: Denial.REQUESTER}
+"""What is decided by somebody else than who asked, and the reason otherwise."""
 PERMITTED, MET = permitted(ACTIONS), permitted(DATA_CLASSES)
 
 
@@ -44,14 +47,14 @@ def test_every_role_action_purpose_class_and_model_decides_as_the_table_says(pol
     for role in ROLES:
         who = principal(roles=(role,), models=frozenset({"a"}), data_classes=frozenset({"public", "suspicion"}))
         for action, purpose, data_class, model in itertools.product(Action, purposes, classes, models):
-            author = {None: None, "a": who.actor, "b": other}[model] if action is Action.DECIDE_REVIEW else None
+            author = {None: None, "a": who.actor, "b": other}[model] if action in DECISIONS else None
             states_all = action is Action.CHAT
             refused_class = data_class == "identity" or (data_class is not None and role not in MET[data_class])
             expected = (
                 Denial.ROLE
                 if role not in PERMITTED[action]
-                else Denial.AUTHOR
-                if action is Action.DECIDE_REVIEW and author != other
+                else DECISIONS[action]
+                if action in DECISIONS and author != other
                 else Denial.PURPOSE
                 if purpose == "marketing" or (purpose is None and states_all)
                 else Denial.DATA_CLASS
@@ -89,6 +92,44 @@ def test_a_decision_names_the_policies_that_made_it(policies: AccessPolicies) ->
     other = AccessRequest(Action.CHAT, "marketing", "identity", "a")
     assert policies.decide(principal(), other).policies == ("purpose-is-granted",)
     assert set(policies.policies) >= {"user", "purpose-is-granted"}
+
+
+def test_an_emergency_opens_reading_for_who_may_ask_for_one_and_nothing_for_others(policies: AccessPolicies) -> None:
+    asking = PERMITTED["request_emergency"]
+    for role, action, suspicion in itertools.product(ROLES, sorted(EMERGENCY_ACTIONS), (False, True)):
+        decision = policies.decide(principal(roles=(role,)), AccessRequest(action, break_glass=BreakGlass("x", suspicion)))
+        assert decision.allowed is (role in PERMITTED[action] | asking), (role, action)
+        assert role not in asking or decision.policies == ("emergency-reading",)
+    operator = principal(roles=("security", "platform_operator"))
+    assert not policies.decide(operator, AccessRequest(Action.READ_RECORD, break_glass=BreakGlass("x", suspicion=True))).allowed
+
+
+def test_no_policy_opens_anything_else_in_an_emergency() -> None:
+    wide = '@id("all") permit (principal, action, resource) when { context has breakGlass };'
+    generous = AccessPolicies({"mine.cedar": wide}, now=lambda: NOW)
+    for action in set(Action) - EMERGENCY_ACTIONS:
+        assert not generous.decide(principal(), AccessRequest(action, "testing", "public")).allowed
+        with pytest.raises(DecisionFailedError):  # nobody can even ask
+            generous.decide(principal(), AccessRequest(action, "testing", "public", break_glass=BreakGlass("x", suspicion=True)))
+    assert generous.decide(principal(), AccessRequest(Action.READ_RECORD, break_glass=BreakGlass("x", suspicion=False))).allowed
+
+
+@pytest.mark.parametrize(
+    ("actor", "is_one"),
+    [
+        ("spiffe://td/tenant/bank/user/ada", True),
+        ("https://login.example/realms/staff#ada", True),
+        ("spiffe://td/tenant/bank/workload/ada", False),
+        ("api-key:0123456789abcdef", False),
+    ],
+)
+def test_an_emergency_is_for_people(policies: AccessPolicies, actor: str, is_one: bool) -> None:
+    generous = AccessPolicies({"mine.cedar": '@id("all") permit (principal, action, resource);'}, now=lambda: NOW)
+    who = replace(principal(roles=("security", "privacy_officer")), actor=actor)
+    for action in (Action.REQUEST_EMERGENCY, Action.DECIDE_EMERGENCY, Action.END_EMERGENCY):
+        for sets in (policies, generous):
+            assert sets.decide(who, AccessRequest(action, author="spiffe://td/tenant/bank/user/bob")).allowed is is_one
+    assert policies.decide(who, AccessRequest(Action.READ_EMERGENCIES)).allowed
 
 
 def test_one_role_that_permits_is_enough_and_none_is_not(policies: AccessPolicies) -> None:

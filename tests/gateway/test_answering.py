@@ -8,6 +8,7 @@ from typing import Any
 from lionrock.audit.v1 import audit_pb2 as audit
 from lionrock.common.v1 import sampling_pb2 as sampling
 from lionrock.gateway.errors import InvalidConstraint
+from lionrock.inference.v1 import inference_pb2 as inf
 from scripted_mesh import (
     BLOCKED_WORD,
     MASK,
@@ -35,6 +36,19 @@ async def test_an_answer_is_started_then_text_then_finished_with_its_receipt(
     assert heard.finished.usage.completion_tokens == len(mesh.engine.text) == sum(delta.tokens for delta in heard.deltas)
     assert heard.finished.receipt.tlog_proof == f"proof of {heard.started.request_id}"
     assert heard.finished.time_to_first_token.ToNanoseconds() > 0
+
+
+async def test_the_engine_learns_that_a_caller_can_wait(idle_mesh: ScriptedMesh, ask: Any, hear: Any) -> None:
+    idle_mesh.tenants[1]["principals"][0]["priority"] = "batch"
+    async with idle_mesh.running():
+        async with idle_mesh.calling() as stub:
+            await hear(stub.Chat(ask()))
+        async with idle_mesh.calling(idle_mesh.identity("broker")) as other:
+            await hear(other.Chat(ask()))
+    assert idle_mesh.tenants[1]["name"] == "broker"
+    asked = [request for request in idle_mesh.engine.requests if isinstance(request, inf.GenerateRequest)]
+    interactive, batch = [request.priority for request in asked]
+    assert batch < interactive == 0
 
 
 async def test_the_log_holds_the_intent_and_then_the_outcome_that_names_it(

@@ -51,7 +51,7 @@ async def test_a_key_comes_back_as_it_was_kept(stores: tuple[StateStore, StateSt
     row, _ = made()
     await rows.insert(stores[0], row)
     assert await rows.accepted(stores[1]) == (1, [row])
-    assert await rows.living(stores[1], "bank", row.key.key_id) == row.key
+    assert await rows.without_successor(stores[1], "bank", row.key.key_id) == row.key
     with pytest.raises(StateConflict):
         await rows.insert(stores[1], row)
 
@@ -69,7 +69,7 @@ async def test_what_one_gateway_revokes_the_other_refuses_at_its_next_look(store
     with pytest.raises(TokenInvalidError):
         live.key(row.key.key_id, secret, 1.0)
     with pytest.raises(KeyNotFoundError):
-        await rows.living(there, "bank", row.key.key_id)
+        await rows.without_successor(there, "bank", row.key.key_id)
 
 
 async def test_a_key_has_one_successor_and_no_tenant_reaches_anothers(stores: tuple[StateStore, StateStore]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -32,7 +34,7 @@ from lionrock.gateway.v1 import gateway_pb2 as gw
 from lionrock.gateway.v1.api_key_pb2_grpc import ApiKeyServiceStub
 from lionrock.gateway.v1.gateway_pb2_grpc import GatewayServiceStub
 from mesh_ca import TRUST_DOMAIN
-from scripted_mesh import MODEL, ScriptedMesh, tenant
+from scripted_mesh import MODEL, ScriptedMesh, Trouble, raising, tenant
 
 DAY_S = 24 * 3600
 SERVER_SECRET = "s" * 40
@@ -209,6 +211,71 @@ async def test_a_key_is_rotated_with_an_overlap_and_once(mesh: Any, failure: Any
         at_once = pb.RotateApiKeyRequest(key_id=new.key.key_id, overlap=duration_pb2.Duration())
         await keys.RotateApiKey(at_once)
         assert await ended(stub, new.secret) == "TOKEN_EXPIRED"
+
+
+async def test_what_is_done_to_a_key_is_in_the_log_without_its_secret_and_its_description(mesh: Any) -> None:
+    async with mesh.as_("admin") as admin:
+        keys = ApiKeyServiceStub(admin)
+        made = await keys.CreateApiKey(wanted(description="for Ms Chan"))
+        overlap = duration_pb2.Duration(seconds=60)
+        new = await keys.RotateApiKey(pb.RotateApiKeyRequest(key_id=made.key.key_id, overlap=overlap))
+        ended = await keys.RevokeApiKey(pb.RevokeApiKeyRequest(key_id=new.key.key_id))
+    created, rotated, revoked = mesh.log.decisions
+    assert [each.governance.operation for each in mesh.log.decisions] == ["api_key.created", "api_key.rotated", "api_key.revoked"]
+    assert [each.governance.object_id for each in mesh.log.decisions] == [made.key.key_id, made.key.key_id, new.key.key_id]
+    assert [made.position.leaf_index, new.position.leaf_index, ended.position.leaf_index] == [0, 1, 2]
+    details = dict(created.governance.details)
+    assert (details["roles"], details["models"], details["purposes"]) == ("user", MODEL, "testing")
+    scope = {"data_classes": ["internal", "personal", "public"], "models": [MODEL], "purposes": ["testing"], "roles": ["user"]}
+    canonical = json.dumps(scope, separators=(",", ":")).encode()
+    assert details["scope_digest"] == f"sha256:{hashlib.sha256(canonical).hexdigest()}"
+    assert rotated.governance.details["successor"] == new.key.key_id
+    assert created.context.actor == f"spiffe://{TRUST_DOMAIN}/tenant/bank/workload/admin"
+    assert created.context.request_id != rotated.context.request_id != revoked.context.request_id
+    assert created.governance.statement == b"for Ms Chan"
+    for leaf in mesh.log.decisions:
+        text = leaf.SerializeToString()
+        assert made.secret.split("_", 2)[2].encode() not in text
+        assert new.secret.split("_", 2)[2].encode() not in text
+        assert "for Ms Chan" not in str(dict(leaf.governance.details))
+
+
+async def test_a_key_for_any_model_is_written_down_too(mesh: Any) -> None:
+    async with mesh.as_("admin") as admin:
+        await ApiKeyServiceStub(admin).CreateApiKey(wanted(models=["*"]))
+        await ApiKeyServiceStub(admin).CreateApiKey(wanted(models=["a model\nthat nobody serves"]))
+    any_model, odd = (dict(leaf.governance.details) for leaf in mesh.log.decisions)
+    assert any_model["models"] == "any"
+    assert "models" not in odd
+
+
+async def test_nothing_is_done_to_a_key_that_cannot_be_written_down(mesh: Any, failure: Any) -> None:
+    async with mesh.as_("admin") as admin, mesh.with_key() as holder:
+        keys = ApiKeyServiceStub(admin)
+        made = await keys.CreateApiKey(wanted())
+        await known(GatewayServiceStub(holder), made.secret)
+        mesh.log.faults["Append.governance"] = raising(Trouble("the log is down"))
+        overlap = duration_pb2.Duration(seconds=60)
+        for call in (
+            keys.CreateApiKey(wanted()),
+            keys.RotateApiKey(pb.RotateApiKeyRequest(key_id=made.key.key_id, overlap=overlap)),
+            keys.RevokeApiKey(pb.RevokeApiKeyRequest(key_id=made.key.key_id)),
+        ):
+            assert (await failure(call)).reason == "AUDIT_UNAVAILABLE"
+        (left,) = (await keys.ListApiKeys(pb.ListApiKeysRequest(page_size=10))).keys
+        assert left == made.key
+
+
+async def test_what_is_refused_leaves_no_leaf(mesh: Any, failure: Any) -> None:
+    async with mesh.as_("admin") as admin, mesh.as_("guard") as guard:
+        keys = ApiKeyServiceStub(admin)
+        await failure(keys.CreateApiKey(wanted(purposes=["marketing"])))
+        await failure(ApiKeyServiceStub(guard).CreateApiKey(wanted()))
+        for key_id in ("0" * 16, "' OR 1=1"):
+            await failure(keys.RevokeApiKey(pb.RevokeApiKeyRequest(key_id=key_id)))
+            rotation = pb.RotateApiKeyRequest(key_id=key_id, overlap=duration_pb2.Duration(seconds=1))
+            await failure(keys.RotateApiKey(rotation))
+    assert mesh.log.leaves == []
 
 
 async def test_keys_are_listed_in_pages(mesh: Any) -> None:

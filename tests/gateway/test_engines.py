@@ -8,9 +8,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import grpc
 import pytest
 
 from lionrock.chassis.channel import open_channel
+from lionrock.chassis.errors import remote_error
 from lionrock.chassis.settings import PeerSettings
 from lionrock.gateway.routes import RoutesInvalid
 from lionrock.gateway.settings import GatewaySettings
@@ -18,7 +20,7 @@ from lionrock.gateway.v1 import gateway_pb2 as gw
 from lionrock.gateway.v1 import stats_pb2 as pb
 from lionrock.gateway.v1 import stats_pb2_grpc as stats_rpc
 from lionrock.tokenization.v1 import tokenization_pb2 as tok
-from scripted_mesh import EngineFull, ScriptedMesh, ShardGroupLost, raising
+from scripted_mesh import EngineFull, ScriptedMesh, ShardGroupLost, raising, tenant
 
 LOST = ShardGroupLost("a shard died", retry_after_s=0.05)
 
@@ -347,6 +349,33 @@ async def test_a_tenants_own_model_does_not_exist_for_others(routed: ScriptedMes
         assert (await hear(broker.Chat(ask(model="private")))).kinds[-1] == "finished"
         assert (await failure(broker.Chat(ask()))).reason == "INVALID_FIELD"
     assert generated(routed) == {"old": 1, "new": 1}
+
+
+async def test_a_tenant_that_shares_no_engines_is_answered_by_its_own_on_its_pools_and_by_no_other(
+    routed: ScriptedMesh, ask: Any, hear: Any, failure: Any
+) -> None:
+    dedicated = {"tenancy": {"type": "Dedicated", "pools": ["ascend"]}}
+    routed.tenants = [tenant("bank"), {**tenant("broker"), **dedicated}]
+    own = {"endpoints": [{**route(routed, {"new": 1})["endpoints"][0], "pool": "ascend"}], "tenant": "broker"}
+    moved = {"endpoints": [{**own["endpoints"][0], "pool": "spare"}], "tenant": "broker"}
+    write(routed, parrot=route(routed, {"old": 1}), private=own)
+    async with routed.running(), routed.calling(routed.identity("broker")) as broker:
+        assert (await hear(broker.Chat(ask()))).text == routed.engines["new"].text  # the only model that it may use
+        shared, unheard_of = [await failure(broker.Chat(ask(model=name))) for name in ("parrot", "unheard-of")]
+        assert (shared.reason, shared.message) == (unheard_of.reason, unheard_of.message) == ("MODEL_NOT_FOUND", shared.message)
+        hidden = await failure(broker.CountTokens(gw.CountTokensRequest(model="parrot", messages=ask().messages)))
+        assert hidden.reason == "MODEL_NOT_FOUND"
+        assert [each.identity.model for each in (await broker.ListModels(gw.ListModelsRequest())).models] == ["private"]
+        write(routed, parrot=route(routed, {"old": 1}), private=moved)
+
+        async def until_the_routes_are_followed() -> None:
+            while True:
+                await hear(broker.Chat(ask(model="private")))
+
+        with pytest.raises(grpc.aio.AioRpcError) as nowhere:
+            await asyncio.wait_for(until_the_routes_are_followed(), 10)
+        assert remote_error(nowhere.value).reason == "INFERENCE_UNAVAILABLE"
+    assert generated(routed)["old"] == 0
 
 
 async def test_the_list_is_that_of_all_engines_and_says_what_is_not_ready(routed: ScriptedMesh) -> None:

@@ -13,7 +13,7 @@ from http_calls import body, official, raw
 from lionrock.audit.v1 import audit_pb2 as audit
 from lionrock.common.v1 import chat_pb2 as chat
 from lionrock.common.v1 import context_pb2 as ctx
-from scripted_mesh import BLOCKED_WORD, MODEL, SAFE_MESSAGE, ScriptedMesh, ShardGroupLost
+from scripted_mesh import BLOCKED_WORD, MASKED_WORD, MODEL, SAFE_MESSAGE, ScriptedMesh, ShardGroupLost
 
 ASK: dict[str, Any] = body()
 
@@ -49,6 +49,30 @@ async def test_the_official_client_streams_an_answer(web: ScriptedMesh, client: 
     assert chunks[0].choices[0].delta.role == "assistant"
     assert [chunk.choices[0].finish_reason for chunk in chunks] == [None] * (len(chunks) - 1) + ["stop"]
     assert len({chunk.id for chunk in chunks}) == 1
+
+
+async def test_the_official_client_reads_log_probabilities_whole_and_streamed(
+    web: ScriptedMesh, client: openai.AsyncOpenAI
+) -> None:
+    web.engine.text, web.engine.others, web.engine.chunk = f"It is {MASKED_WORD}, yes", "ab", 100
+    answer = await client.chat.completions.create(**ASK, logprobs=True, top_logprobs=2)
+    told = answer.choices[0].logprobs
+    assert told is not None
+    assert told.content is not None
+    assert bytes(byte for token in told.content for byte in token.bytes or ()) == b"It is yes"
+    assert [(other.token, other.logprob) for other in told.content[0].top_logprobs] == [("a", -1.5), ("b", -1.5)]
+    assert answer.model_extra is not None
+    assert answer.model_extra["lionrock"]["answers"][0]["logprobs_withheld"] == len(MASKED_WORD) + 2
+
+    stream = await client.chat.completions.create(**ASK, logprobs=True, stream=True)
+    choices = [chunk.choices[0] async for chunk in stream]
+    streamed = [token.token for choice in choices if choice.logprobs for token in choice.logprobs.content or ()]
+    assert "".join(streamed) == "It is yes"
+
+    completion = await client.completions.create(model=MODEL, prompt="Say hello.", logprobs=1, max_tokens=50)
+    assert completion.choices[0].logprobs is not None
+    assert "".join(completion.choices[0].logprobs.tokens or ()) == "It is yes"
+    assert completion.choices[0].logprobs.top_logprobs == [{"a": -1.5}] * len("It is yes")
 
 
 async def test_usage_comes_in_the_last_chunk_when_asked_for(web: ScriptedMesh, client: openai.AsyncOpenAI) -> None:

@@ -125,7 +125,7 @@ for await (const chunk of await client.chat.completions.create({ ...ask, stream:
 }
 let code = null;
 try {
-  await client.chat.completions.create({ ...ask, logprobs: true });
+  await client.chat.completions.create({ ...ask, store: true });
 } catch (error) {
   code = error.code;
 }

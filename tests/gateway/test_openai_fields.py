@@ -180,6 +180,8 @@ SUPPORTED: dict[str, Case] = {
         lambda asked: asked.tools.only == "look",
     ),
     "parallel_tool_calls": ({"tools": TOOLS, "parallel_tool_calls": False}, lambda asked: look_of(asked)),
+    "logprobs": ({"logprobs": True}, lambda asked: asked.request.sampling.HasField("logprobs")),
+    "top_logprobs": ({"logprobs": True, "top_logprobs": 3}, sampled("logprobs", 3)),
 }
 REFUSED: dict[str, dict[str, Any]] = {
     "stream_options.include_obfuscation": {"stream": True, "stream_options": {"include_obfuscation": True}},
@@ -192,8 +194,6 @@ REFUSED: dict[str, dict[str, Any]] = {
     "messages[].name": answered({"role": "user", "content": "x", "name": "ada"}),
     "messages[].function_call": answered({"role": "assistant", "function_call": {"name": "look", "arguments": ""}}),
     "messages[].audio": answered({"role": "assistant", "audio": {"id": "a"}}),
-    "logprobs": {"logprobs": True},
-    "top_logprobs": {"top_logprobs": 2},
     "functions": {"functions": [FUNCTION]},
     "function_call": {"function_call": "auto"},
     "audio": {"audio": {"voice": "v", "format": "wav"}},
@@ -214,12 +214,12 @@ REFUSED: dict[str, dict[str, Any]] = {
 COMPLETIONS: dict[str, Case] = {
     "prompt": ({"prompt": "Twice"}, turn(0, "Twice")),
     "max_tokens": ({}, sampled("max_tokens", 16)),
+    "logprobs": ({"logprobs": 2}, sampled("logprobs", 2)),
 }
 COMPLETIONS_REFUSED: dict[str, dict[str, Any]] = {
     "suffix": {"suffix": "x"},
     "echo": {"echo": True},
     "best_of": {"best_of": 2},
-    "logprobs": {"logprobs": 1},
 }
 
 
@@ -312,6 +312,9 @@ def test_a_field_that_nobody_knows_is_refused_by_name() -> None:
         ({"lionrock": {"data_class": "secret"}}, "lionrock.data_class"),
         ({"lionrock": {"regex": "a", "ebnf": "b"}}, "lionrock"),
         ({"lionrock": 5}, "lionrock"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"logprobs": True, "tools": TOOLS}, "logprobs"),
     ],
 )
 def test_a_value_that_breaks_a_rule_is_refused_by_its_field(members: dict[str, Any], field: str) -> None:

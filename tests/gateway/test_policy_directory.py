@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import grpc
 import pytest
 
 from lionrock.chassis.errors import remote_error
+from lionrock.chassis.server import start_server
+from lionrock.gateway.__main__ import gateway
 from lionrock.gateway.access_policies import AccessPolicies, PoliciesInvalid, packaged_roles
 from lionrock.gateway.authorization import AccessRequest, Action
 from lionrock.gateway.policy_directory import PolicyDirectory
@@ -157,6 +160,45 @@ async def test_a_change_reaches_a_running_gateway_within_five_seconds_and_drops_
     assert (digests[0], digests[-1], set(digests)) == (before, after, {before, after})
     by_request = {leaf.context.request_id: leaf.context.access_policy_digest for leaf in idle_mesh.log.intents}
     assert all(by_request[leaf.context.request_id] == leaf.context.access_policy_digest for leaf in idle_mesh.log.outcomes)
+
+
+async def test_a_change_reaches_every_gateway_within_five_seconds_and_drops_no_request(
+    idle_mesh: ScriptedMesh, site: Site, ask: Any, hear: Any
+) -> None:
+    """Three gateways over one directory, as replicas over one ConfigMap, each with requests all the time."""
+    site.write(packaged_roles()["roles.cedar"])
+    idle_mesh.gateway_changes = {"policy_dir": site.path}
+    async with idle_mesh.running(), AsyncExitStack() as stack:
+        stubs = [await stack.enter_async_context(idle_mesh.calling())]
+        for _ in range(2):
+            settings = idle_mesh.gateway_settings()
+            served = await stack.enter_async_context(gateway(settings))
+            front = await start_server(settings, "gateway", served.registrations)
+            stack.push_async_callback(front.stop)
+            idle_mesh.targets["gateway"] = f"127.0.0.1:{front.port}"
+            stubs.append(await stack.enter_async_context(idle_mesh.calling()))
+        changed = asyncio.Event()
+
+        async def keep_asking(stub: Any) -> int:
+            answers = 0
+            while not changed.is_set():
+                assert (await hear(stub.Chat(ask()))).text == idle_mesh.engine.text
+                answers += 1
+            return answers
+
+        async def follows(stub: Any) -> None:
+            while await listing(stub) is None:
+                pass
+
+        async with asyncio.TaskGroup() as crowd:
+            askers = [crowd.create_task(keep_asking(stub)) for stub in stubs for _ in range(2)]
+            assert [await listing(stub) for stub in stubs] == [None] * 3
+            site.write(CHATTING)
+            async with asyncio.timeout(5):
+                await asyncio.gather(*map(follows, stubs))
+            changed.set()
+        assert all(asker.result() for asker in askers)
+        assert [await listing(stub) for stub in stubs] == ["ROLE_NOT_PERMITTED"] * 3
 
 
 async def listing(stub: Any) -> str | None:

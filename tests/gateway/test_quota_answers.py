@@ -228,8 +228,8 @@ async def test_a_state_that_cannot_be_reached_lets_nobody_with_a_quota_in(
     async def unreachable(*_: Any, **__: Any) -> Any:
         raise StateUnavailable("gone")
 
-    monkeypatch.setattr(StateStore, "_run", unreachable)
     async with stub_of(idle_mesh) as stub:
+        monkeypatch.setattr(StateStore, "_run", unreachable)
         error = await failure(stub.Chat(ask()))
         assert (error.status, error.reason) == (grpc.StatusCode.UNAVAILABLE, "STATE_UNAVAILABLE")
         async with idle_mesh.calling(idle_mesh.identity("broker")) as other:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -25,6 +26,8 @@ from lionrock.gateway.state.store import StateStore, StateUnavailable
 from lionrock.gateway.tenants import Grant, Principal, Tenant, TenantName
 from postgres_server import PostgresServer, running_postgres
 
+EXAMPLES = int(os.environ.get("LIONROCK_QUOTA_EXAMPLES", "40"))
+"""Histories that the property is tried with; 400 take some ten seconds."""
 NOON_US = 1_800_000_000_000_000 - 1_800_000_000_000_000 % DAY_US + 4 * 3_600_000_000  # in Hong Kong; a minute begins
 
 
@@ -155,7 +158,7 @@ def _steps() -> st.SearchStrategy[tuple[str, int, int]]:
         st.sampled_from([None, 1, 2, 9, 30]),
     ),
 )
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_quota_is_exceeded_by_the_sum_of_gateways_that_crash_and_lose_the_store(
     steps: list[tuple[str, int, int]], quotas: Quotas, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

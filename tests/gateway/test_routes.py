@@ -13,7 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lionrock.chassis.tls import TlsFilesUnusable
-from lionrock.gateway.routes import MAX_ENDPOINTS, MAX_ROUTES_BYTES, Endpoint, RoutesInvalid, RouteTable, parse_routes, pick
+from lionrock.gateway.routes import (
+    MAX_ENDPOINTS,
+    MAX_ROUTES_BYTES,
+    Endpoint,
+    RoutesInvalid,
+    RouteTable,
+    Share,
+    parse_routes,
+    pick,
+)
 from lionrock.gateway.routes_file import RoutesFile
 from scripted_mesh import ScriptedMesh
 
@@ -36,17 +45,39 @@ def test_a_document_says_where_each_model_is_answered_and_for_whom() -> None:
     assert table.targets == {OLD["target"], NEW["target"]}
     assert table.revisions == {("m", "0a1b2c3d"), ("m", "4e5f6a7b")}
     for tenant in ("bank", "broker"):
-        route = table.route("m", tenant)
+        route = table.route("m", Share(tenant))
         assert route is not None
         assert [endpoint.weight for endpoint in route.endpoints] == [90, 10]
-    assert table.route("private", "bank") is not None
-    assert table.route("private", "broker") is None
-    assert table.route("unheard-of", "bank") is None
+    assert table.route("private", Share("bank")) is not None
+    assert table.route("private", Share("broker")) is None
+    assert table.route("unheard-of", Share("bank")) is None
+
+
+def test_a_tenant_that_shares_no_engines_has_its_own_models_and_no_others() -> None:
+    table, dedicated = parse_routes(ROUTES.encode()), Share("bank", dedicated=True)
+    assert table.route("private", dedicated) is not None
+    assert table.route("m", dedicated) is None
+    assert table.route("private", Share("broker", dedicated=True)) is None
+    assert RouteTable(only=Endpoint("127.0.0.1:1")).route("m", dedicated) is None
+
+
+def test_of_its_own_models_a_tenant_has_what_stands_on_its_pools() -> None:
+    on_pools = [OLD | {"pool": "ascend"}, NEW | {"pool": "spare"}, OLD | {"target": "elsewhere:1"}]
+    table = parse_routes(document(private={"endpoints": on_pools, "tenant": "bank"}).encode())
+
+    def answering(*pools: str) -> list[str]:
+        route = table.route("private", Share("bank", dedicated=True, pools=frozenset(pools)))
+        assert route is not None, "the model is there, whatever answers for it"
+        return [endpoint.target for endpoint in route.endpoints]
+
+    assert answering("ascend") == [OLD["target"]]
+    assert answering("ascend", "spare") == [OLD["target"], NEW["target"]]
+    assert answering("kunlun") == []
 
 
 def test_one_engine_for_all_is_asked_for_every_model() -> None:
     table = RouteTable(only=Endpoint("127.0.0.1:1"))
-    route = table.route("anything", "anybody")
+    route = table.route("anything", Share("anybody"))
     assert route is not None
     assert route.endpoints == (Endpoint("127.0.0.1:1"),)
     assert table.targets == {"127.0.0.1:1"}
@@ -70,6 +101,7 @@ def test_one_engine_for_all_is_asked_for_every_model() -> None:
         (document(m={"endpoints": [OLD | {"tokenization": "unix:/tmp/socket"}]}), "tokenization"),
         (document(m={"endpoints": [OLD | {"tokenization": ""}]}), "tokenization"),
         (document(m={"endpoints": [OLD | {"tokenization": 1}]}), "tokenization"),
+        (document(m={"endpoints": [OLD | {"pool": "A"}]}), "pool"),
         (document(m={"endpoints": [OLD, OLD]}), "twice"),
         (document(m={"endpoints": [OLD | {"target": f"h:{n}"} for n in range(MAX_ENDPOINTS + 1)]}), "at most"),
         (document(m={"endpoints": [OLD], "tenant": "Bank"}), "tenant"),

@@ -16,7 +16,18 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from lionrock.operator.actions import DISCOVERY, FINALIZER, Decision, Event, Key, Kind, model_key, namespace_key, pool_key
+from lionrock.operator.actions import (
+    DISCOVERY,
+    FINALIZER,
+    Decision,
+    Event,
+    Key,
+    Kind,
+    model_key,
+    namespace_key,
+    pool_key,
+    tenant_key,
+)
 from lionrock.operator.conditions import timestamp
 from lionrock.operator.decision import decide
 from lionrock.operator.decision_settings import DecisionSettings, Opening, Openings, PodSettings
@@ -33,6 +44,7 @@ from lionrock.operator.resources import (
     parse_node,
     parse_pod,
 )
+from lionrock.operator.tenant import parse_tenant
 from lionrock.operator.world import World
 
 Object = dict[str, Any]
@@ -95,7 +107,7 @@ class SimulatedCluster:
     def __init__(self, using: DecisionSettings | None = None, seed: int = 0) -> None:
         self.settings = using or settings()
         self.now = BEGIN
-        self.world = World(self.settings.pools)
+        self.world = World(self.settings.pools, self.settings.tenants)
         self.objects: dict[Id, Object] = {}
         self.reports: Reports = {}
         self.events: list[Event] = []
@@ -104,6 +116,8 @@ class SimulatedCluster:
         self.on_change: Callable[[], None] = lambda: None
         self._random = random.Random(seed)
         self._serial = 0
+        self._stated: dict[Id, set[str]] = {}
+        """Keys of data that the operator applied last."""
         self.broken_images: set[str] = set()
         """Engine images whose model never comes up."""
         self.silent_roles: set[str] = set()
@@ -165,6 +179,14 @@ class SimulatedCluster:
         self.put({"kind": "ModelDeployment", "metadata": metadata, "spec": model})
         return ObjectKey(namespace, name)
 
+    def add_tenant(self, body: Object, namespace: str = NAMESPACE) -> ObjectKey:
+        key = ObjectKey(namespace, body["metadata"]["name"])
+        found = self.objects.get(("Tenant", *key), {"metadata": {}})
+        generation = found["metadata"].get("generation", 0) + 1
+        metadata = {**found["metadata"], "name": key.name, "namespace": namespace, "generation": generation}
+        self.put({**found, **copy.deepcopy(body), "metadata": metadata})
+        return key
+
     def change_model(self, key: ObjectKey, change: Callable[[Object], None]) -> None:
         model = self.objects.get(("ModelDeployment", *key))
         if model is not None and "deletionTimestamp" not in model["metadata"]:
@@ -203,8 +225,11 @@ class SimulatedCluster:
 
     def all_keys(self) -> list[Key]:
         models = sorted(self.world.models)
-        namespaces = sorted({key.namespace for key in models} | {name for kind, name, _ in self.objects if kind == "ConfigMap"})
+        tenants = sorted(self.world.tenants)
+        named = {name for kind, name, _ in self.objects if kind == "ConfigMap"}
+        namespaces = sorted({key.namespace for key in (*models, *tenants)} | named)
         found = [DISCOVERY, *(pool_key(name) for name in sorted(self.world.pools)), *(model_key(*key) for key in models)]
+        found += [tenant_key(*key) for key in tenants]
         return found + [namespace_key(name) for name in namespaces]
 
     def decide(self, key: Key) -> Decision:
@@ -222,7 +247,7 @@ class SimulatedCluster:
         """Write everything, in the order that `Decision` states."""
         self.writes += 1
         if decision.status is not None:
-            kind = {Kind.MODEL: "ModelDeployment", Kind.POOL: "ChipPool"}[key.kind]
+            kind = {Kind.MODEL: "ModelDeployment", Kind.POOL: "ChipPool", Kind.TENANT: "Tenant"}[key.kind]
             found = self.objects[kind, key.namespace, key.name]
             self.history.append(f"{key} status")
             self.put({**found, "status": json.loads(json.dumps(decision.status))})
@@ -495,6 +520,8 @@ class SimulatedCluster:
                 self.world.apply_pool(parse_chip_pool(seen))
             case "ModelDeployment":
                 self.world.apply_model(parse_model_deployment(seen))
+            case "Tenant":
+                self.world.apply_tenant(parse_tenant(seen))
             case kind:
                 self.world.apply_child(parse_child(kind, seen))
 
@@ -510,6 +537,8 @@ class SimulatedCluster:
                 self.world.forget_pool(PoolName(name))
             case "ModelDeployment":
                 self.world.forget_model(ObjectKey(namespace, name))
+            case "Tenant":
+                self.world.forget_tenant(ObjectKey(namespace, name))
             case _:
                 self.world.forget_child(ChildKey(*key))
 
@@ -520,6 +549,7 @@ class SimulatedCluster:
         key = (wanted["kind"], meta.get("namespace", ""), meta["name"])
         found = self.objects.get(key)
         self.history.append(f"apply {'/'.join(key)}")
+        stated, self._stated[key] = self._stated.get(key, set()), set(wanted.get("data", ()))
         if meta.get("uid") and (found is None or found["metadata"]["uid"] != meta["uid"]):
             return  # a conflict: it is another object by now
         if found is None:
@@ -532,6 +562,8 @@ class SimulatedCluster:
         others = [name for name in found["metadata"].get("finalizers", []) if name != FINALIZER]
         merged = {**found, **{name: value for name, value in wanted.items() if name != "metadata"}}
         merged["metadata"] = {**found["metadata"], **meta, "finalizers": [*others, *meta.get("finalizers", [])]}
+        if wanted["kind"] == "ConfigMap":
+            merged["data"] = {name: text for name, text in found.get("data", {}).items() if name not in stated} | wanted["data"]
         self.put(merged)
 
     def _of_kind(self, kind: str) -> Iterable[tuple[Id, Object]]:
@@ -570,17 +602,19 @@ class SimulatedCluster:
 
 
 def patched(body: Object, operations: Iterable[Mapping[str, Any]]) -> Object:
-    """Apply a JSON Patch (RFC 6902: test, add, replace). Raises Conflict where a test does not hold."""
+    """Apply a JSON Patch (RFC 6902: test, add, replace, remove of a field). Raises Conflict where a test does not hold."""
     changed: Object = copy.deepcopy(body)
     for operation in operations:
         *path, last = [part.replace("~1", "/").replace("~0", "~") for part in operation["path"].split("/")[1:]]
         at: Any = changed
         for part in path:
             at = at[int(part)] if isinstance(at, list) else at[part]
-        value = copy.deepcopy(operation["value"])
+        value = copy.deepcopy(operation.get("value"))
         if operation["op"] == "test":
             if (at[int(last)] if isinstance(at, list) else at.get(last)) != value:
                 raise Conflict(operation["path"])
+        elif operation["op"] == "remove":
+            del at[last]
         elif isinstance(at, list):
             at.append(value) if last == "-" else at.__setitem__(int(last), value)
         else:

@@ -80,6 +80,7 @@ def test_a_model_is_planned_placed_started_and_routed() -> None:
         "tokenization": f"dns:///llama-{revision}-tok.{NAMESPACE}.svc:50052",
         "weight": 100,
         "revision": revision,
+        "pool": cluster.model("llama")["status"]["placement"]["pool"],
     }
     assert FINALIZER in cluster.model("llama")["metadata"]["finalizers"]
 

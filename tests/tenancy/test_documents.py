@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -104,6 +105,16 @@ def test_bindings_stay_within_the_tenant_as_principals_do() -> None:
     assert "staff is granted the purpose x" in refused(document(purposes=["testing"], issuers=[issuer]))[0]
     assert "state principals or issuers" in refused(document(principals=[]))[0]
     assert "issuer and audience twice" in refused(document(issuers=[issuer, issuer]))[0]
+
+
+def test_a_grant_ends_at_a_moment_of_a_file() -> None:
+    def ending(at: str) -> str:
+        principal = {"spiffeId": "spiffe://bank.example/tenant/retail/user/*", "purposes": ["testing"], "roles": ["regulator"]}
+        return document(principals=[{**principal, "notAfter": at}])
+
+    (tenant,) = parse_tenants(ending("2027-01-31T18:00:00+08:00").encode())
+    assert tenant.spec.principals[0].not_after == datetime(2027, 1, 31, 10, tzinfo=UTC)
+    assert "is not a time such as" in refused(ending("2027-02-30T18:00:00Z"))[0]
 
 
 def test_a_text_that_is_too_long_is_not_read() -> None:

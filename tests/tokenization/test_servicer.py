@@ -245,3 +245,17 @@ async def test_template_that_refuses_a_conversation_is_named(smollm2: Served) ->
         await servicer.Encode(conversation((chat_pb2.CHAT_ROLE_SYSTEM, CANARY), (USER, CANARY)), None)  # type: ignore[arg-type]
     assert [path for path, _ in refused.value.field_violations] == ["conversation.messages"]
     assert CANARY not in str(refused.value)
+
+
+async def test_tokens_are_spelled_one_by_one_and_together_make_the_text(stub: Stub, smollm2: Served) -> None:
+    ids = [1, *smollm2.codec.encode_text("早晨 👋 again").token_ids]
+    request = pb.SpellTokensRequest(context=CONTEXT, model="m", tokenizer_digest=smollm2.codec.digest, token_ids=ids)
+
+    spelled = (await stub.SpellTokens(request, timeout=10)).token_bytes
+
+    assert spelled[0] == b""  # <|im_start|> decodes to nothing
+    assert b"".join(spelled).decode() == "早晨 👋 again"
+    unknown = pb.SpellTokensRequest(context=CONTEXT, model="m", token_ids=[49_152])
+    assert (await refusal(stub.SpellTokens(unknown, timeout=10))).reason == "UNKNOWN_TOKEN_ID"
+    other = pb.SpellTokensRequest(context=CONTEXT, model="m", tokenizer_digest="sha256:" + "0" * 64, token_ids=[1])
+    assert (await refusal(stub.SpellTokens(other, timeout=10))).reason == "TOKENIZER_CHANGED"

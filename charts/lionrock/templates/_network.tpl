@@ -46,6 +46,19 @@
 {{- end }}
 {{- end -}}
 
+{{/* Receivers of notices that an answer waits for a reviewer. */}}
+{{- define "lionrock.netpol.reviewnotices" -}}
+{{- with .Values.networkPolicy.reviewNotices }}
+{{- if .peers }}
+- to: {{ toJson .peers }}
+  ports:
+    {{- range .ports | default (list 443) }}
+    - {protocol: TCP, port: {{ . }}}
+    {{- end }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
 {{/* The witnesses of the audit service's logs. */}}
 {{- define "lionrock.netpol.witnesses" -}}
 {{- with .Values.audit.witnesses }}

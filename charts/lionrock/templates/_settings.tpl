@@ -68,13 +68,27 @@ state: {{ . }}
 api_keys: {secret_file: /etc/lionrock/api-keys/{{ .key }}, max_lifetime_days: {{ .maxLifetimeDays }}}
 {{- end }}
 {{- end }}
+{{- with .Values.gateway.consents }}
+{{- if .existingSecret }}
+consents: {secret_file: /etc/lionrock/consents/{{ .key }}}
+{{- else if not $.Values.gateway.settings.consents }}
+{{- range $tenant := $.Values.tenants }}
+{{- range .purpose_rules }}
+{{- if .requires_consent }}{{ fail (printf "gateway.consents: where are consents to %s of tenant %s kept? (gateway.consents.existingSecret)" .purpose $tenant.name) }}{{ end }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- end -}}
 
-{{/* Where gateways count quotas and keep API keys, or nothing. Refuses what would need it. */}}
+{{/* Where gateways count quotas and keep API keys and consents, or nothing. Refuses what would need it. */}}
 {{- define "lionrock.settings.state" -}}
 {{- $gateway := .Values.gateway -}}
 {{- $database := $gateway.state.postgresql.existingSecret -}}
 {{- if and $database $gateway.state.sqlite.enabled }}{{ fail "gateway.state: in a database (postgresql) or in a file (sqlite), not in both" }}{{ end -}}
+{{- range .Values.tenants -}}
+{{- if and (not (kindIs "invalid" .review)) (not $.Values.audit.vault.enabled) (not $.Values.audit.settings.vault) }}{{ fail (printf "audit.vault: where are the answers of tenant %s kept that wait for a reviewer? (audit.vault.enabled)" .name) }}{{ end -}}
+{{- end -}}
 {{- if $database -}}
 {postgres_dsn_file: /etc/lionrock/state/{{ $gateway.state.postgresql.key }}}
 {{- else if $gateway.state.sqlite.enabled -}}
@@ -82,7 +96,9 @@ api_keys: {secret_file: /etc/lionrock/api-keys/{{ .key }}, max_lifetime_days: {{
 {sqlite_file: /var/lib/lionrock/state/gateway.sqlite}
 {{- else if not $gateway.settings.state -}}
 {{- if $gateway.apiKeys.existingSecret }}{{ fail "gateway.apiKeys: where are API keys kept? (gateway.state.postgresql.existingSecret, or gateway.state.sqlite.enabled for one gateway)" }}{{ end -}}
+{{- if $gateway.consents.existingSecret }}{{ fail "gateway.consents: where are consents kept? (gateway.state.postgresql.existingSecret, or gateway.state.sqlite.enabled for one gateway)" }}{{ end -}}
 {{- range $tenant := .Values.tenants -}}
+{{- if not (kindIs "invalid" $tenant.review) }}{{ fail (printf "gateway.state: where is the review queue of tenant %s kept? (gateway.state.postgresql.existingSecret, or gateway.state.sqlite.enabled for one gateway)" $tenant.name) }}{{ end -}}
 {{- $bounded := concat (list $tenant) ($tenant.principals | default list) -}}
 {{- range $tenant.issuers }}{{ $bounded = concat $bounded (.bindings | default list) }}{{ end -}}
 {{- range $bounded -}}

@@ -32,6 +32,7 @@ __all__ = [
     "model_key",
     "namespace_key",
     "pool_key",
+    "tenant_key",
 ]
 
 Manifest = Mapping[str, Any]
@@ -45,8 +46,10 @@ class Kind(StrEnum):
 
     MODEL = "ModelDeployment"
     POOL = "ChipPool"
+    TENANT = "Tenant"
+    """A tenant's status alone; what is published of all tenants belongs to their namespace."""
     NAMESPACE = "Namespace"
-    """What a namespace with models has once: its routes and the secret of its Ray clusters."""
+    """What a namespace has once: the routes of its models, the secret of its Ray clusters, and its published tenants."""
     DISCOVERY = "Discovery"
     """Pools that are proposed for chips seen on nodes. One key, `DISCOVERY`."""
 
@@ -76,8 +79,13 @@ def pool_key(name: str) -> Key:
     return Key(Kind.POOL, "", name)
 
 
+def tenant_key(namespace: str, name: str) -> Key:
+    """Key of a Tenant."""
+    return Key(Kind.TENANT, namespace, name)
+
+
 def namespace_key(namespace: str) -> Key:
-    """Key of what a namespace has once. It is reconciled whenever a ModelDeployment of the namespace or its status changes."""
+    """Key of what a namespace has once. It is reconciled whenever a ModelDeployment or Tenant of the namespace changes."""
     return Key(Kind.NAMESPACE, namespace, "")
 
 
@@ -155,7 +163,7 @@ class Decision:
     """Objects that are missing or differ from what is wanted."""
     delete: tuple[Delete, ...] = ()
     pod_patches: tuple[Patch, ...] = ()
-    """Pods that are let go to their nodes, and Ray clusters whose number of workers changes."""
+    """Pods that are let go to their nodes, Ray clusters whose number of workers changes, and keys of tenants that are gone."""
     events: tuple[Event, ...] = ()
     requeue_after_s: float | None = None
     """When to decide again if nothing changes; None: only when something does."""

@@ -42,6 +42,7 @@ class Resource:
 
 
 MODEL_DEPLOYMENT: Final = Resource("lionrock.io", "v1alpha1", "ModelDeployment", "modeldeployments")
+TENANT: Final = Resource("lionrock.io", "v1alpha1", "Tenant", "tenants")
 CHIP_POOL: Final = Resource("lionrock.io", "v1alpha1", "ChipPool", "chippools", namespaced=False)
 RAY_SERVICE: Final = Resource("ray.io", "v1", "RayService", "rayservices")
 RAY_CLUSTER: Final = Resource("ray.io", "v1", "RayCluster", "rayclusters")
@@ -69,6 +70,7 @@ _BY_KIND: Final[Mapping[tuple[str, str], Resource]] = {
     (resource.api_version, resource.kind): resource
     for resource in (
         MODEL_DEPLOYMENT,
+        TENANT,
         CHIP_POOL,
         NODE,
         POD,

@@ -14,7 +14,7 @@ from typing import Any, Final, get_args
 from lionrock.operator.conditions import Reason
 from lionrock.operator.placement import Candidate
 from lionrock.operator.pools import PoolProblem, ResolvedPool
-from lionrock.operator.resources import ChipPool, ModelDeployment, PoolName
+from lionrock.operator.resources import ChipPool, ModelDeployment, ObjectKey, PoolName
 from lionrock.operator.revision_template import RevisionTemplate, template_of
 from lionrock.operator.world import World
 from lionrock.planner.chips import Chip
@@ -85,6 +85,8 @@ def _option(world: World, model: ModelDeployment, name: PoolName, shape: ModelSh
         return Refused(pool=name, reason=Reason.NO_POOL, message=told)
     if pool.problem is not None:
         return Refused(pool=name, reason=pool.problem.reason, message=pool.problem.message)
+    if (elsewhere := _kept(world, model, name)) is not None:
+        return Refused(pool=name, reason=Reason.NO_POOL, message=elsewhere)
     spec = model.spec
     given = None if spec.parallelism is None else (spec.parallelism.tensor, spec.parallelism.pipeline)
     asked = (spec.workload.concurrency, spec.workload.context_tokens, spec.dtype, spec.weight_quantisation, written, given)
@@ -92,6 +94,17 @@ def _option(world: World, model: ModelDeployment, name: PoolName, shape: ModelSh
     if isinstance(plan, str):
         return Refused(pool=name, reason=Reason.DOES_NOT_FIT, message=plan)
     return Option(pool=pool, plan=plan, template=template_of(model, pool, plan))
+
+
+def _kept(world: World, model: ModelDeployment, pool: PoolName) -> str | None:
+    """Why tenants keep the model off a pool: it is another one's, or not among those that the model's own tenant keeps to."""
+    tenant = None if model.spec.tenant is None else ObjectKey(model.key.namespace, model.spec.tenant)
+    keepers = world.keepers_of(pool)
+    if strangers := [keeper for keeper in keepers if keeper != tenant]:
+        return f"it is kept for tenant {strangers[0]}"
+    if tenant is not None and tenant not in keepers and (own := world.pools_kept_for(tenant)):
+        return f"tenant {tenant.name} keeps to {', '.join(own)}"
+    return None
 
 
 @lru_cache(maxsize=8192)

@@ -1,4 +1,4 @@
-"""Conditions of models and pools: which there are, their reasons, and how they are carried on.
+"""Conditions of models, pools and tenants: which there are, their reasons, and how they are carried on.
 
 A reason is for programs and tables, a message for the person who has to act. `lastTransitionTime` changes when a status does and at
 no other time. Does not know when a condition holds (`decision`).
@@ -18,12 +18,14 @@ MAX_MESSAGE_CHARACTERS: Final = 2048
 class ConditionType(StrEnum):
     """Types of conditions, in the order in which they are shown."""
 
+    ACCEPTED = "Accepted"
+    """What a Tenant says now is what gateways are told."""
     PLANNED = "Planned"
     """There is a plan that holds the model and its workload on the chips of a pool."""
     SCHEDULED = "Scheduled"
     """Chips are kept for every replica, and every pod has been let go to its node."""
     READY = "Ready"
-    """The model answers (of a pool: models can be placed on it)."""
+    """The model answers (of a pool: models can be placed on it; of a tenant: gateways can read it)."""
     DEGRADED = "Degraded"
     """It answers, but not as it was asked for: fewer replicas, or not on the preferred pool."""
     ROLLED_BACK = "RolledBack"
@@ -80,6 +82,21 @@ class Reason(Enum):
     NO_NODES = "NoNodes", "No node of the territory has the chip."
     NO_READY_NODES = "NoReadyNodes", "Nodes have the chip, but none is ready and not cordoned."
     POOL_IN_USE = "PoolInUse", "The pool is being deleted and models still run on it; the message names them."
+
+    # Tenants
+    ACCEPTED = "Accepted", "The tenant is as gateways want it, and gets in nobody's way."
+    CLAIMED = (
+        "Claimed",
+        "Another tenant has the name, a principal, tokens or a chip pool that it states; the message says which.",
+    )
+    NO_STATE = "NoState", "It wants something kept, such as quotas or consents, that its gateways have nowhere to keep."
+    TENANTS_FULL = "TenantsFull", "The ConfigMap of all tenants has no room for it."
+    PUBLISHED = "Published", "Gateways and the audit service can read what it says."
+    PUBLISHING = "Publishing", "It is being written to where gateways and the audit service read it."
+    FORMER_PUBLISHED = "FormerPublished", "What it said before is in force, since what it says now is not accepted."
+    NOT_PUBLISHED = "NotPublished", "Gateways are told nothing of it."
+    NO_DEDICATED_MODEL = "NoDedicatedModel", "It shares no engines, and no model is dedicated to it."
+    POOL_SHARED = "PoolShared", "Models of others still have chips of its pools; the message names them."
 
     # Events alone
     REPLICA_MOVED = "ReplicaMoved", "A replica lost its chips and gets others."

@@ -15,6 +15,7 @@ from lionrock.operator.namespace_decision import decide_namespace
 from lionrock.operator.pool_decision import decide_discovery, decide_pool
 from lionrock.operator.reports import NO_REPORTS, Reports
 from lionrock.operator.resources import ObjectKey, PoolName
+from lionrock.operator.tenant_decision import decide_tenant
 from lionrock.operator.world import World
 
 
@@ -24,6 +25,8 @@ def decide(world: World, key: Key, now: datetime, settings: DecisionSettings, re
         return decide_model(world, ObjectKey(key.namespace, key.name), now, settings, reports)
     if key.kind is Kind.POOL:
         return decide_pool(world, PoolName(key.name), now)
+    if key.kind is Kind.TENANT:
+        return decide_tenant(world, ObjectKey(key.namespace, key.name), now)
     if key.kind is Kind.NAMESPACE:
         return decide_namespace(world, key.namespace)
     return decide_discovery(world, settings)

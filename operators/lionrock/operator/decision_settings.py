@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lionrock.operator.pools import PoolRules
+from lionrock.operator.tenant_admission import TenantRules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +129,7 @@ class DecisionSettings:
     openings: Openings
     namespace: str = "lionrock-system"
     """The operator's own."""
+    tenants: TenantRules = field(default_factory=TenantRules)
     gang: Gang = field(default_factory=Gang)
     fronts_are_asked: bool = False
     """Whether reports say of every revision that starts if its model answers. If not, it does when Serve says RUNNING."""

@@ -112,12 +112,16 @@ def facts_reader(source: ModelFiles, owner: Metadata, pool: ResolvedPool, settin
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteEndpoint:
-    """One revision, as gateways find it. target, tokenization: as gRPC has them. weight: percent of the requests."""
+    """One revision, as gateways find it. target, tokenization: as gRPC has them. weight: percent of the requests.
+
+    pool: where its chips are; None: nobody knows, and no tenant that keeps to pools of its own is answered there.
+    """
 
     target: str
     tokenization: str
     revision: Revision
     weight: int
+    pool: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +138,13 @@ def routes(namespace: str, found: Iterable[Route]) -> Manifest:
     models = {
         route.served_name: {
             "endpoints": [
-                {"target": each.target, "tokenization": each.tokenization, "revision": each.revision, "weight": each.weight}
+                {
+                    "target": each.target,
+                    "tokenization": each.tokenization,
+                    "revision": each.revision,
+                    "weight": each.weight,
+                    **({} if each.pool is None else {"pool": each.pool}),
+                }
                 for each in route.endpoints
                 if each.weight
             ],

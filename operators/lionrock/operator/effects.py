@@ -19,17 +19,20 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from lionrock.operator.actions import Decision, Delete, Key, Kind, Manifest, ObjectRef, Patch, RandomSecret
+from lionrock.operator.actions import Decision, Delete, Key, Manifest, ObjectRef, Patch, RandomSecret
 from lionrock.operator.api_errors import ApiError, Conflict, NotFound, Refused
 from lionrock.operator.api_resources import CHIP_POOL, Resource, resource_of, resource_of_manifest
 from lionrock.operator.cluster import Cluster, Object
 from lionrock.operator.event_recorder import EventRecorder
 from lionrock.operator.metadata import API_VERSION
+from lionrock.operator.tenant_admission import TENANTS_NAME
 
 log = logging.getLogger("lionrock.operator")
 
 REMEMBERED: Final = 65536
 SECRET_FRESH_S: Final = 600.0
+SHARED: Final = frozenset({("ConfigMap", TENANTS_NAME)})
+"""What others write too: it is applied to, and never put in its place as a whole."""
 
 
 class NotLeading(Exception):
@@ -99,7 +102,7 @@ class Effects:
         """Apply the status of a key's object. Raises ApiError, NotLeading."""
         self._fence()
         metadata: Object = {"name": key.name, "uid": uid}
-        if key.kind is Kind.MODEL:
+        if key.namespace:
             metadata["namespace"] = key.namespace
         manifest = {"apiVersion": API_VERSION, "kind": str(key.kind), "metadata": metadata, "status": dict(status)}
         self._observed(resource_of_manifest(manifest), self._cluster.apply_status(manifest))
@@ -164,12 +167,13 @@ class Effects:
             if version is not None and self._overwritten.get(ref) == (digest, version):
                 # All that can be done was done, and the object still is as the server made it of that: it has a form of its own.
                 return
+        shared = (ref.kind, ref.name) in SHARED
         self._fence()
         try:
             body = self._cluster.apply(manifest)
-            stands = str(body["metadata"]["resourceVersion"]) == version
+            stands = str(body["metadata"]["resourceVersion"]) == version and not shared
         except Refused as error:
-            if version is None or error.status != 422:
+            if version is None or error.status != 422 or shared:
                 raise
             stands = True
         if stands:

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from lionrock.operator.actions import DISCOVERY, Key, Kind, model_key, namespace_key, pool_key
-from lionrock.operator.api_resources import CHILDREN, CHIP_POOL, MODEL_DEPLOYMENT, NODE, POD
+from lionrock.operator.actions import DISCOVERY, Key, Kind, model_key, namespace_key, pool_key, tenant_key
+from lionrock.operator.api_resources import CHILDREN, CHIP_POOL, MODEL_DEPLOYMENT, NODE, POD, TENANT
 from lionrock.operator.informers import Change
 from lionrock.operator.resources import (
     ChildKey,
@@ -27,6 +27,7 @@ from lionrock.operator.resources import (
     parse_node,
     parse_pod,
 )
+from lionrock.operator.tenant import parse_tenant
 from lionrock.operator.world import Touched, World
 
 log = logging.getLogger("lionrock.operator")
@@ -68,6 +69,8 @@ class Observation:
             self._enqueue(model_key(*model))
         for pool in sorted(touched.pools):
             self._enqueue(pool_key(pool))
+        for tenant in sorted(touched.tenants):
+            self._enqueue(tenant_key(*tenant))
         for namespace in sorted(touched.namespaces):
             self._enqueue(namespace_key(namespace))
         if touched.discovery:
@@ -77,11 +80,12 @@ class Observation:
         """Return every key that there is something for."""
         with self._lock:
             models = sorted(self._world.models)
-            namespaces = dict.fromkeys(model.namespace for model in models)
+            namespaces = dict.fromkeys((*(model.namespace for model in models), *self._world.tenants_namespaces()))
             return [
                 DISCOVERY,
                 *(pool_key(pool) for pool in sorted(self._world.pools)),
                 *(model_key(*model) for model in models),
+                *(tenant_key(*tenant) for tenant in sorted(self._world.tenants)),
                 *(namespace_key(namespace) for namespace in namespaces),
             ]
 
@@ -94,6 +98,8 @@ class Observation:
             return self._world.apply_pool(parse_chip_pool(body))
         if change.resource is MODEL_DEPLOYMENT:
             return self._world.apply_model(parse_model_deployment(body))
+        if change.resource is TENANT:
+            return self._world.apply_tenant(parse_tenant(body))
         assert change.resource in _CHILD_KINDS, f"nobody asked for {change.resource.kind}"
         return self._world.apply_child(parse_child(change.resource.kind, body))
 
@@ -106,6 +112,8 @@ class Observation:
             return self._world.forget_pool(PoolName(key.name))
         if change.resource is MODEL_DEPLOYMENT:
             return self._world.forget_model(key)
+        if change.resource is TENANT:
+            return self._world.forget_tenant(key)
         return self._world.forget_child(ChildKey(change.resource.kind, *key))
 
 
@@ -114,6 +122,9 @@ def uid_of(world: World, key: Key) -> str | None:
     if key.kind is Kind.MODEL:
         model = world.models.get(ObjectKey(key.namespace, key.name))
         return None if model is None else model.meta.uid
+    if key.kind is Kind.TENANT:
+        tenant = world.tenants.get(ObjectKey(key.namespace, key.name))
+        return None if tenant is None else tenant.meta.uid
     if key.kind is Kind.POOL:
         pool = world.pools.get(PoolName(key.name))
         return None if pool is None else pool.meta.uid

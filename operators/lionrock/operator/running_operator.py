@@ -28,6 +28,7 @@ from lionrock.operator.api_resources import (
     NODE,
     POD,
     SIGNING_REQUEST,
+    TENANT,
     Resource,
 )
 from lionrock.operator.approver import Approver, ApproverLoop, Authority, AuthoritySecret
@@ -47,7 +48,7 @@ from lionrock.operator.reports import Reports, no_reports
 from lionrock.operator.resources import ChildKey, ModelDeployment, ObjectKey, Pod, Revision
 from lionrock.operator.settings import OperatorSettings
 from lionrock.operator.signing_requests import Facts
-from lionrock.operator.telemetry import OperatorMetrics, chips_of_pools, models_by_condition
+from lionrock.operator.telemetry import OperatorMetrics, chips_of_pools, models_by_condition, tenants_by_condition
 from lionrock.operator.work_queue import Backoff, WorkQueue
 from lionrock.operator.world import World
 
@@ -94,7 +95,7 @@ class RunningOperator:
         # A name is never used again: the lease of a process that is gone must not look like one's own.
         self.identity = f"{settings.instance}_{uuid.uuid4()}"
         self._queue: WorkQueue[Key] = WorkQueue()
-        self._observation = Observation(World(self._decisions.pools), self._queue.add)
+        self._observation = Observation(World(self._decisions.pools, self._decisions.tenants), self._queue.add)
         self._observers = Observers()
         self._informers: list[Informer] = []
         self._models: list[Informer] = []
@@ -221,6 +222,7 @@ class RunningOperator:
         self._watch(CHIP_POOL, Selection())
         for namespace in namespaces:
             self._models.append(self._watch(MODEL_DEPLOYMENT, Selection(namespace)))
+            self._watch(TENANT, Selection(namespace))
             for child in CHILDREN:
                 self._watch(child, Selection(namespace, labels=f"{MANAGED_BY_LABEL}={MANAGED_BY}"))
         if namespaces != [None] and self._settings.namespace not in namespaces:
@@ -293,6 +295,7 @@ class RunningOperator:
         self._metrics.gauge("watch.failures", "Failed calls in a row of each informer", silence)
         for name, description, measure in (
             ("models", "Models by condition, status and reason", models_by_condition),
+            ("tenants", "Tenants by condition, status and reason", tenants_by_condition),
             ("chips", "Chips of the pools' ready nodes, by use", chips_of_pools),
         ):
             self._metrics.gauge(name, description, partial(self._measured, measure))

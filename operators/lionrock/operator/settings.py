@@ -16,6 +16,7 @@ from lionrock.operator.cluster import SERVER_SHARE
 from lionrock.operator.decision_settings import DecisionSettings, Gang, Opening, Openings, PodSettings, PodSizes
 from lionrock.operator.election import LeaseTimes
 from lionrock.operator.pools import PoolRules, TerritoryRule
+from lionrock.operator.tenant_admission import TenantRules
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 _NAME = r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"
@@ -233,6 +234,18 @@ class GatewaysSettings(BaseModel):
     answer_s: float = Field(default=3, gt=0, le=60, description="deadline of each gateway's answer, in seconds")
 
 
+class TenantsSettings(BaseModel):
+    """What the gateways of a namespace make of its Tenants, beside what is wrong with one by itself."""
+
+    model_config = _FROZEN
+
+    named: tuple[str, ...] = Field(
+        default=(), max_length=10_000, description="tenants of the gateways' own settings, which no Tenant can be called like"
+    )
+    has_state: bool = Field(default=True, description="whether the gateways have a state; without one they refuse quotas")
+    keeps_consents: bool = Field(default=True, description="whether the gateways keep consents")
+
+
 class OperatorSettings(ProgramSettings):
     """The operator: places models on chips and keeps them there."""
 
@@ -250,6 +263,7 @@ class OperatorSettings(ProgramSettings):
     openings: OpeningsSettings
     pods: ModelPodSettings = ModelPodSettings()
     certificates: CertificateSettings
+    tenants: TenantsSettings = TenantsSettings()
     gateways: GatewaysSettings | None = Field(
         default=None, description="whom to ask for figures; unset: nobody, so that canaries are held and nothing is scaled by load"
     )
@@ -292,6 +306,9 @@ class OperatorSettings(ProgramSettings):
                 **pods,
             ),
             openings=self.openings.openings(),
+            tenants=TenantRules(
+                self.trust_domain, frozenset(self.tenants.named), self.tenants.has_state, self.tenants.keeps_consents
+            ),
             gang=Gang(by=self.gang.by, queue=self.gang.queue),
             figures_of=None if self.gateways is None else self.gateways.namespace or self.namespace,
             revision_drain_s=self.timing.revision_drain_s,

@@ -92,6 +92,14 @@ def models_by_condition(world: World) -> list[tuple[int | float, dict[str, str]]
     return [(count, {"condition": kind, "status": status, "reason": reason}) for (kind, status, reason), count in found.items()]
 
 
+def tenants_by_condition(world: World) -> list[tuple[int | float, dict[str, str]]]:
+    """How many tenants have a condition, by type, status and reason."""
+    found = Counter(
+        (condition.type, condition.status, condition.reason) for tenant in world.tenants.values() for condition in tenant.conditions
+    )
+    return [(count, {"condition": kind, "status": status, "reason": reason}) for (kind, status, reason), count in found.items()]
+
+
 def chips_of_pools(world: World) -> list[tuple[int | float, dict[str, str]]]:
     """Chips of each pool's ready nodes, by what they are used for."""
     measured: list[tuple[int | float, dict[str, str]]] = []

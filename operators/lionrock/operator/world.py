@@ -29,6 +29,8 @@ from lionrock.operator.resources import (
     Pod,
     PoolName,
 )
+from lionrock.operator.tenant import Tenant
+from lionrock.operator.tenant_admission import TENANTS_NAME
 from lionrock.operator.waiting import waiting_of
 from lionrock.operator.world_view import Model, Pool, WorldView
 
@@ -41,6 +43,7 @@ class Touched:
 
     models: tuple[ObjectKey, ...] = ()
     pools: frozenset[PoolName] = frozenset()
+    tenants: frozenset[ObjectKey] = frozenset()
     namespaces: frozenset[str] = frozenset()
     """Whose models are to be found elsewhere, or whose own objects were changed."""
     discovery: bool = False
@@ -131,7 +134,12 @@ class World(WorldView):
         else:
             self._unsettled.discard(model.key)
         touched = self._recounted(changed.nodes, models=(model.key,), pools=changed.pools)
-        return touched if _routing(before) == _routing(model) else replace(touched, namespaces=frozenset({model.key.namespace}))
+        if _routing(before) == _routing(model):
+            return replace(touched, tenants=self._sharing(changed.pools))
+        namespace = model.key.namespace
+        return replace(
+            touched, namespaces=frozenset({namespace}), tenants=self._sharing(changed.pools) | self._dedicated(namespace)
+        )
 
     def forget_model(self, key: ObjectKey) -> Touched:
         """Take note that a model is gone."""
@@ -143,7 +151,8 @@ class World(WorldView):
         self._unsettled.discard(key)
         changed = self._reservations.observe(key, ()) | self._reservations.withdraw(key)
         touched = self._recounted(changed.nodes, models=(key,), pools=changed.pools)
-        return replace(touched, namespaces=frozenset({key.namespace}))
+        tenants = self._sharing(changed.pools) | self._dedicated(key.namespace)
+        return replace(touched, namespaces=frozenset({key.namespace}), tenants=tenants)
 
     def assume(self, key: ObjectKey, placement: Placement) -> Touched:
         """Keep the chips of a placement that is about to be written, beside those that the model has."""
@@ -154,6 +163,21 @@ class World(WorldView):
         """Forget what was assumed: the write was refused, or what it returned has been applied."""
         changed = self._reservations.withdraw(key)
         return self._recounted(changed.nodes, pools=changed.pools)
+
+    def apply_tenant(self, tenant: Tenant) -> Touched:
+        """Take a Tenant as it is now. One that is older than what is known is ignored."""
+        key = tenant.meta.key
+        before = self._tenants.get(key)
+        if before is not None and (before.meta == tenant.meta or _is_older(tenant.meta, before.meta)):
+            return Touched()
+        self._tenants[key] = tenant
+        if before is not None and (before.text, before.meta.is_deleting) == (tenant.text, tenant.meta.is_deleting):
+            return Touched(tenants=frozenset({key}))  # its status or its labels
+        return self._tenants_changed(key.namespace, {key})
+
+    def forget_tenant(self, key: ObjectKey) -> Touched:
+        """Take note that a Tenant is gone."""
+        return Touched() if self._tenants.pop(key, None) is None else self._tenants_changed(key.namespace, set())
 
     def apply_child(self, child: Child) -> Touched:
         """Take a child as it is now."""
@@ -194,7 +218,45 @@ class World(WorldView):
         known = [child for child in (before, after) if child is not None]
         self._children_of.put(before.model if before else None, after.model if after else None, key, known[-1])
         models = tuple(dict.fromkeys(child.model for child in known if child.model is not None))
-        return Touched(models=models, namespaces=frozenset({key.namespace} if any(child.model is None for child in known) else ()))
+        touched = Touched(
+            models=models, namespaces=frozenset({key.namespace} if any(child.model is None for child in known) else ())
+        )
+        if key.kind != "ConfigMap" or key.name != TENANTS_NAME:
+            return touched
+        changed = self._tenants_changed(key.namespace, {each for each in self._tenants if each.namespace == key.namespace})
+        return replace(changed, models=tuple(dict.fromkeys((*models, *changed.models))))
+
+    def _tenants_changed(self, namespace: str, tenants: set[ObjectKey]) -> Touched:
+        """Judge the Tenants of a namespace anew. Models are touched whose pools become, or cease to be, a tenant's own."""
+        self._admissions.pop(namespace, None)
+        known = self._kept_pools.pop(namespace, {})
+        texts = (each.text for key, each in self._tenants.items() if key.namespace == namespace)
+        asked = any('"pools"' in text for text in (*texts, *self.published_tenants(namespace).values()))
+        pools = self.admission(namespace).pools if asked else {}
+        if pools:
+            self._kept_pools[namespace] = pools
+        moved = sorted(pool for pool in pools.keys() | known.keys() if pools.get(pool) != known.get(pool))
+        found = (self._pools.get(PoolName(pool)) for pool in moved)
+        models = [
+            model
+            for pool in found
+            if pool is not None
+            for model in self._interested_in(pool.name, pool.territory if isinstance(pool, ChipPool) else None)
+        ]
+        return Touched(models=tuple(dict.fromkeys(models)), tenants=frozenset(tenants), namespaces=frozenset({namespace}))
+
+    def _sharing(self, pools: Iterable[PoolName]) -> frozenset[ObjectKey]:
+        """Tenants that have these pools to themselves, or should have."""
+        return frozenset(keeper for pool in pools for keeper in self.keepers_of(pool))
+
+    def _dedicated(self, namespace: str) -> frozenset[ObjectKey]:
+        """Tenants of a namespace that share no engines."""
+        verdicts = self.admission(namespace).verdicts if self._tenants else {}
+        return frozenset(
+            ObjectKey(namespace, name)
+            for name, verdict in verdicts.items()
+            if verdict.resource is not None and verdict.resource.spec.tenancy.type == "Dedicated"
+        )
 
     def _recounted(self, nodes: Iterable[NodeName], models: tuple[ObjectKey, ...] = (), pools: Iterable[PoolName] = ()) -> Touched:
         """Count the chips of those nodes anew. pools: those that are touched even if their nodes take no pods."""
@@ -244,7 +306,8 @@ def _routing(model: Model | None) -> object:
     """Return what the routes of a namespace say of a model."""
     if not isinstance(model, ModelDeployment):
         return model is None
-    return model.meta.is_deleting, model.served_name, model.spec.tenant, model.status.body.get("endpoints")
+    pools = [(revision.name, revision.pool) for revision in model.status.revisions]
+    return model.meta.is_deleting, model.served_name, model.spec.tenant, model.status.body.get("endpoints"), pools
 
 
 def _is_older(meta: Metadata, known: Metadata) -> bool:

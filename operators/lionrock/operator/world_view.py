@@ -29,6 +29,8 @@ from lionrock.operator.resources import (
     UnreadableModel,
     UnreadablePool,
 )
+from lionrock.operator.tenant import Tenant
+from lionrock.operator.tenant_admission import TENANTS_NAME, Admission, TenantRules, admit
 from lionrock.operator.waiting import Queue, Waiting
 
 Model = ModelDeployment | UnreadableModel
@@ -38,12 +40,18 @@ Pool = ChipPool | UnreadablePool
 class WorldView:
     """Nodes, pods, pools, models and their children as last seen."""
 
-    def __init__(self, rules: PoolRules) -> None:
+    def __init__(self, rules: PoolRules, tenant_rules: TenantRules | None = None) -> None:
         self.rules = rules
+        self.tenant_rules = tenant_rules or TenantRules()
         self._nodes: dict[NodeName, Node] = {}
         self._pods: dict[ObjectKey, Pod] = {}
         self._pools: dict[PoolName, Pool] = {}
         self._models: dict[ObjectKey, Model] = {}
+        self._tenants: dict[ObjectKey, Tenant] = {}
+        self._admissions: dict[str, Admission] = {}
+        """As far as they have been asked for since something of them changed."""
+        self._kept_pools: dict[str, Mapping[str, str]] = {}
+        """By namespace, pools that a tenant has to itself."""
         self._children: dict[ChildKey, Child] = {}
         self._pods_on: Grouped[NodeName, ObjectKey, Pod] = Grouped()
         self._pods_of: Grouped[ObjectKey, ObjectKey, Pod] = Grouped()
@@ -97,6 +105,41 @@ class WorldView:
     def children_of(self, model: ObjectKey) -> Collection[Child]:
         """Children that carry the model's label, by kind and name."""
         return self._children_of.sorted(model)
+
+    # ---- tenants -----------------------------------------------------------------------------------------------------------
+
+    @property
+    def tenants(self) -> Mapping[ObjectKey, Tenant]:
+        """Every Tenant, readable or not."""
+        return MappingProxyType(self._tenants)
+
+    def tenants_namespaces(self) -> Sequence[str]:
+        """Namespaces that have Tenants, or something published of them."""
+        published = (key.namespace for key in self._children if key.kind == "ConfigMap" and key.name == TENANTS_NAME)
+        return sorted({*(key.namespace for key in self._tenants), *published})
+
+    def published_tenants(self, namespace: str) -> Mapping[str, str]:
+        """Return what stands in the namespace's ConfigMap of tenants, whoever wrote it."""
+        child = self._children.get(ChildKey("ConfigMap", namespace, TENANTS_NAME))
+        data = None if child is None else child.body.get("data")
+        return {str(key): str(text) for key, text in data.items()} if isinstance(data, Mapping) else {}
+
+    def admission(self, namespace: str) -> Admission:
+        """Judge the Tenants of a namespace together."""
+        found = self._admissions.get(namespace)
+        if found is None:
+            tenants = (tenant for key, tenant in self._tenants.items() if key.namespace == namespace)
+            found = self._admissions[namespace] = admit(tenants, self.published_tenants(namespace), self.tenant_rules)
+        return found
+
+    def keepers_of(self, pool: PoolName) -> Sequence[ObjectKey]:
+        """Tenants that have a pool to themselves: one, or of several namespaces several, and then nobody can use it."""
+        kept = sorted(self._kept_pools.items())
+        return [ObjectKey(namespace, pools[pool]) for namespace, pools in kept if pool in pools]
+
+    def pools_kept_for(self, tenant: ObjectKey) -> Sequence[str]:
+        """Pools that a tenant has to itself; none: it keeps to none."""
+        return sorted(pool for pool, name in self._kept_pools.get(tenant.namespace, {}).items() if name == tenant.name)
 
     # ---- chips -------------------------------------------------------------------------------------------------------------
 

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from lionrock.audit.export.exporter import Exporter
 from lionrock.audit.failures import AuditError
+from lionrock.audit.keeping import Keeping
 from lionrock.audit.keys import LOG_SIGNATURES, KeyDirectory
-from lionrock.audit.log import AuditLogs, Limits, open_logs
+from lionrock.audit.log import AuditLogs, Limits, departing, open_logs
 from lionrock.audit.platform_log import PlatformLog, open_platform_log
 from lionrock.audit.publisher import PublishedLog
 from lionrock.audit.publishing import HEALTH_PART, TilePublishing, tenant_logs
+from lionrock.audit.records.offboarding import Offboarding
 from lionrock.audit.records.opening import open_records
 from lionrock.audit.records.records import Records
 from lionrock.audit.records.servicer import SERVICE_NAME as RECORDS_SERVICE_NAME
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
 SERVICE_NAME = "lionrock.audit.v1.AuditService"
 CALLERS = frozenset({"gateway"})
 _READINESS_INTERVAL_S = 0.5
+_OFFBOARDING_INTERVAL_S = 3600.0
 
 
 async def main(settings: AuditSettings) -> None:
@@ -68,20 +71,22 @@ async def _open_and_serve(settings: AuditSettings, telemetry: Telemetry, metrics
         keys = KeyDirectory(settings.key_dir, LOG_SIGNATURES[settings.signature])
         limits = Limits(settings.max_pending, settings.max_batch, settings.retry_window_s)
         reserved = RESERVED_NAMES if settings.tiles.wanted else frozenset[str]()
-        files = None if settings.tenants_dir is None else TenantsDir(settings.tenants_dir, reserved)
+        files = None if settings.tenants_dir is None else TenantsDir(settings.tenants_dir, reserved, settings.vault)
         tenants = settings.tenants if files is None else files.start(settings.tenants)
+        tenants = (*tenants, *sorted(departing(store, settings.platform) - set(tenants)))
         logs = open_logs(store, keys, signed, tenants, platform=settings.platform, region=settings.region, limits=limits)
         platform = open_platform_log(settings.platform, store, keys, signed)
         async with logs:
             platform_log = PlatformLog(platform, logs, store, signed)
             async with (
-                open_records(settings.vault, logs, tenants) as records,
+                open_records(settings.vault, logs, tenants, Keeping if files is None else lambda: files.keeping) as records,
+                _offboarding(settings, logs, records, keys) as offboarding,
                 _witnesses(settings, logs, platform_log) as witnessing,
                 _tiles(settings, logs, platform_log, store) as publishing,
                 _joining(settings, files, _Opening(logs, keys, signed, records)),
                 _running(Rotation(logs, platform, keys, signed, settings.region).run(settings.sweep_interval_s), "audit-rotation"),
             ):
-                await _serve(settings, telemetry, metrics, logs, platform_log, records, witnessing, publishing)
+                await _serve(settings, telemetry, metrics, logs, platform_log, (records, offboarding), witnessing, publishing)
 
 
 async def _open_store(settings: AuditSettings) -> LogStore:
@@ -134,6 +139,9 @@ async def _joining(settings: AuditSettings, files: TenantsDir | None, opening: _
     kept = None if settings.vault is None else settings.vault.tenants
 
     async def join(tenant: str) -> None:
+        if opening.logs.has_left(tenant):
+            logging.getLogger("lionrock.audit").error("a tenant was off-boarded and does not join", extra={"tenant": tenant})
+            return
         if kept is None or tenant in kept:
             await opening.records.join(tenant)
         origin = f"{settings.platform}/audit/{tenant}"
@@ -141,6 +149,21 @@ async def _joining(settings: AuditSettings, files: TenantsDir | None, opening: _
 
     async with _running(files.keep_looking(settings.tenants_poll_s, join), "audit-tenants"):
         yield
+
+
+@asynccontextmanager
+async def _offboarding(
+    settings: AuditSettings, logs: AuditLogs, records: Records, keys: KeyDirectory
+) -> AsyncIterator[Offboarding]:
+    """Let tenants leave while the block runs, after finishing what a crash left of it."""
+    offboarding = Offboarding(logs, records, keys)
+    await offboarding.finish_all()
+    interval_s = _OFFBOARDING_INTERVAL_S if settings.vault is None else settings.vault.expiry_interval_s
+    try:
+        async with _running(offboarding.run(interval_s), "audit-offboarding"):
+            yield offboarding
+    finally:
+        await offboarding.close()
 
 
 @asynccontextmanager
@@ -173,18 +196,28 @@ async def _serve(
     metrics: PrometheusMetrics | None,
     logs: AuditLogs,
     platform_log: PlatformLog,
-    records: Records,
+    kept: tuple[Records, Offboarding],
     witnessing: Witnessing,
     publishing: TilePublishing | None,
 ) -> None:
+    records, offboarding = kept
+
     async def say_what_is_read_only(port: int) -> None:
         del port
         for tenant, why in logs.read_only_reasons().items():
+            if logs.has_left(tenant):
+                continue
             logging.getLogger("lionrock.audit").error("a log is read-only", extra={"tenant": tenant, "why": why})
 
     witness_keys = [witness.verifier_key for witness in settings.witnesses]
     exporter = Exporter(logs, records, platform_log, witness_keys=witness_keys)
-    served = RecordsServicer(records, witnessing.witnessed_at, exporter, max_message_bytes=settings.server.max_message_bytes)
+    served = RecordsServicer(
+        records,
+        witnessing.witnessed_at,
+        exporter,
+        offboarding=offboarding,
+        max_message_bytes=settings.server.max_message_bytes,
+    )
     registrations = (
         Registration(add_AuditServiceServicer_to_server, AuditServicer(logs, platform_log), SERVICE_NAME, CALLERS),
         Registration(add_RecordsServiceServicer_to_server, served, RECORDS_SERVICE_NAME, CALLERS),

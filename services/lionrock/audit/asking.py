@@ -9,16 +9,21 @@ from contextlib import contextmanager
 from lionrock.audit.errors import mesh_error
 from lionrock.audit.failures import AuditError, LeafNotFound
 from lionrock.audit.leaf import Context
-from lionrock.audit.records.permissions import Action, is_withheld, permit
+from lionrock.audit.records.permissions import EMERGENCY_ROLES, Action, is_withheld, permit
 from lionrock.audit.wire import asker_of
 from lionrock.chassis.errors import InvalidField
 from lionrock.common.v1 import context_pb2
 
 
 def asker(asked_by: context_pb2.RequestContext) -> Context:
-    """Return who asks. Raises InvalidField without a context: only callers of the gateway leave it unset."""
+    """Return who asks. Raises InvalidField without a context: only callers of the gateway leave it unset.
+
+    The roles of an emergency come with its id, so that no leaf says that somebody read under one and not under which.
+    """
     if not asked_by.tenant:
         raise InvalidField("who asks must be said", field_violations=[("context", "the gateway writes it from the credential")])
+    if not asked_by.break_glass_id and not EMERGENCY_ROLES.isdisjoint(asked_by.roles):
+        raise InvalidField("an emergency has an id", field_violations=[("context.break_glass_id", "the emergency's")])
     return asker_of(asked_by)
 
 

@@ -10,6 +10,11 @@
      ├─ IntentClosed          FAILED_PRECONDITION   INTENT_CLOSED
      ├─ WitnessPolicyUnmet    FAILED_PRECONDITION   WITNESS_POLICY_UNMET
      ├─ LogReadOnly           FAILED_PRECONDITION   LOG_READ_ONLY
+     ├─ LogSealed             FAILED_PRECONDITION   LOG_SEALED
+     ├─ TenantLeaving         FAILED_PRECONDITION   TENANT_LEAVING
+     ├─ OffboardingNotBegun   FAILED_PRECONDITION   OFFBOARDING_NOT_BEGUN
+     ├─ ErasureDecided        FAILED_PRECONDITION   ERASURE_DECIDED
+     ├─ SecondPersonNeeded    PERMISSION_DENIED     SECOND_PERSON_NEEDED
      ├─ StoreUnavailable      UNAVAILABLE           STORE_UNAVAILABLE
      ├─ KeysUnavailable       UNAVAILABLE           KEYS_UNAVAILABLE
      ├─ RoleNotPermitted      PERMISSION_DENIED     ROLE_NOT_PERMITTED
@@ -95,6 +100,36 @@ class LogReadOnly(MeshError):
     """The log refuses to sign because its store, key or last checkpoint do not agree; the service's log says what to do."""
 
     status, reason = grpc.StatusCode.FAILED_PRECONDITION, "LOG_READ_ONLY"
+
+
+class LogSealed(MeshError):
+    """The tenant was off-boarded: nothing is ever added to its log again, and its name is not given to another."""
+
+    status, reason = grpc.StatusCode.FAILED_PRECONDITION, "LOG_SEALED"
+
+
+class TenantLeaving(MeshError):
+    """The tenant is being off-boarded: no request of it is answered any more."""
+
+    status, reason = grpc.StatusCode.FAILED_PRECONDITION, "TENANT_LEAVING"
+
+
+class OffboardingNotBegun(MeshError):
+    """A tenant is erased only after somebody has begun its off-boarding."""
+
+    status, reason = grpc.StatusCode.FAILED_PRECONDITION, "OFFBOARDING_NOT_BEGUN"
+
+
+class ErasureDecided(MeshError):
+    """The erasure of the tenant is decided, so its off-boarding cannot be cancelled."""
+
+    status, reason = grpc.StatusCode.FAILED_PRECONDITION, "ERASURE_DECIDED"
+
+
+class SecondPersonNeeded(MeshError):
+    """Whoever began the off-boarding of a tenant may not decide on its erasure: somebody else has to."""
+
+    status, reason = grpc.StatusCode.PERMISSION_DENIED, "SECOND_PERSON_NEEDED"
 
 
 class StoreUnavailable(MeshError):
@@ -197,6 +232,10 @@ def mesh_error(failure: failures.AuditError) -> MeshError:
             )
         case failures.QueueFull():
             return Overloaded(str(failure), retry_after_s=_RETRY_AFTER_S)
+        case failures.TenantLeaving():
+            return TenantLeaving(str(failure))
+        case failures.LogSealed():
+            return LogSealed(str(failure))
         case failures.LogReadOnly():
             log.error("a log is read-only", extra={"why": str(failure)})
             return LogReadOnly("the tenant's audit log is read-only; the audit service's own log says why and what to do")
@@ -207,6 +246,9 @@ def mesh_error(failure: failures.AuditError) -> MeshError:
 
 _PLAIN: Mapping[type[failures.RecordsFailure], type[MeshError]] = {
     failures.RoleNotPermitted: RoleNotPermitted,
+    failures.OffboardingNotBegun: OffboardingNotBegun,
+    failures.ErasureDecided: ErasureDecided,
+    failures.SecondPersonNeeded: SecondPersonNeeded,
     failures.VaultDisabled: VaultDisabled,
     failures.RecordNotFound: RecordNotFound,
     failures.HoldNotFound: HoldNotFound,
@@ -225,6 +267,9 @@ def _records_error(failure: failures.RecordsFailure) -> MeshError:
             return LegalHoldApplies(str(failure), metadata={"records": str(failure.records)})
         case failures.RequestOpen():
             return RequestOpen(str(failure), metadata={"records": str(failure.records)})
+        case failures.NotThisTenant():
+            rule = "the caller's own tenant"
+            return InvalidField("another tenant is written out than the caller's", field_violations=[("tenant", rule)])
         case failures.KeysUnavailable():
             log.error("keys are unavailable", extra={"why": str(failure)})
             return KeysUnavailable("the keys of the tenant's records do not answer", retry_after_s=_KEYS_RETRY_AFTER_S)

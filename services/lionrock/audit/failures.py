@@ -12,6 +12,8 @@ AuditError
 ├── TreeSizeOutOfRange   no tree of that size has been signed
 ├── QueueFull            more appends wait than settings allow
 ├── LogReadOnly          the log refuses to sign; the message says why and what to do
+│   └── LogSealed          the tenant was off-boarded: nothing is ever added to its log again
+├── TenantLeaving        the tenant is being off-boarded: no request begins any more
 ├── StoreFailed          a write or read did not succeed; nothing more is written until restart
 │   └── StoreConflict    another sequencer moved the log
 ├── StoreHeld            another process holds the store
@@ -28,6 +30,10 @@ AuditError
 │   ├── RequestOpen        a record's request has no outcome yet
 │   ├── RecordTooLarge     a record that does not fit one answer
 │   ├── TooManyRecords     more records than one call may destroy
+│   ├── OffboardingNotBegun an erasure of a tenant that has not begun to leave
+│   ├── ErasureDecided     an off-boarding that cannot be cancelled any more
+│   ├── SecondPersonNeeded who began an off-boarding may not decide on it
+│   ├── NotThisTenant      the tenant that was written out is not the caller's own
 │   ├── RoleNotPermitted   none of the caller's roles permits this
 │   └── KeysUnavailable    key management or the key store does not answer
 └── KeyUnusable          a signing key is not readable, not private or not a key
@@ -85,6 +91,14 @@ class QueueFull(AuditError):
 
 class LogReadOnly(AuditError):
     """The log refuses to sign; the message says why and what to do."""
+
+
+class LogSealed(LogReadOnly):
+    """The tenant was off-boarded: nothing is ever added to its log again."""
+
+
+class TenantLeaving(AuditError):
+    """The tenant is being off-boarded: no request of it begins any more."""
 
 
 class StoreFailed(AuditError):
@@ -166,6 +180,22 @@ class RecordTooLarge(RecordsFailure):
 
 class TooManyRecords(RecordsFailure):
     """More records than one call may destroy."""
+
+
+class OffboardingNotBegun(RecordsFailure):
+    """A tenant is erased only after its off-boarding was begun."""
+
+
+class ErasureDecided(RecordsFailure):
+    """The erasure of the tenant is decided: its off-boarding cannot be cancelled any more."""
+
+
+class SecondPersonNeeded(RecordsFailure):
+    """Who began an off-boarding may not decide on the erasure."""
+
+
+class NotThisTenant(RecordsFailure):
+    """The tenant that was written out is not the caller's own."""
 
 
 class RoleNotPermitted(RecordsFailure):

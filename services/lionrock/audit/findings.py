@@ -33,6 +33,7 @@ class Flaw(Enum):
     PAYLOAD_MISSING = "a payload of a record that is kept is not there"
     PAYLOAD_NOT_GONE = "a payload of a record that was destroyed is still there"
     DESTRUCTIONS_MISMATCH = "what was destroyed, or is to be, is not what erasure and expiry leaves say"
+    DEPARTURE_MISMATCH = "how far its tenant has left is not what leaves say"
     HOLDS_MISMATCH = "the list of holds is not that of the holds that were placed and not released"
     SECOND_PLACE_BEHIND = "the file of signed checkpoints is behind the store; a crash leaves it so until the next start"
     ROLLED_BACK = "a larger tree was signed than the store holds"

@@ -10,7 +10,7 @@ import secrets
 from pathlib import Path
 
 from lionrock.audit.failures import KeyUnusable
-from lionrock.chassis.durable_files import create_through, make_directory_through, sync_directory
+from lionrock.chassis.durable_files import create_through, make_directory_through, remove_through, sync_directory
 from lionrock.chassis.private_files import PrivateFileUnusable, read_private
 from lionrock.tlog.encoding import MalformedNote
 from lionrock.tlog.keys import SEED_BYTES, SignatureType, Signer, decode_signer, signer_from_seed
@@ -72,6 +72,11 @@ class KeyDirectory:
         """Put the key that was to follow in the place of the one in use, which is gone then. Raises OSError."""
         self.next_path(tenant).replace(self.path(tenant))
         sync_directory(self._directory)
+
+    def destroy(self, tenant: str) -> None:
+        """Overwrite and remove the keys of a tenant's log, after which nothing is ever signed by them. Raises OSError."""
+        for path in (self.next_path(tenant), self.path(tenant)):
+            remove_through(path)
 
     def _create(self, path: Path, key_name: str) -> Signer:
         signer = signer_from_seed(key_name, self._signature, secrets.token_bytes(SEED_BYTES))

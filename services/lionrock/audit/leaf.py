@@ -7,15 +7,15 @@ A leaf is an object; fields without a value are absent, fractions and 64-bit num
 "sha256:" and 64 hexadecimal digits.
 
     schema_version       1. A reader refuses a version that it does not know.
-    type                 "intent", "outcome", "access", "erasure", "expiry", "hold", "hold_release", "correction",
-                         "refusal" or "export"
+    type                 "intent", "outcome", "governance", "access", "erasure", "expiry", "hold", "hold_release",
+                         "correction", "refusal", "export" or "key_change"
     event_id             UUIDv7, made by the caller: one event is recorded once
     ts                   RFC 3339 in UTC with microseconds, by the clock of the audit service
     region               where the service runs, as its settings say
     …                    the fields of `Context`: who, why, for whom
     trace_id             W3C trace id
     …                    the fields of the event's own class below
-    commitments          by kind of payload ("prompt", "stop", "answer", "correction", "refusal"):
+    commitments          by kind of payload ("prompt", "stop", "answer", "statement", "correction", "refusal"):
                          HMAC-SHA256(salt, payload), hexadecimal
 
 The salt is 32 random bytes, one a leaf, and goes to the caller and, sealed with the payload, into the vault: without it a
@@ -65,6 +65,8 @@ class Context:
     profile: str
     access_policy_digest: str = ""
     """Digest of the access policies by which the gateway let the request in, "sha256:…"; absent before there were any."""
+    break_glass_id: str = ""
+    """Emergency access that two people opened and under which this happened; absent without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,10 @@ class Intent:
     sampling: Sampling | None
     prompt_verdict: Verdict | None
     prompt_tokens: int
+    notice_version: int | None = None
+    """Collection notice of the purpose that was in force; None: it has none."""
+    notice_digest: str = ""
+    """SHA-256 over the canonical JSON of that notice, as docs/access.md says."""
     retention_class: str = ""
     """Class of retention of the record, when its payloads are kept."""
 
@@ -155,7 +161,7 @@ class Outcome:
     intent_index: int | None
     """Index of the intent in the same log; None when the request was refused before one."""
     status: str
-    """answered, blocked, aborted or failed."""
+    """answered, blocked, aborted, failed, or held until a reviewer decides."""
     finish_reason: str = ""
     """stop, length or blocked."""
     reason: str = ""
@@ -174,11 +180,28 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Governance:
+    """Something was decided about access, or changed: a review, a consent, an API key, an emergency access.
+
+    What a person wrote about it, and whatever names a person, is committed to as kind "statement".
+    """
+
+    operation: str
+    """<thing>.<what happened>, e.g. "review.released"."""
+    object_id: str
+    """What it was done to."""
+    details: Mapping[str, str] | None = None
+    """Facts by name: codes, digests and times."""
+    retention_class: str = ""
+    """Class of retention of the record, when something of it is kept beside the leaf."""
+
+
+@dataclass(frozen=True, slots=True)
 class Access:
     """Records were read. Which ones: `records_digest` is SHA-256 over the canonical JSON of their request ids, sorted."""
 
     operation: str
-    """read_record, search_subject, list_holds or list_refusals."""
+    """read_record, read_released, search_subject, list_holds or list_refusals."""
     record_count: int
     records_digest: str
     scope: str = ""
@@ -192,9 +215,10 @@ class Erasure:
     basis: str
     """Legal basis, as the one who asked named it."""
     scope: str
-    """subject, case or request."""
+    """subject, case or request; tenant for the records of a tenant that leaves."""
     scope_commitment: str
-    """HMAC-SHA256(salt, scope ":" value), hexadecimal; the salt goes to the one who asked and is kept nowhere."""
+    """HMAC-SHA256(salt, scope ":" value), hexadecimal; the salt goes to the one who asked and is kept nowhere. Absent for a tenant,
+    whose name every leaf has."""
     record_count: int
     records_digest: str
     """As in `Access`."""
@@ -273,10 +297,11 @@ class KeyChange:
     next_key: str
 
 
-Body = Intent | Outcome | Access | Erasure | Expiry | Hold | HoldRelease | Correction | Refusal | Export | KeyChange
+Body = Intent | Outcome | Governance | Access | Erasure | Expiry | Hold | HoldRelease | Correction | Refusal | Export | KeyChange
 _TYPES: Mapping[type[Body], str] = {
     Intent: "intent",
     Outcome: "outcome",
+    Governance: "governance",
     Access: "access",
     Erasure: "erasure",
     Expiry: "expiry",
@@ -293,7 +318,7 @@ _TYPES: Mapping[type[Body], str] = {
 class Event:
     """What is to be recorded. `payloads` (kind → bytes) are committed to; the vault, where it is on, keeps them sealed.
 
-    `subject_ids`: data subjects whom an intent concerns; they are in no leaf.
+    `subject_ids`: data subjects whom an intent or a decision concerns; they are in no leaf.
     """
 
     event_id: str
@@ -315,7 +340,7 @@ class Event:
         It is the request id; an entry of the log book has its own event id.
         """
         match self.body:
-            case Intent() | Outcome():
+            case Intent() | Outcome() | Governance():
                 return self.context.request_id
             case Refusal():
                 return self.event_id
@@ -323,6 +348,11 @@ class Event:
                 return self.body.record_id
             case _:
                 return None
+
+    @property
+    def begins_record(self) -> bool:
+        """Whether a record begins with the leaf even when it has no payload: it is asked for, or found by its data subjects."""
+        return isinstance(self.body, Intent) or (isinstance(self.body, Governance) and bool(self.subject_ids))
 
 
 def new_salt(event: Event) -> bytes:

@@ -12,16 +12,26 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self, TypeVar
 
-from lionrock.audit.failures import LeafNotFound, LogNotFound, LogReadOnly, StoreFailed, TreeSizeOutOfRange, WitnessPolicyUnmet
+from lionrock.audit.failures import (
+    LeafNotFound,
+    LogNotFound,
+    LogReadOnly,
+    LogSealed,
+    StoreFailed,
+    TenantLeaving,
+    TreeSizeOutOfRange,
+    WitnessPolicyUnmet,
+)
 from lionrock.audit.key_links import KeyLink, key_links
 from lionrock.audit.keys import KeyDirectory
-from lionrock.audit.leaf import Event, Outcome, build_leaf, new_salt
+from lionrock.audit.leaf import Event, Intent, Outcome, build_leaf, new_salt
 from lionrock.audit.records.recording import ALONE, Recorder
 from lionrock.audit.sequencer import Appended, PendingAppend, PendingWork, Sequencer
 from lionrock.audit.signed_checkpoints import SignedCheckpoints
 from lionrock.audit.store import LogId, LogStore, OpenIntent, StoredLeaf, Transaction
+from lionrock.audit.store.departures import SEALING, Stages
 from lionrock.audit.store.records import RecordReader, StoredHold
-from lionrock.audit.tenant_log import Head, TenantLog, open_tenant_log
+from lionrock.audit.tenant_log import SEALED_WHY, Head, TenantLog, open_tenant_log
 from lionrock.audit.wall_clock import ClockUs, wall_clock_us
 from lionrock.tlog.merkle import Subtree, consistency_proof
 
@@ -84,7 +94,7 @@ class AuditLogs:
         return self._clock_us()
 
     def read_only_reasons(self) -> dict[str, str]:
-        """Tenants whose logs refuse to sign, and why."""
+        """Tenants whose logs refuse to sign, and why. Those that have left are among them."""
         return self._unusable | {tenant: log.read_only for tenant, log in self._logs.items() if log.read_only is not None}
 
     @property
@@ -97,8 +107,9 @@ class AuditLogs:
         """Whether an append of any tenant could succeed now."""
         if self._sequencer.broken is not None:
             return False
-        nobody_yet = not self._logs and not self._unusable
-        return nobody_yet or any(log.read_only is None for log in self._logs.values())
+        staying = [log for log in self._logs.values() if not log.sealed]
+        nobody_yet = not staying and not self._unusable
+        return nobody_yet or any(log.read_only is None for log in staying)
 
     async def join(self, tenant: str, open_log: Callable[[LogStore], TenantLog]) -> None:
         """Open the log of a tenant that joins while others write, on the thread that writes.
@@ -144,12 +155,11 @@ class AuditLogs:
 
         The same event id with the same content gives the first leaf again. An outcome closes its intent, once. Cancelling the
         wait does not take the event back. `place` and `release`: a hold that is placed or released in the same transaction.
-        Raises LogNotFound, LogReadOnly, WitnessPolicyUnmet, LeafTooLarge, EventAlreadyRecorded, IntentNotFound, IntentClosed,
-        QueueFull, RecordErased, KeysUnavailable, StoreFailed.
+        Raises LogNotFound, LogReadOnly, TenantLeaving, WitnessPolicyUnmet, LeafTooLarge, EventAlreadyRecorded, IntentNotFound,
+        IntentClosed, QueueFull, RecordErased, KeysUnavailable, StoreFailed.
         """
         log = self._log(event.context.tenant)
-        if log.read_only is not None:
-            raise LogReadOnly(log.read_only)
+        _refuse_what_departure_ends(log, event)
         if not isinstance(event.body, Outcome) and (refusal := self._refusal()) is not None:
             raise WitnessPolicyUnmet(refusal)
         if self._recorder is not None:
@@ -162,6 +172,7 @@ class AuditLogs:
         else:
             data = await asyncio.to_thread(build, recorded_at_us, salt)
         recording = ALONE if self._recorder is None else await self._recorder.seal(log.origin, event, recorded_at_us, salt)
+        _refuse_what_departure_ends(log, event)  # a stage may have been reached meanwhile
         done: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
         beside = recording.beside
         if place is not None or release is not None:
@@ -177,7 +188,7 @@ class AuditLogs:
         """
         log = self._log(tenant)
         if log.read_only is not None:
-            raise LogReadOnly(log.read_only)
+            raise log.refused()
 
         def run(store: LogStore) -> _T:
             with store.transaction() as transaction:
@@ -201,6 +212,16 @@ class AuditLogs:
         """Ask about records. Raises LogNotFound, LogReadOnly, StoreFailed."""
         log = self._log(tenant)
         return await self.read(lambda: question(self._store.records, log.log_id))
+
+    async def stages(self, tenant: str) -> Stages:
+        """Return how far a tenant's departure is. Raises LogNotFound, LogReadOnly, StoreFailed."""
+        log = self._log(tenant)
+        return await self.read(lambda: self._store.departures.stages(log.log_id))
+
+    def has_left(self, tenant: str) -> bool:
+        """Whether a tenant's log is sealed."""
+        log = self._logs.get(tenant)
+        return log is not None and log.sealed
 
     async def leaf_at(self, tenant: str, index: int) -> StoredLeaf:
         """Leaf at an index below the head. Raises LogNotFound, LogReadOnly, LeafNotFound, StoreFailed."""
@@ -291,10 +312,18 @@ class AuditLogs:
 
         return await self.read(read)
 
+    def keeps_payloads(self, tenant: str) -> bool:
+        """Whether what leaves commit to is kept."""
+        return self._recorder is not None and self._recorder.keeps(tenant)
+
     async def has_event(self, tenant: str, event_id: str) -> bool:
         """Whether an event id is taken. Raises LogNotFound, LogReadOnly, StoreFailed."""
+        return await self.leaf_of_event(tenant, event_id) is not None
+
+    async def leaf_of_event(self, tenant: str, event_id: str) -> StoredLeaf | None:
+        """Leaf of an event, if it is recorded. Raises LogNotFound, LogReadOnly, StoreFailed."""
         log = self._log(tenant)
-        return await self.read(lambda: self._store.leaf_of_event(log.log_id, event_id) is not None)
+        return await self.read(lambda: self._store.leaf_of_event(log.log_id, event_id))
 
     def _log(self, tenant: str) -> TenantLog:
         if tenant in self._unusable:
@@ -332,6 +361,28 @@ class AuditLogs:
 
 def _nothing() -> None:
     """Nothing is refused."""
+
+
+def _refuse_what_departure_ends(log: TenantLog, event: Event) -> None:
+    """Raise for what is not recorded any more: LogReadOnly, LogSealed, TenantLeaving.
+
+    Of a tenant that leaves no request begins; what was begun ends, and what happens to its records is recorded until the last leaf.
+    """
+    if log.read_only is not None:
+        raise log.refused()
+    if log.departure is None:
+        return
+    if log.departure == SEALING and event.event_id != log.last_event_id:
+        raise LogSealed(SEALED_WHY)
+    if isinstance(event.body, Intent):
+        raise TenantLeaving("the tenant is being off-boarded: nothing is asked any more")
+
+
+def departing(store: LogStore, platform: str) -> frozenset[str]:
+    """Tenants that leave or have left, whose proofs are served whatever settings and files still say. Raises StoreFailed."""
+    prefix = f"{platform}/audit/"
+    logs = [stored for stored in store.logs() if stored.origin.startswith(prefix)]
+    return frozenset(stored.origin.removeprefix(prefix) for stored in logs if store.departures.stages(stored.log_id))
 
 
 def open_logs(

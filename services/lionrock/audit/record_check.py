@@ -5,6 +5,7 @@
     3. nothing is noted that no leaf says: every row was met on the way through the leaves
     4. so many records are erased and expired as ERASURE and EXPIRY leaves say, those listed for destruction taken into account
     5. the holds in force are those of HOLD leaves without a HOLD_RELEASE
+    6. the departure of the tenant is as far as its leaves say
 
 Knows: what has to hold between leaves and rows. Does not know: SQL, keys. That a ciphertext opens, and to what, takes the record's
 key: `lionrock audit show` and exports check it against the leaf. Memory: a page of leaves, the holds in force.
@@ -24,6 +25,7 @@ from lionrock.audit.leaf import SALT_BYTES
 from lionrock.audit.records.recording import SUSPICION
 from lionrock.audit.records.retention import LOG_BOOK
 from lionrock.audit.store import LogId, OpenIntent, StoredLeaf
+from lionrock.audit.store.departures import ERASING, LEAVING, SEALED, SEALING, DepartureReader, Stages
 from lionrock.audit.store.records import DESTROYING, ERASED, EXPIRED, KEPT, PayloadPlace, RecordReader, StoredRecord
 
 _SEALED_MIN_BYTES: Final = 12 + SALT_BYTES + 16
@@ -31,7 +33,11 @@ _SEALED_MIN_BYTES: Final = 12 + SALT_BYTES + 16
 _HOLD_APART_US: Final = 3_600_000_000
 """How far the times of a hold and of its leaf may lie apart: a hold is sealed before its leaf is asked for."""
 _OPEN_AT_ONCE: Final = 128
-_RECORD_TYPES: Final = frozenset({"intent", "outcome", "correction", "refusal"})
+_RECORD_TYPES: Final = frozenset({"intent", "outcome", "governance", "correction", "refusal"})
+BEGUN: Final = "tenant.offboarding_begun"
+CANCELLED: Final = "tenant.offboarding_cancelled"
+TENANT_ERASED: Final = "tenant.erased"
+_DEPARTURES: Final = frozenset({BEGUN, CANCELLED, TENANT_ERASED})
 _DESTRUCTIONS: Final = {"erasure": ERASED, "expiry": EXPIRED}
 
 
@@ -41,6 +47,10 @@ class RecordsStore(Protocol):
     @property
     def records(self) -> RecordReader:
         """Records beside the leaves."""
+
+    @property
+    def departures(self) -> DepartureReader:
+        """Tenants that leave."""
 
     def leaves_of_events(self, log_id: LogId, event_ids: Sequence[str]) -> dict[str, StoredLeaf]:
         """Leaves of those events that are there, by event id."""
@@ -73,12 +83,15 @@ class RecordCheck:
         self._begun = 0
         self._destroyed: Counter[str] = Counter()
         self._holds: dict[str, tuple[int, int, bool]] = {}
+        self._departure: list[str] = []
 
     def take(self, leaf: StoredLeaf, fields: Mapping[str, Any]) -> None:
         """Note what a leaf says."""
         kind = fields.get("type")
         if not isinstance(kind, str):
             return
+        if kind == "governance" and fields.get("operation") in _DEPARTURES:
+            self._departure.append(str(fields["operation"]))
         if kind in _RECORD_TYPES:
             self._take_record_leaf(leaf, kind, fields)
         elif kind in _DESTRUCTIONS:
@@ -138,7 +151,7 @@ class RecordCheck:
             self._check_payloads(leaf, record, payloads.get((leaf.record_id, leaf.index), []))
 
     def _check_absence(self, leaf: _RecordLeaf, record: StoredRecord | None, its_leaves: Mapping[int, str]) -> None:
-        must = leaf.type in ("correction", "refusal") or (leaf.type == "intent" and leaf.retention_class)
+        must = leaf.type in ("correction", "refusal") or leaf.retention_class
         if record is None and must:
             self._find(Flaw.RECORD_MISSING, f"the one that leaf {leaf.index} belongs to")
         elif record is not None and (must or any(index < leaf.index for index in its_leaves)):
@@ -168,6 +181,8 @@ class RecordCheck:
             self._find(Flaw.RECORD_SURPLUS, f"{surplus} payloads belong to no leaf of a record")
         self._check_destructions(reader, states)
         self._check_holds(reader)
+        for flaw in departure_flaws(self._store.departures.stages(self._log_id), self._departure):
+            self._find(Flaw.DEPARTURE_MISMATCH, flaw)
         for start in range(0, len(open_intents), _OPEN_AT_ONCE):
             ids = {intent.request_id for intent in open_intents[start : start + _OPEN_AT_ONCE]}
             if any(record.state != KEPT for record in reader.records(self._log_id, ids).values()):
@@ -206,6 +221,24 @@ class RecordCheck:
             _, at_us, _ = self._holds.get(hold.hold_id, (0, hold.placed_at_us, False))
             if abs(hold.placed_at_us - at_us) > _HOLD_APART_US or len(hold.sealed) < _SEALED_MIN_BYTES:
                 self._find(Flaw.HOLDS_MISMATCH, f"that of leaf {hold.leaf_index} names another time, or is cut off")
+
+
+def departure_flaws(stages: Stages, operations: Sequence[str]) -> list[str]:
+    """Say where the rows of a departure are not what its leaves say, given the latter's operations in their order.
+
+    A row comes before its leaf, so the first stage may be without one for as long as a crash has not been followed by a start.
+    """
+    leaving, left = BEGUN in operations and operations[-1] != CANCELLED, TENANT_ERASED in operations
+    flaws = []
+    if leaving and LEAVING not in stages:
+        flaws.append("its tenant leaves, say leaves, and no row does")
+    if not leaving and (ERASING in stages or (LEAVING in stages and BEGUN in operations)):
+        flaws.append("its tenant leaves, says a row, and no leaf does, or one that it stays")
+    if left and SEALING not in stages:
+        flaws.append("it is sealed, say leaves, and no row does")
+    if not left and SEALED in stages:
+        flaws.append("it is sealed, says a row, and no leaf does")
+    return flaws
 
 
 def _differs(leaf: _RecordLeaf, record: StoredRecord, noted_as: str, *, first: bool) -> str | None:

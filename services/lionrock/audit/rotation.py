@@ -26,6 +26,7 @@ from lionrock.audit.leaf import Context, Event, KeyChange, build_leaf
 from lionrock.audit.log import AuditLogs
 from lionrock.audit.signed_checkpoints import SignedCheckpoints
 from lionrock.audit.store import LogStore, StoredLeaf
+from lionrock.audit.store.departures import SEALING
 from lionrock.audit.store.tables import RETIRED_KEYS
 from lionrock.audit.tenant_log import TenantLog
 from lionrock.chassis.ids import uuid7
@@ -65,6 +66,8 @@ class Rotation:
             return False
         if changing.read_only is not None:
             raise LogReadOnly(changing.read_only)  # here, since on the sequencer's thread it would end all writing
+        if changing.departure == SEALING:
+            return False  # its last leaf is about to be written, and then the key goes
         if str(following.verifier_key) == changing.verifier_key:
             raise KeyUnusable(f"{self._keys.next_path(changing.tenant)} is the key that signs already: remove it")
         await self._logs.sequence(partial(self._change, changing, following))

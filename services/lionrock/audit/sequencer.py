@@ -132,11 +132,11 @@ class _Draft:
             raise RecordErased("the record of this request is destroyed, or about to be; nothing is added to it")
 
     def put_beside(self, append: PendingAppend, index: int) -> None:
-        """Note what is written with the leaf at `index`. A record begins with an intent or with a payload."""
+        """Note what is written with the leaf at `index`. A record begins with an intent, a payload, or data subjects."""
         beside, event = append.beside, append.event
         if beside.record is not None:
             record_id = beside.record.request_id
-            if record_id not in self.records and (beside.payloads or isinstance(event.body, Intent)):
+            if record_id not in self.records and (beside.payloads or event.begins_record):
                 self.records[record_id] = beside.record
                 self.new_records.append(beside.record)
             if record_id in self.records:
@@ -205,7 +205,7 @@ class Sequencer:
     def submit(self, append: PendingAppend) -> None:
         """Queue an append; its future gets `Appended` once the leaf is durable. Raises QueueFull, LogReadOnly, StoreFailed."""
         if append.log.read_only is not None:
-            raise LogReadOnly(append.log.read_only)
+            raise append.log.refused()
         self._admit(append)
 
     def do(self, work: PendingWork) -> None:

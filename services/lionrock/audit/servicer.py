@@ -33,12 +33,13 @@ class AuditServicer(AuditServiceServicer):
         del context
         try:
             event = event_of(request)
-        except ValueError as error:  # protovalidate has no rule for every enum and duration
-            why = "an enum or a duration is out of its range"
+        except ValueError as error:  # protovalidate has no rule for every enum and duration, nor for text in bytes
+            why = "an enum or a duration is out of its range, or a statement is not UTF-8"
             raise InvalidField(why, field_violations=[("event", why)]) from error
         with mesh_errors():
             appended = await self._logs.append(event, want_receipt=request.want_receipt)
-        response = pb.AppendResponse(position=position_message(appended), salt=appended.salt)
+        kept = self._logs.keeps_payloads(request.context.tenant)
+        response = pb.AppendResponse(position=position_message(appended), salt=appended.salt, payloads_kept=kept)
         if appended.proof is not None:
             response.receipt.CopyFrom(receipt_message(appended))
         return response

@@ -32,6 +32,7 @@ from lionrock.audit.key_links import key_digest
 from lionrock.audit.leaf import rfc3339
 from lionrock.audit.record_check import RecordCheck
 from lionrock.audit.store import LogId, OpenIntent, StoredLeaf, StoredLog
+from lionrock.audit.store.departures import DepartureReader
 from lionrock.audit.store.records import RecordReader
 from lionrock.audit.store.tables import RETIRED_KEYS, TableReader
 from lionrock.audit.tenant_log import RETIRED_KEYS_MAX
@@ -56,6 +57,10 @@ class LogReader(Protocol):
     @property
     def records(self) -> RecordReader:
         """Records beside the leaves."""
+
+    @property
+    def departures(self) -> DepartureReader:
+        """Tenants that leave."""
 
     @property
     def tables(self) -> TableReader:

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from lionrock.audit.failures import KeyUnusable, LogReadOnly, StoreFailed
+from lionrock.audit.failures import KeyUnusable, LogReadOnly, LogSealed, StoreFailed
 from lionrock.audit.keys import KeyDirectory
 from lionrock.audit.signed_checkpoints import SignedCheckpoints
 from lionrock.audit.store import UNFINISHED, LogId, LogStore, StoredLeaf, StoredLog
+from lionrock.audit.store.departures import ENDED, SEALED, furthest
 from lionrock.audit.store.tables import RETIRED_KEYS
 from lionrock.tlog.checkpoint import Checkpoint
 from lionrock.tlog.encoding import MalformedNote
@@ -37,6 +38,7 @@ RETIRED_KEYS_MAX = 1000
 TAIL_LEAVES = 256
 """Leaves whose hashes are computed again at start: a torn write hits the end of the log."""
 _TAIL_BYTES = 2**20
+SEALED_WHY = "the tenant was off-boarded: its log is sealed, and its name is not given again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,20 @@ class TenantLog:
     """Why nothing more is signed, and what to do; None: writable."""
     retired: tuple[str, ...] = ()
     """Verifier keys that signed before, newest first."""
+    departure: str | None = None
+    """Stage that the departure of its tenant has reached (store/departures.py); None: it stays."""
+    last_event_id: str = ""
+    """Event of the last leaf, which alone is recorded while the log is being sealed."""
+
+    @property
+    def sealed(self) -> bool:
+        """Whether its tenant has left: nothing is ever added again."""
+        return self.departure in (SEALED, ENDED)
+
+    def refused(self) -> LogReadOnly:
+        """Return why nothing is signed, for a log that is read-only."""
+        why = self.read_only or "the log has no key"
+        return LogSealed(why) if self.sealed else LogReadOnly(why)
 
     @property
     def verifier_keys(self) -> Sequence[str]:
@@ -89,7 +105,7 @@ class TenantLog:
         `others` sign beside the log's key. Raises LogReadOnly.
         """
         if self.read_only is not None or self.signer is None:
-            raise LogReadOnly(self.read_only or "the log has no key")
+            raise self.refused()
         return Head(size, root, sign_note(Checkpoint(self.origin, size, root).text(), self.signer, *others))
 
 
@@ -100,6 +116,9 @@ def open_tenant_log(tenant: str, origin: str, store: LogStore, keys: KeyDirector
     """
     stored = store.find_log(origin)
     last_signed = signed.last().get(origin)
+    departure = None if stored is None else furthest(store.departures.stages(stored.log_id))
+    if stored is not None and departure in (SEALED, ENDED):
+        return _open_sealed(tenant, stored, store, last_signed, departure)
     try:
         signer = keys.load(tenant, origin)
         if stored is not None and (signer is None or str(signer.verifier_key) != stored.verifier_key):
@@ -114,7 +133,11 @@ def open_tenant_log(tenant: str, origin: str, store: LogStore, keys: KeyDirector
         if signer is None:
             raise LogReadOnly(f"the key of {origin} is gone: restore {keys.path(tenant)} from its backup")
         retired = retired_keys(store, stored.log_id)
-        frontier = _verify(stored, store, signer, retired, last_signed)
+        if str(signer.verifier_key) != stored.verifier_key:
+            raise LogReadOnly(
+                f"the key file of {origin} holds another key than the log was begun with: restore the key from its backup"
+            )
+        frontier = _verify(stored, store, signer.verifier_key, retired, last_signed)
     except LogReadOnly as refusal:
         return _read_only(tenant, stored, str(refusal))
     except StoreFailed as failure:
@@ -123,7 +146,35 @@ def open_tenant_log(tenant: str, origin: str, store: LogStore, keys: KeyDirector
         signed.record({origin: stored.checkpoint})  # the crash came between the two places
     head = Head(stored.size, stored.root, stored.checkpoint)
     before = tuple(map(str, reversed(retired)))
-    return TenantLog(tenant, origin, stored.log_id, stored.verifier_key, signer, head, frontier, retired=before)
+    return TenantLog(
+        tenant, origin, stored.log_id, stored.verifier_key, signer, head, frontier, retired=before, departure=departure
+    )
+
+
+def _open_sealed(tenant: str, stored: StoredLog, store: LogStore, last_signed: str | None, departure: str) -> TenantLog:
+    """Open a log whose tenant has left: it is checked like any other, and needs no key."""
+    try:
+        retired = retired_keys(store, stored.log_id)
+        frontier = _verify(stored, store, VerifierKey.parse(stored.verifier_key), retired, last_signed)
+    except (LogReadOnly, MalformedNote) as refusal:
+        opened = _read_only(tenant, stored, str(refusal))
+    except StoreFailed as failure:
+        opened = _read_only(tenant, stored, f"the store of {stored.origin} is damaged ({failure}): restore the store")
+    else:
+        head, before = Head(stored.size, stored.root, stored.checkpoint), tuple(map(str, reversed(retired)))
+        return TenantLog(
+            tenant,
+            stored.origin,
+            stored.log_id,
+            stored.verifier_key,
+            None,
+            head,
+            frontier,
+            read_only=SEALED_WHY,
+            retired=before,
+            departure=departure,
+        )
+    return opened
 
 
 def _changed_to(stored: StoredLog, tenant: str, keys: KeyDirectory) -> Signer | None:
@@ -163,17 +214,13 @@ def _create(
 
 
 def _verify(
-    stored: StoredLog, store: LogStore, signer: Signer, retired: Sequence[VerifierKey], last_signed: str | None
+    stored: StoredLog, store: LogStore, key: VerifierKey, retired: Sequence[VerifierKey], last_signed: str | None
 ) -> Frontier:
-    """Check that everything agrees. Raises LogReadOnly, StoreFailed."""
+    """Check that everything agrees under the key that signs. Raises LogReadOnly, StoreFailed."""
     origin = stored.origin
-    if str(signer.verifier_key) != stored.verifier_key:
-        raise LogReadOnly(
-            f"the key file of {origin} holds another key than the log was begun with: restore the key from its backup"
-        )
     if stored.checkpoint == UNFINISHED:
         raise LogReadOnly(f"{origin} was not wholly moved to this store: finish `lionrock audit migrate` or use the old store")
-    in_store = _opened(stored.checkpoint, [signer.verifier_key], "the store")
+    in_store = _opened(stored.checkpoint, [key], "the store")
     if (in_store.size, in_store.root) != (stored.size, stored.root):
         raise LogReadOnly(f"the store of {origin} names another head than its signed checkpoint: restore the store from its backup")
     if store.next_index(stored.log_id) != stored.size:
@@ -188,7 +235,7 @@ def _verify(
             raise LogReadOnly(f"leaf {index} of {origin} is not what was hashed: restore the store from its backup")
     if last_signed is None:
         raise LogReadOnly(f"the file of signed checkpoints does not know {origin}: restore that file from its backup")
-    second = _opened(last_signed, [signer.verifier_key, *retired], "the second place")
+    second = _opened(last_signed, [key, *retired], "the second place")
     if second.size > stored.size:
         raise LogReadOnly(
             f"the store of {origin} ends at {stored.size} leaves, but {second.size} were signed: the store was rolled back; "

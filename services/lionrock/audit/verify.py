@@ -241,7 +241,7 @@ def _verify_platform(
 
 
 def check_opening(leaf: VerifiedLeaf, kind: str, salt: bytes, payload: bytes) -> None:
-    """Check that `payload` is what the leaf committed to as `kind` ("prompt", "stop", "answer"). Raises VerificationFailed."""
+    """Check that `payload` is what the leaf committed to as `kind` ("answer", "statement", …). Raises VerificationFailed."""
     commitments = leaf.fields.get("commitments")
     expected = commitments.get(kind) if isinstance(commitments, dict) else None
     if not isinstance(expected, str):

@@ -10,26 +10,33 @@ from hashlib import sha256
 from google.protobuf.duration_pb2 import Duration
 
 from lionrock.audit.canonical_json import JsonValue, canonical_json
-from lionrock.audit.leaf import Context, Event, Intent, Model, Outcome, Plan, Sampling, Usage, Verdict
+from lionrock.audit.leaf import Context, Event, Governance, Intent, Model, Outcome, Plan, Sampling, Usage, Verdict
 from lionrock.audit.v1 import audit_pb2 as pb
 from lionrock.common.v1 import context_pb2, model_pb2, sampling_pb2
 
 
 def event_of(request: pb.AppendRequest) -> Event:
-    """Read an append. The request has passed its protovalidate rules."""
+    """Read an append. The request has passed its protovalidate rules; raises ValueError for what these cannot say."""
     payloads: dict[str, bytes] = {}
-    body: Intent | Outcome
-    if request.WhichOneof("event") == "intent":
-        body = _intent(request.intent)
-        if request.intent.prompt:
-            payloads["prompt"] = request.intent.prompt
-        if request.intent.sampling.stop:
-            payloads["stop"] = canonical_json(list(request.intent.sampling.stop))
-    else:
-        body = _outcome(request.outcome)
-        if request.outcome.answer:
-            payloads["answer"] = request.outcome.answer
-    subject_ids = tuple(request.intent.subject_ids)
+    subject_ids: tuple[str, ...] = ()
+    body: Intent | Outcome | Governance
+    match request.WhichOneof("event"):
+        case "intent":
+            body, subject_ids = _intent(request.intent), tuple(request.intent.subject_ids)
+            if request.intent.prompt:
+                payloads["prompt"] = request.intent.prompt
+            if request.intent.sampling.stop:
+                payloads["stop"] = canonical_json(list(request.intent.sampling.stop))
+        case "governance":
+            decided = request.governance
+            body, subject_ids = _governance(decided), tuple(decided.subject_ids)
+            if decided.statement:
+                decided.statement.decode()  # raises ValueError
+                payloads["statement"] = decided.statement
+        case _:
+            body = _outcome(request.outcome)
+            if request.outcome.answer:
+                payloads["answer"] = request.outcome.answer
     return Event(request.event_id, request.trace_id, asker_of(request.context), body, payloads, subject_ids)
 
 
@@ -62,6 +69,7 @@ def asker_of(context: context_pb2.RequestContext) -> Context:
         territory=context.territory,
         profile=context.profile,
         access_policy_digest=context.access_policy_digest,
+        break_glass_id=context.break_glass_id,
     )
 
 
@@ -72,7 +80,13 @@ def _intent(intent: pb.Intent) -> Intent:
         sampling=_sampling(intent.sampling) if intent.HasField("sampling") else None,
         prompt_verdict=_verdict(intent.prompt_verdict) if intent.HasField("prompt_verdict") else None,
         prompt_tokens=intent.prompt_tokens,
+        notice_version=intent.notice_version or None,
+        notice_digest=intent.notice_digest,
     )
+
+
+def _governance(decided: pb.Governance) -> Governance:
+    return Governance(operation=decided.operation, object_id=decided.object_id, details=dict(decided.details) or None)
 
 
 def _outcome(outcome: pb.Outcome) -> Outcome:

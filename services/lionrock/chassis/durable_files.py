@@ -57,6 +57,19 @@ def write_again(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def remove_through(path: Path) -> None:
+    """Overwrite a file, if it is there, and remove its name, durably. Raises OSError."""
+    try:
+        with path.open("r+b", buffering=0) as file:
+            file.write(bytes(os.fstat(file.fileno()).st_size))
+            os.fsync(file.fileno())
+    except FileNotFoundError:
+        pass
+    path.unlink(missing_ok=True)
+    if path.parent.is_dir():
+        sync_directory(path.parent)
+
+
 def make_directory_through(path: Path, mode: int = 0o700) -> None:
     """Make a directory and what it lies in, each durable in the one above. Raises OSError.
 

@@ -71,19 +71,28 @@ def export(where: Where, chosen: Chosen, output: Path, *, as_json: bool) -> int:
             getattr(asked, name).CopyFrom(at)
     if output.exists():
         raise CommandError(f"{output} is there already", fix="give another file with --output", exit_code=EXIT_USAGE)
-    with _appearing(output) as (file, part):
-        done = _receive(where, asked, file)
-        file.flush()
-        manifest = _manifest(part)
-        tenant = manifest["exported_by"]["tenant"]
-        if chosen.tenant and tenant != chosen.tenant:
-            fix = "use the certificate of somebody of that tenant"
-            raise CommandError(f"this certificate exports the tenant {tenant}, not {chosen.tenant}", fix=fix, exit_code=EXIT_USAGE)
+    manifest, done = fetch(where, asked, output, tenant=chosen.tenant)
     names = ("origin", "leaves", "withheld_leaves", "payload_records", "tree_size", "export_leaf", "left_out")
     fields = {"file": str(output), "bytes": output.stat().st_size, **{name: manifest[name] for name in names}}
     print_fields({**fields, "selected_leaves": done}, as_json=as_json)
     print(f"check it: lionrock audit verify {output} --key …, or python verify.py, which is in it", file=sys.stderr)
     return 0
+
+
+def fetch(where: Where, asked: rec.ExportRequest, output: Path, *, tenant: str = "") -> tuple[dict[str, Any], int]:
+    """Write an archive, whole or not at all. Returns its manifest and how many leaves were selected. Raises CommandError.
+
+    `tenant`: whose it must be; empty: whichever the credential names.
+    """
+    with _appearing(output) as (file, part):
+        done = _receive(where, asked, file)
+        file.flush()
+        manifest = _manifest(part)
+        exported = manifest["exported_by"]["tenant"]
+        if tenant and exported != tenant:
+            fix = "use the certificate of somebody of that tenant"
+            raise CommandError(f"this certificate exports the tenant {exported}, not {tenant}", fix=fix, exit_code=EXIT_USAGE)
+    return manifest, done
 
 
 def verify(

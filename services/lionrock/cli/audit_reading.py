@@ -219,6 +219,10 @@ def gathered(pieces: Iterable[rec.StreamRecordResponse]) -> rec.ReadRecordRespon
             record.corrections.add(
                 entered_at=part.recorded_at, statement=data.decode("utf-8", "replace"), leaf_index=part.opening.leaf_index
             )
+        elif part.opening.kind == "statement":
+            record.statements.add(
+                recorded_at=part.recorded_at, text=data.decode("utf-8", "replace"), leaf_index=part.opening.leaf_index
+            )
         elif part.opening.kind in ("prompt", "stop", "answer"):
             setattr(record, part.opening.kind, bytes(data))
     return record
@@ -234,9 +238,14 @@ def _print_record(record: rec.ReadRecordResponse, *, as_json: bool) -> None:
         {"entered_at": shown_time(one.entered_at), "statement": one.statement, "leaf_index": one.leaf_index}
         for one in record.corrections
     ]
+    statements = [
+        {"recorded_at": shown_time(one.recorded_at), "text": one.text, "leaf_index": one.leaf_index} for one in record.statements
+    ]
     if as_json:
-        print_json({**fields, "corrections": corrections, "openings": openings})
+        print_json({**fields, "statements": statements, "corrections": corrections, "openings": openings})
         return
+    for said in statements:
+        fields[f"statement_{said['leaf_index']}"] = f"{said['recorded_at']}  {said['text']}"
     for one in corrections:
         fields[f"correction_{one['leaf_index']}"] = f"{one['entered_at']}  {one['statement']}"
     print_fields(fields, as_json=False)
@@ -257,7 +266,8 @@ def _print_leaf(leaf: pb.Leaf, *, as_json: bool, whole: bool = False) -> None:
         print_fields({"leaf": leaf.leaf_index, **fields}, as_json=False)
     else:
         model = fields.get("model") if isinstance(fields.get("model"), dict) else {}
-        names = [fields.get(name) for name in ("actor", "purpose", "case_id")] + [model.get("name"), fields.get("status")]
+        names = [fields.get(name) for name in ("actor", "purpose", "case_id", "operation", "object_id")]
+        names += [model.get("name"), fields.get("status")]
         said = "  ".join(_plain(name) for name in names if name)
         print(f"{leaf.leaf_index:>10}  {_plain(fields.get('ts'))}  {_plain(fields.get('type')):<12}  {said}", flush=True)
 

@@ -17,6 +17,7 @@ from lionrock.cli.call_errors import exit_status, explained
 from lionrock.cli.errors import (
     EXIT_CANCELLED,
     EXIT_FAILED,
+    EXIT_PENDING,
     EXIT_REFUSED,
     EXIT_UNAVAILABLE,
     EXIT_USAGE,
@@ -51,10 +52,12 @@ class ChatOptions:
     seed: int | None = None
     purpose: str = ""
     timeout_s: float = 120.0
+    subjects: Sequence[str] = ()
 
     def for_client(self) -> dict[str, Any]:
         """As the client names them."""
-        options = {"model": self.model, "max_tokens": self.max_tokens, "temperature": self.temperature, "purpose": self.purpose}
+        options: dict[str, Any] = {"model": self.model, "max_tokens": self.max_tokens, "temperature": self.temperature}
+        options |= {"purpose": self.purpose, "subject_ids": self.subjects}
         return options if self.seed is None else {**options, "seed": self.seed}
 
 
@@ -162,19 +165,22 @@ def _finish(state: StateDir, client: Client, chat: Chat, printer: TextPrinter | 
     assert chat.finished is not None
     text = "".join(chat.progress.texts)
     blocked = chat.finished.reason == FinishReason.FINISH_REASON_BLOCKED
+    held = chat.finished.reason == FinishReason.FINISH_REASON_HELD
     path, problem = None, None
     if chat.receipt is not None:
-        opening = Opening(chat.started.request_id, text, chat.finished.answer_salt, chat.finished.prompt_salt)
+        opening = None
+        if not held:
+            opening = Opening(chat.started.request_id, text, chat.finished.answer_salt, chat.finished.prompt_salt)
         path = save_receipt(state, chat.started.request_id, chat.receipt.tlog_proof, opening)
         problem = _check(state, client, chat, opening, printer)
     else:
         problem = "the mesh sent no receipt"
     printer.finished(chat, text, path, problem)
-    status = EXIT_REFUSED if blocked else EXIT_FAILED if problem else 0
+    status = EXIT_REFUSED if blocked else EXIT_FAILED if problem else EXIT_PENDING if held else 0
     return Answered(text, chat.started.request_id, chat.started.trace_id, path, status)
 
 
-def _check(state: StateDir, client: Client, chat: Chat, opening: Opening, printer: TextPrinter | JsonPrinter) -> str | None:
+def _check(state: StateDir, client: Client, chat: Chat, opening: Opening | None, printer: TextPrinter | JsonPrinter) -> str | None:
     """Verify the receipt with the keys of first contact; return what is wrong with it."""
     assert chat.receipt is not None
     origin = chat.receipt.position.origin
@@ -187,9 +193,11 @@ def _check(state: StateDir, client: Client, chat: Chat, opening: Opening, printe
         printer.note(f"first contact with the log {told.origin}: its key is kept in {file} and trusted from now on")
     try:
         leaf = verify_receipt(chat.receipt.tlog_proof, saved_keys(state, origin))
-        if leaf.fields.get("request_id") != opening.request_id:
+        assert chat.started is not None
+        if leaf.fields.get("request_id") != chat.started.request_id:
             return "it belongs to another request"
-        check_opening(leaf, "answer", opening.answer_salt, opening.answer.encode())
+        if opening is not None:
+            check_opening(leaf, "answer", opening.answer_salt, opening.answer.encode())
     except VerificationFailed as failure:
         return str(failure)
     return None

@@ -116,13 +116,14 @@ def configure(
 
 
 def write_configuration(state: StateDir, configuration: MeshConfiguration) -> None:
-    """Write config/<service>.yaml, a new token for Ray, and the first time the secret of API keys.
+    """Write config/<service>.yaml, a new token for Ray, and the first time the secrets of API keys and of consents.
 
     JSON is YAML 1.2, and needs no writer.
     """
     write_atomically(state.ray_token, secrets.token_hex(32))
-    if not state.api_key_secret.exists():
-        write_atomically(state.api_key_secret, secrets.token_hex(32))
+    for secret in (state.api_key_secret, state.consent_secret):
+        if not secret.exists():
+            write_atomically(secret, secrets.token_hex(32))
     for name, content in configuration.contents.items():
         write_atomically(state.config(name), json.dumps(content, indent=2) + "\n")
 
@@ -164,6 +165,7 @@ def _gateway(settings: MeshSettings, state: StateDir, targets: Mapping[str, str]
         "tenants_dir": str(state.tenants),
         "state": {"sqlite_file": str(state.root / "gateway" / "state.sqlite")},
         "api_keys": {"secret_file": str(state.api_key_secret)},
+        "consents": {"secret_file": str(state.consent_secret)},
         "limits": {"models_fresh_s": _MODELS_FRESH_S},
     }
 

@@ -93,6 +93,9 @@ def _of_proofs(proofs: list[Mapping[str, Any]], texts: Mapping[int, str | None])
     for proof in proofs:
         # The choice of a tool is a request whose answer the API does not show: there is nothing to open its leaf with.
         answer = texts.get(proof["index"]) if proof["step"] == "answer" else None
+        if "review" in proof:  # an answer that waits for a reviewer: nobody was shown it, or what opens its leaf
+            yield ShownReceipt(_string(proof["receipt"]["tlog_proof"]), _string(proof["request_id"]))
+            continue
         salt = base64.b64decode(proof["answer_salt"], validate=True)
         yield ShownReceipt(_string(proof["receipt"]["tlog_proof"]), _string(proof["request_id"]), answer, salt)
 

@@ -13,9 +13,12 @@ from typing import Annotated
 import typer
 
 from lionrock.cli.audit import app as audit
+from lionrock.cli.consent_commands import NOTICE_EXAMPLES, consent, notice, opt_out
+from lionrock.cli.emergency_commands import app as emergency
 from lionrock.cli.errors import EXIT_USAGE, CommandError, report
 from lionrock.cli.keys_commands import app as keys
 from lionrock.cli.policy_commands import app as policy
+from lionrock.cli.review_commands import app as review
 from lionrock.cli.services import run_service
 from lionrock.cli.tenant import app as tenant
 
@@ -37,6 +40,11 @@ app.add_typer(bundle, name="bundle")
 app.add_typer(tenant, name="tenant")
 app.add_typer(policy, name="policy")
 app.add_typer(keys, name="keys")
+app.add_typer(review, name="review")
+app.add_typer(consent, name="consent")
+app.add_typer(opt_out, name="opt-out")
+app.command("notice", epilog=NOTICE_EXAMPLES)(notice)
+app.add_typer(emergency, name="emergency")
 app.add_typer(audit, name="audit", rich_help_panel="Services")
 
 StateDirOption = Annotated[
@@ -126,6 +134,10 @@ def chat(
     temperature: Annotated[float, typer.Option(min=0, max=100, help="0: always the most likely token.")] = 0.0,
     seed: Annotated[int | None, typer.Option(min=0, help="Repeats an answer drawn at a temperature.")] = None,
     purpose: Annotated[str, typer.Option(help="Purpose of the request. Default: your credential's.", show_default=False)] = "",
+    subject: Annotated[
+        list[str] | None,
+        typer.Option(help="Person whom it concerns, by your tenant's pseudonym. May be repeated.", show_default=False),
+    ] = None,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds until the call is given up.")] = 120.0,
     gateway: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Gateway of a mesh elsewhere. Default: the mesh of this machine.")
@@ -140,11 +152,12 @@ def chat(
 ) -> None:
     """Ask the running mesh. The answer streams; Ctrl-C stops the engine. The receipt is kept.
 
-    Exit status: 0 answered, 3 refused by a policy or a guardrail, 4 mesh not reachable, 130 cancelled, 1 anything else.
+    Exit status: 0 answered, 3 refused by a policy or a guardrail, 4 mesh not reachable, 5 it waits for a reviewer, 130 cancelled,
+    1 anything else.
     """
     from lionrock.cli import chat as command
 
-    options = command.ChatOptions(model, system, max_tokens, temperature, seed, purpose, timeout)
+    options = command.ChatOptions(model, system, max_tokens, temperature, seed, purpose, timeout, subject or ())
     sys.exit(command.run(state_dir, prompt, options, as_json=as_json, door=command.Door(gateway, certificates, token_file)))
 
 

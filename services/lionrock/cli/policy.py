@@ -26,8 +26,8 @@ from lionrock.gateway.access_policies import (
     read_policy_files,
     utc_now,
 )
-from lionrock.gateway.authorization import AccessRequest, Action
-from lionrock.gateway.granting import QuotasUncounted
+from lionrock.gateway.authorization import EMERGENCY_ACTIONS, AccessRequest, Action, BreakGlass
+from lionrock.gateway.granting import GatewayLacksState
 from lionrock.gateway.policy_comparison import compare
 from lionrock.gateway.policy_tests import PolicyTestsInvalid, read_tests, run_tests
 from lionrock.gateway.settings import GatewaySettings
@@ -48,6 +48,8 @@ class Asked:
     model: str | None
     author: str | None
     at: datetime | None
+    emergency: bool = False
+    """Whether emergency access of the caller is in force."""
 
     def request(self, default_purpose: str | None) -> AccessRequest:
         """Return the question as the gateway would put it. Raises CommandError."""
@@ -57,7 +59,11 @@ class Asked:
             purpose, data_class = purpose or default_purpose, data_class or "personal"
         if data_class is not None:
             _one_of(data_class, "class of data", DATA_CLASSES)
-        return AccessRequest(action, purpose, data_class, self.model, self.author)
+        if self.emergency and action not in EMERGENCY_ACTIONS:
+            opened = ", ".join(sorted(EMERGENCY_ACTIONS))
+            raise CommandError(f"no emergency opens {action}", fix=f"one of: {opened}", exit_code=EXIT_USAGE)
+        emergency = BreakGlass("asked", suspicion=False) if self.emergency else None
+        return AccessRequest(action, purpose, data_class, self.model, self.author, emergency)
 
     @property
     def now(self) -> Callable[[], datetime]:
@@ -111,13 +117,15 @@ def explain_caller(
             settings.named_tenants(),
             known,
             trust_domain=settings.server.trust_domain,
+            divides_engines=settings.routes_file is not None,
             counts_quotas=settings.state is not None,
+            keeps_consents=settings.consents is not None,
             refused=lambda: None,
         )
         try:
             files.start()
-        except QuotasUncounted as uncounted:
-            raise CommandError(f"this gateway would not start: {uncounted}", fix=f"set state in {path}") from None
+        except GatewayLacksState as lacking:
+            raise CommandError(f"this gateway would not start: {lacking}", fix=f"set it in {path}") from None
     try:
         who = known.principal(caller)
     except UnknownPrincipalError as unknown:
@@ -209,6 +217,7 @@ def _said(request: AccessRequest) -> Mapping[str, str]:
         "data_class": request.data_class,
         "model": request.model,
         "author": request.author,
+        "emergency": None if request.break_glass is None else "suspicion" if request.break_glass.suspicion else "records",
     }
     return {name: value for name, value in said.items() if value is not None}
 

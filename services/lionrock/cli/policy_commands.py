@@ -39,6 +39,7 @@ def check(directory: PolicyDirArgument = None, as_json: JsonOption = False) -> N
         "lionrock policy explain spiffe://lionrock.local/tenant/demo/user/me --purpose assistance",
         "lionrock policy explain --role auditor --action read_record --policy-dir ./policies",
         "lionrock policy explain --role user --purpose research --data-class suspicion",
+        "lionrock policy explain --role security --action read_record --emergency",
     )
 )
 def explain(
@@ -52,7 +53,8 @@ def explain(
     purpose: Annotated[str | None, typer.Option(help="Purpose. Default for a chat: the first of the grant.")] = None,
     data_class: Annotated[str | None, typer.Option(help="Class of data. Default for a chat: personal.")] = None,
     model: Annotated[str | None, typer.Option(help="Name of a model.")] = None,
-    author: Annotated[str | None, typer.Option(help="For decide_review: the actor whose answer it is.")] = None,
+    author: Annotated[str | None, typer.Option(help="Whose answer a review decides on, or who asked for an emergency.")] = None,
+    emergency: Annotated[bool, typer.Option("--emergency", help="While emergency access of the caller is in force.")] = False,
     at: Annotated[datetime | None, typer.Option(help="When, in UTC. Default: now.", show_default=False)] = None,
     not_after: Annotated[datetime | None, typer.Option(help="With --role: the end of the grant, in UTC.")] = None,
     policy_dir: Annotated[
@@ -70,7 +72,7 @@ def explain(
 
     if (caller is None) == (not role):
         raise CommandError("who asks?", fix="name a caller, or give --role", exit_code=EXIT_USAGE)
-    asked = command.Asked(action, purpose, data_class, model, author, at)
+    asked = command.Asked(action, purpose, data_class, model, author, at, emergency)
     if caller is None:
         sys.exit(command.explain_role(role or [], not_after, asked, policy_dir, as_json=as_json))
     sys.exit(command.explain_caller(caller, asked, policy_dir, config, state_dir, as_json=as_json))

@@ -2,7 +2,7 @@
 
 JSON is one event a line:
 
-{"event": "started", "request_id", "trace_id", "model", "weights_digest", "seed"}
+{"event": "started", "request_id", "trace_id", "model", "weights_digest", "seed", "ai_disclosure"}
 {"event": "delta", "text", "tokens"}
 {"event": "finished", "answer", "reason", "prompt_tokens", "completion_tokens", "time_to_first_token_ms", "receipt", "verified"}
 {"event": "error", "status", "reason", "message"}
@@ -14,6 +14,7 @@ import json
 import re
 import sys
 from collections import Counter
+from datetime import UTC
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -41,10 +42,12 @@ class TextPrinter:
         """Say how it ended and what proves it. `problem`: what is wrong with the receipt."""
         assert chat.started is not None
         assert chat.finished is not None
-        del text
         started, finished = chat.started, chat.finished
         if finished.reason == FinishReason.FINISH_REASON_BLOCKED:
             self.note(f"cut by guardrail {finished.blocked.rule}: {finished.blocked.safe_message}")
+        if finished.reason == FinishReason.FINISH_REASON_HELD:
+            until = finished.held.expires_at.ToDatetime(tzinfo=UTC).isoformat(timespec="seconds")
+            self.note(f"the answer waits for a reviewer until {until}: lionrock review answer {started.request_id}")
         for what, findings in (("prompt", started.prompt_findings), ("answer", finished.answer_findings)):
             counts = Counter(finding.rule for finding in findings)
             if counts:
@@ -53,9 +56,12 @@ class TextPrinter:
         self.note(
             f"{started.model.model} {started.model.weights_digest[:15]}…  "
             f"{usage.prompt_tokens} + {usage.completion_tokens} tokens, "
-            f"{_reason(finished.reason)}, first text after {finished.time_to_first_token.ToMilliseconds()} ms"
+            f"{_reason(finished.reason)}"
+            + (f", first text after {finished.time_to_first_token.ToMilliseconds()} ms" if text else "")
         )
         self.note(f"request {started.request_id}  trace {started.trace_id}")
+        if started.ai_disclosure:
+            self.note(started.ai_disclosure.get("en") or next(iter(sorted(started.ai_disclosure.items())))[1])
         if receipt is not None:
             self.note(f"receipt {receipt}" + ("" if problem else "  verified"))
         if problem:
@@ -131,6 +137,7 @@ class JsonPrinter:
                 "model": started.model.model,
                 "weights_digest": started.model.weights_digest,
                 "seed": started.seed,
+                "ai_disclosure": dict(started.ai_disclosure),
             }
         )
 

@@ -60,13 +60,24 @@ class Opening:
             raise CommandError(f"{path} is not an opening", fix="give the .opening.json file that `lionrock chat` wrote") from error
 
 
-def save_receipt(state: StateDir, request_id: str, tlog_proof: str, opening: Opening) -> Path:
-    """Store receipt and opening; return the receipt's path."""
+def save_receipt(state: StateDir, request_id: str, tlog_proof: str, opening: Opening | None) -> Path:
+    """Store receipt and opening; return the receipt's path. Without an opening: the answer is held, and nobody has its salt."""
     name = quote(request_id, safe="")
-    write_atomically(state.receipts / f"{name}{OPENING_SUFFIX}", opening.to_json())
+    if opening is not None:
+        save_opening(state, opening)
     path = state.receipts / f"{name}{RECEIPT_SUFFIX}"
     write_atomically(path, tlog_proof)
     return path
+
+
+def has_receipt(state: StateDir, request_id: str) -> bool:
+    """Whether the receipt of a request is kept."""
+    return (state.receipts / f"{quote(request_id, safe='')}{RECEIPT_SUFFIX}").is_file()
+
+
+def save_opening(state: StateDir, opening: Opening) -> None:
+    """Store what opens the leaf of a receipt."""
+    write_atomically(state.receipts / f"{quote(opening.request_id, safe='')}{OPENING_SUFFIX}", opening.to_json())
 
 
 def opening_beside(receipt: Path) -> Path | None:

@@ -134,6 +134,11 @@ class StateDir:
         return self.root / "gateway" / "api-keys.secret"
 
     @property
+    def consent_secret(self) -> Path:
+        """Secret under which the gateway hashes data subjects; it stays for as long as their consents do."""
+        return self.root / "gateway" / "consents.secret"
+
+    @property
     def tenants(self) -> Path:
         """Tenant files."""
         return self.root / "tenants"

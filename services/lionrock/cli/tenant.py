@@ -1,4 +1,7 @@
-"""The commands of `lionrock tenant`: their options and help. What each does is in tenant_files.py and tenant_onboarding.py."""
+"""The commands of `lionrock tenant`: their options and help.
+
+What each does is in tenant_files.py, tenant_onboarding.py and tenant_offboarding.py.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,25 @@ from typing import Annotated
 
 import typer
 
-from lionrock.cli.audit_options import examples
+from lionrock.cli.audit_options import (
+    CertificatesOption,
+    GatewayOption,
+    KeyOption,
+    KeysFileOption,
+    TimeoutOption,
+    YesOption,
+    examples,
+)
 
 app = typer.Typer(help="Tenants: who may come in, and what each of them may do.", no_args_is_help=True, rich_markup_mode="rich")
 
 Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Tenant files, YAML or JSON; one may hold several tenants.")]
 StateDirOption = Annotated[
     Path | None, typer.Option("--state-dir", help="State directory. Default: $XDG_STATE_HOME/lionrock.", show_default=False)
+]
+TokenFileOption = Annotated[
+    Path | None,
+    typer.Option("--token-file", help="File with your bearer token or API key. Default: LIONROCK_TOKEN_FILE or LIONROCK_TOKEN."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
 
@@ -68,3 +83,79 @@ def onboard(
     from lionrock.cli import tenant_onboarding as command
 
     sys.exit(command.run(state_dir, files, dry_run=dry_run, chat=chat, timeout_s=timeout))
+
+
+@app.command(
+    epilog=examples(
+        "lionrock tenant offboard retail --out ./retail-left --certificates ./admin",
+        "lionrock tenant offboard retail --out ./retail-left --certificates ./officer --basis 'contract of 2024 ended'",
+    )
+)
+def offboard(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The tenant that leaves: that of your own certificate or token.")],
+    out: Annotated[
+        Path, typer.Option("--out", help="Directory of the export, the proofs and the report; made if it is not there.")
+    ],
+    basis: Annotated[str, typer.Option(help="Legal basis of the erasure, for the leaves.")] = "the tenant leaves",
+    cancel: Annotated[bool, typer.Option("--cancel", help="Let the tenant stay, as long as the erasure is not decided.")] = False,
+    accept_left_out: Annotated[
+        bool, typer.Option("--accept-left-out", help="Go on although one archive does not hold the payloads of all records.")
+    ] = False,
+    key: KeyOption = None,
+    keys_file: KeysFileOption = None,
+    gateway: GatewayOption = None,
+    certificates: CertificatesOption = None,
+    token_file: TokenFileOption = None,
+    timeout: TimeoutOption = 600.0,
+    wait: Annotated[float, typer.Option(min=1, help="Seconds to wait for requests that have not ended.")] = 900.0,
+    yes: YesOption = False,
+    state_dir: StateDirOption = None,
+) -> None:
+    """Off-board a tenant: nothing new is answered, it is exported, erased, and its log sealed; the report proves it.
+
+    Two people run it: first a tenant_admin, then a privacy_officer, who is somebody else. It does what is next, so run it again
+    after whatever went wrong. What retention or a hold keeps is listed with its reason, and goes later.
+
+    Exit status: 0 done, 1 something failed, 3 your roles do not permit it, 4 no mesh runs.
+    """
+    from lionrock.cli import tenant_offboarding as command
+    from lionrock.cli.audit_door import Where
+    from lionrock.cli.chat import Door
+
+    where = Where(state_dir, Door(gateway, certificates, token_file), timeout)
+    if cancel:
+        sys.exit(command.cancel(where, name))
+    choices = command.Choices(out, basis, key or [], keys_file, wait, yes, accept_left_out)
+    sys.exit(command.run(where, name, choices))
+
+
+@app.command("check-report", epilog=examples("lionrock tenant check-report ./retail-left --keys-file logs.txt"))
+def check_report(
+    directory: Annotated[Path, typer.Argument(metavar="DIRECTORY", help="What `offboard` wrote.")],
+    key: KeyOption = None,
+    keys_file: KeysFileOption = None,
+) -> None:
+    """Check the report of an off-boarding without any mesh: the export, every proof, and that they belong together.
+
+    Exit status: 0 everything holds, 1 something does not.
+    """
+    from lionrock.cli import tenant_offboarding as command
+
+    sys.exit(command.check(directory, key or [], keys_file))
+
+
+@app.command(
+    epilog=examples("lionrock tenant certificate spiffe://lionrock.local/tenant/retail/workload/officer --out ./officer"),
+)
+def certificate(
+    principal: Annotated[str, typer.Argument(metavar="SPIFFE-ID", help="A principal whom a tenant of this machine's mesh lists.")],
+    out: Annotated[Path, typer.Option("--out", help="Directory for tls.crt, tls.key and ca.crt; made if it is not there.")],
+    state_dir: StateDirOption = None,
+) -> None:
+    """Issue a certificate of one of a tenant's principals by the development authority of this machine, for twelve hours.
+
+    Exit status: 0 done, 1 no tenant lists this principal.
+    """
+    from lionrock.cli import tenant_onboarding as command
+
+    sys.exit(command.certify(state_dir, principal, out))

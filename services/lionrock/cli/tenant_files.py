@@ -18,7 +18,7 @@ from rich.table import Table
 
 from lionrock.cli.errors import CommandError
 from lionrock.cli.state import StateDir
-from lionrock.gateway.granting import tenant_of
+from lionrock.gateway.granting import refuse_undivided_engine, tenant_of
 from lionrock.gateway.tenants import TenantDirectory
 from lionrock.tenancy.documents import MAX_BYTES, TenantsInvalid, parse_tenants
 from lionrock.tenancy.following import Refusal, TenantFiles
@@ -161,7 +161,9 @@ def followed_by(state: StateDir) -> Followed:
     files = TenantFiles(Path(directory))
 
     def accept(tenants: Sequence[TenantResource]) -> None:
-        TenantDirectory([*own, *(tenant_of(tenant.name, tenant.spec, trust_domain=domain) for tenant in tenants)])
+        stated = [tenant_of(tenant.name, tenant.spec, trust_domain=domain) for tenant in tenants]
+        refuse_undivided_engine(stated)
+        TenantDirectory([*own, *stated])
 
     try:
         refused = files.start(accept)

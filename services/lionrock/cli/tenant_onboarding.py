@@ -59,6 +59,24 @@ def run(state_dir: Path | None, files: Sequence[Path], *, dry_run: bool, chat: b
     return max([_try(state, target, tenant, timeout_s) for _, tenant in stated], default=0)
 
 
+def certify(state_dir: Path | None, spiffe_id: str, out: Path) -> int:
+    """Issue a certificate of a principal. Returns the exit status. Raises CommandError."""
+    state = StateDir.at(state_dir)
+    followed = followed_by(state)
+    tenants = [*followed.named, *(tenant.spec for tenant in followed.tenants)]
+    kind = spiffe_id.rpartition("/")[0] + "/*"
+    listed = {principal.spiffe_id for tenant in tenants for principal in tenant.principals}
+    if listed.isdisjoint({spiffe_id, kind}) or spiffe_id.endswith("/*"):
+        raise CommandError(f"no tenant lists the principal {spiffe_id}", fix="lionrock tenant list, and the files that it names")
+    try:
+        authority = DevelopmentCa.load_or_create(state.ca, followed.trust_domain)
+        authority.issue(spiffe_id, dns_names=(), ip_addresses=(), lifetime=_CERTIFICATE_LIFETIME).write(out)
+    except (ValueError, OSError) as error:
+        raise CommandError(f"the certificate cannot be issued: {error}", fix=f"look at {state.ca} and {out}") from error
+    print(f"{out}: {spiffe_id}, for twelve hours")
+    return 0
+
+
 def changed(before: object, after: object, path: str = "") -> Iterator[str]:
     """Say what differs between two documents, a line a value."""
     if isinstance(before, Mapping) and isinstance(after, Mapping):
@@ -88,6 +106,16 @@ def _judged(files: Sequence[Path], followed: Followed) -> Sequence[tuple[Path, T
         *(tenant for tenant in followed.tenants if tenant.name not in names),
     ]
     told += misfits(stated, others, followed.trust_domain)
+    told += [
+        f"{file}: tenant {tenant.name}: spec.tenancy: this machine has one engine for all: Dedicated is for clusters"
+        for file, tenant in stated
+        if tenant.spec.tenancy.type == "Dedicated"
+    ]
+    told += [
+        f"{file}: tenant {tenant.name}: spec.keys: this machine has tenants' keys in files: a key of transit is for clusters"
+        for file, tenant in stated
+        if tenant.spec.keys is not None
+    ]
     for refusal in followed.refused:
         if refusal.file is not None and refusal.file in {_file_name(name) for name in names}:
             told.append(f"{followed.directory / refusal.file} is not followed: repair or remove it first")
@@ -113,6 +141,9 @@ def _try(state: StateDir, target: str, tenant: TenantResource, timeout_s: float)
     principal = next((each for each in tenant.spec.principals if _ASKING_ROLES.intersection(each.roles)), None)
     if principal is None:
         print(f"tenant {tenant.name}: no chat: none of its principals may ask by mTLS")
+        return 0
+    if _purpose(tenant, principal) is None:
+        print(f"tenant {tenant.name}: no chat: every purpose of {principal.spiffe_id} needs somebody's consent")
         return 0
     deadline = time.monotonic() + timeout_s
     tls = _certificate(state, principal)
@@ -142,7 +173,7 @@ def _ask(client: Client, tenant: TenantResource, principal: PrincipalSpec, deadl
     if not models:
         raise LionrockError("no model that the tenant may use is ready")
     classes = principal.data_classes or tenant.spec.data_classes or ()
-    options: dict[str, Any] = {"model": models[0], "max_tokens": 8, "temperature": 0.0}
+    options: dict[str, Any] = {"model": models[0], "max_tokens": 8, "temperature": 0.0, "purpose": _purpose(tenant, principal)}
     if classes and "personal" not in classes:
         options["data_class"] = DataClass.Value(f"DATA_CLASS_{classes[0].upper()}")
     with client.chat("Say hello.", deadline_s=left_s, **options) as chat:
@@ -153,6 +184,12 @@ def _ask(client: Client, tenant: TenantResource, principal: PrincipalSpec, deadl
         leaf = verify_receipt(chat.receipt.tlog_proof, list(told.verifier_keys))
         check_opening(leaf, "answer", chat.finished.answer_salt, text.encode())
     return models[0], told.origin
+
+
+def _purpose(tenant: TenantResource, principal: PrincipalSpec) -> str | None:
+    """Return a purpose for which nobody's consent is needed; None: there is none."""
+    asking = {rule.purpose for rule in tenant.spec.purpose_rules if rule.requires_consent}
+    return next((purpose for purpose in principal.purposes if purpose not in asking), None)
 
 
 def _certificate(state: StateDir, principal: PrincipalSpec) -> Tls:

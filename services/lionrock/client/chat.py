@@ -91,6 +91,8 @@ class ChatOptions(TypedDict, total=False):
     case_id: str
     conversation_id: str
     data_class: DataClass.ValueType
+    subject_ids: Sequence[str]
+    """Data subjects whom the question concerns, by the tenant's pseudonyms."""
 
 
 def chat_request(messages: Messages, options: ChatOptions) -> gw.ChatRequest:
@@ -111,6 +113,7 @@ def chat_request(messages: Messages, options: ChatOptions) -> gw.ChatRequest:
         case_id=options.get("case_id", ""),
         conversation_id=options.get("conversation_id", ""),
         data_class=options.get("data_class", DataClass.DATA_CLASS_UNSPECIFIED),
+        subject_ids=options.get("subject_ids", ()),
     )
 
 

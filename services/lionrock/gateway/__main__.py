@@ -24,7 +24,9 @@ from lionrock.gateway.access_policies import AccessPolicies, packaged_roles
 from lionrock.gateway.admission import Admission
 from lionrock.gateway.audit_access import AuditDoor
 from lionrock.gateway.authorization import Authorizer
+from lionrock.gateway.consents.door import open_consents
 from lionrock.gateway.context import CacheSalts
+from lionrock.gateway.emergencies.door import open_emergencies
 from lionrock.gateway.engines import Engines
 from lionrock.gateway.identity.api_key_door import open_api_keys
 from lionrock.gateway.identity.authenticator import Authenticator, authenticating
@@ -35,6 +37,9 @@ from lionrock.gateway.pipeline import ChatPipeline
 from lionrock.gateway.policy_directory import PolicyDirectory
 from lionrock.gateway.quotas.admission import QuotaAdmission
 from lionrock.gateway.quotas.ledger import QuotaLedger
+from lionrock.gateway.reviews.door import open_reviews
+from lionrock.gateway.reviews.holding import HeldAnswers
+from lionrock.gateway.reviews.servicer import ReviewServicer
 from lionrock.gateway.routed_channels import RoutedChannels
 from lionrock.gateway.routes import Endpoint, RoutesInvalid, RouteTable
 from lionrock.gateway.routes_file import RoutesFile
@@ -93,21 +98,51 @@ async def gateway(settings: GatewaySettings) -> AsyncIterator[Front]:
         admission = Admission(settings.limits.max_streams)
         state = None if settings.state is None else await stack.enter_async_context(open_state(settings.state))
         quotas = await stack.enter_async_context(_quotas(state))
+        consents = await open_consents(settings.consents, state)
+        salts = _cache_salts(settings)
         pipeline = ChatPipeline(
-            authorizer, peers, engines, models, admission, quotas, _cache_salts(settings), settings.limits, metrics, stats
+            authorizer,
+            peers,
+            engines,
+            models,
+            admission,
+            quotas,
+            consents.gate,
+            HeldAnswers(state),
+            salts,
+            settings.limits,
+            metrics,
+            stats,
         )
         directory = await stack.enter_async_context(_tenants(settings, metrics))
         api_keys = await stack.enter_async_context(open_api_keys(settings.api_keys, state))
+        emergencies = await stack.enter_async_context(open_emergencies(state, peers.audit, metrics.emergency_stepped))
         authenticator = await stack.enter_async_context(authenticating(directory, metrics.issuer_keys_unavailable, api_keys.live))
         servicer = GatewayServicer(authenticator, authorizer, pipeline, peers, engines, models, quotas)
+        reviews = await stack.enter_async_context(
+            open_reviews(
+                state,
+                peers.audit,
+                authenticator,
+                authorizer,
+                directory,
+                trust_domain=settings.server.trust_domain,
+                unnotified=metrics.review_unnotified,
+            )
+        )
         api = None if settings.http is None else settings.http.beside(settings.server)
         registrations = (
             Registration(add_GatewayServiceServicer_to_server, servicer, SERVICE_NAME, AnyTenant(tokens=True)),
             Registration(add_GatewayStatsServiceServicer_to_server, StatsServicer(stats), STATS_SERVICE_NAME, STATS_CALLERS),
-            *AuditDoor(authenticator, authorizer, audit_channel).registrations(),
-            *api_keys.registrations(authenticator, authorizer),
+            *AuditDoor(authenticator, authorizer, audit_channel, emergencies.live, state).registrations(),
+            *emergencies.registrations(authenticator, authorizer),
+            *api_keys.registrations(authenticator, authorizer, peers.audit),
+            consents.registration(authenticator, authorizer, peers.audit),
+            *reviews.registrations(),
         )
-        yield Front(registrations, None if api is None else HttpDoor(api, _http_api(authenticator, pipeline, servicer)))
+        yield Front(
+            registrations, None if api is None else HttpDoor(api, _http_api(authenticator, pipeline, servicer, reviews.servicer))
+        )
         try:
             async with asyncio.timeout(2 * settings.limits.outcome_timeout_s):
                 await pipeline.settle()
@@ -140,7 +175,7 @@ async def _policies(settings: GatewaySettings, metrics: GatewayMetrics) -> Async
 
 @asynccontextmanager
 async def _tenants(settings: GatewaySettings, metrics: GatewayMetrics) -> AsyncIterator[TenantDirectory]:
-    """Know the tenants, and, where a directory names them, follow it. Raises OSError, QuotasUncounted."""
+    """Know the tenants, and, where a directory names them, follow it. Raises OSError, GatewayLacksState."""
     directory = settings.directory()
     if settings.tenants_dir is None:
         yield directory
@@ -151,6 +186,8 @@ async def _tenants(settings: GatewaySettings, metrics: GatewayMetrics) -> AsyncI
         directory,
         trust_domain=settings.server.trust_domain,
         counts_quotas=settings.state is not None,
+        divides_engines=settings.routes_file is not None,
+        keeps_consents=settings.consents is not None,
         refused=metrics.tenants_refused,
     )
     files.start()
@@ -194,9 +231,9 @@ async def _engines(
 
 
 def _http_api(
-    authenticator: Authenticator, pipeline: ChatPipeline, servicer: GatewayServicer
+    authenticator: Authenticator, pipeline: ChatPipeline, servicer: GatewayServicer, reviews: ReviewServicer | None
 ) -> Callable[[HttpCalls], Application]:
-    return lambda calls: OpenAiApi(calls, authenticator, pipeline, servicer).application()
+    return lambda calls: OpenAiApi(calls, authenticator, pipeline, servicer, reviews).application()
 
 
 def _cache_salts(settings: GatewaySettings) -> CacheSalts:

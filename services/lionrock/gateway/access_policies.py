@@ -27,7 +27,7 @@ from typing import Any, Final
 import cedarpy
 
 from lionrock.gateway.authorization import AccessRequest, Decision, Denial
-from lionrock.gateway.tenants import ANY_MODEL, Grant, Principal, TenantName
+from lionrock.gateway.tenants import ANY_MODEL, Grant, Principal, TenantName, is_person
 
 PACKAGED: Final = Path(__file__).parent / "policies"
 SCHEMA_FILE, WALLS_FILE, ROLES_FILE = "schema.cedarschema", "walls.cedar", "roles.cedar"
@@ -126,6 +126,8 @@ class AccessPolicies:
         context: dict[str, object] = {name: value for name, value in facts.items() if value is not None}
         if request.author is not None:
             context["author"] = {"__entity": _uid("Caller", request.author)}
+        if request.break_glass is not None:
+            context["breakGlass"] = {"suspicion": request.break_glass.suspicion}
         context["now"] = _datetime(self._now())
         return {
             "principal": _uid("Caller", principal.actor),
@@ -140,6 +142,7 @@ class AccessPolicies:
             "dataClasses": sorted(grant.data_classes),
             "models": sorted(grant.models - {ANY_MODEL}),
             "anyModel": ANY_MODEL in grant.models,
+            "person": is_person(actor),
         }
         if grant.not_after is not None:
             attributes["notAfter"] = _datetime(grant.not_after)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
+from lionrock.gateway.answer_logprobs import Decided
 from lionrock.gateway.paired_stream import PairedStream
 from lionrock.gateway.stop_strings import StopStringCutter
 from lionrock.gateway.verdict import Verdict
@@ -20,8 +21,9 @@ from lionrock.tokenization.v1 import tokenization_pb2 as tok
 Decoding = PairedStream[tok.DecodeRequest, tok.DecodeResponse]
 Guarding = PairedStream[guard.InspectStreamRequest, guard.InspectStreamResponse]
 
-# A rule of ACTION_REVIEW wants a person to decide, and no review queue is served: the answer ends there.
+# A rule of ACTION_REVIEW wants a person to decide: where nobody can, the answer ends there.
 _ENDING = frozenset({guard.ACTION_REVIEW, guard.ACTION_BLOCK})
+_TOO_MANY_FINDINGS = "other"
 _NEEDS_REVIEW = "This answer needs a reviewer's decision. / 此回答需由審核人員決定。 / 此回答需由审核人员决定。"
 _CHUNK = 65_536  # code points a message to the guardrails
 
@@ -29,13 +31,26 @@ _CHUNK = 65_536  # code points a message to the guardrails
 class AnswerText:
     """One answer on its way from ids to text."""
 
-    def __init__(self, decoding: Decoding, guarding: Guarding, stops: Sequence[str], verdict: Verdict) -> None:
-        """Take `stops`, the stop strings; `verdict` collects what the guardrails say."""
+    def __init__(
+        self, decoding: Decoding, guarding: Guarding, stops: Sequence[str], verdict: Verdict, *, reviewable: bool = False
+    ) -> None:
+        """Take `stops`, the stop strings; `verdict` collects what the guardrails say.
+
+        `reviewable`: whether a person can decide on the whole answer; it goes on then where a rule asks for one.
+        """
+        self._reviewable = reviewable
         self._decoding = decoding
         self._guarding = guarding
         self._cutter = StopStringCutter(stops)
         self._verdict = verdict
         self._blocked: guard.Blocked | None = None
+        self._given = 0
+        self.decided = Decided()
+        """How far the guardrails are."""
+        self.may_need_review = False
+        """Known once `opened` has returned: whether the policy has a rule that wants a person to decide on answers."""
+        self.needs_review = False
+        """Set once such a rule has spoken, of an answer that is reviewable."""
 
     @property
     def stopped(self) -> bool:
@@ -75,7 +90,8 @@ class AnswerText:
 
     async def opened(self) -> None:
         """Wait until both streams are open. Raises like push."""
-        self._verdict.policy = (await self._guarding.opened()).policy
+        opened = await self._guarding.opened()
+        self._verdict.policy, self.may_need_review = opened.policy, opened.may_need_review
         await self._decoding.opened()
 
     async def _guard(self, text: str) -> str:
@@ -84,6 +100,7 @@ class AnswerText:
             if self._blocked is not None:
                 break
             chunk = guard.StreamChunk(text=text[start : start + _CHUNK])
+            self._given += len(chunk.text)
             released.append(self._accept(await self._guarding.exchange(guard.InspectStreamRequest(chunk=chunk))))
         return "".join(released)
 
@@ -91,9 +108,28 @@ class AnswerText:
         self._verdict.add(response.findings)
         if response.HasField("blocked"):
             self._blocked = response.blocked
-        elif undecided := next((finding for finding in response.findings if finding.action in _ENDING), None):
-            self._blocked = guard.Blocked(rule=undecided.rule, safe_message=_NEEDS_REVIEW)
+        elif (rule := self._undecided(response)) is not None:
+            self._blocked = guard.Blocked(rule=rule, safe_message=_NEEDS_REVIEW)
             return ""
         if self._blocked is not None:
             self._verdict.block(self._blocked.rule)
+        else:
+            self._decide(response)
         return response.released
+
+    def _decide(self, response: guard.InspectStreamResponse) -> None:
+        """Take note of what was decided. What a block ends is decided no further."""
+        self.decided.upto = self._given - response.held_back
+        self.decided.complete = self.decided.complete and not response.findings_truncated
+        self.decided.findings += [(finding.start, finding.end) for finding in response.findings]
+
+    def _undecided(self, response: guard.InspectStreamResponse) -> str | None:
+        """Return the rule that ends the answer because nobody can decide on it, and take note of what a reviewer can decide."""
+        ending = [finding for finding in response.findings if finding.action in _ENDING]
+        wanted = [finding.rule for finding in ending if finding.action == guard.ACTION_REVIEW]
+        if response.findings_truncated and self.may_need_review:
+            wanted.append(_TOO_MANY_FINDINGS)  # among those that were left out may be one
+        if wanted and self._reviewable and all(finding.action == guard.ACTION_REVIEW for finding in ending):
+            self.needs_review = True
+            return None
+        return next(iter([finding.rule for finding in ending] + wanted), None)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from lionrock.gateway.tenants import Principal
 
@@ -39,11 +39,22 @@ class Action(StrEnum):
     READ_LOG_STATS = "read_log_stats"
     READ_LEAVES = "read_leaves"
     VERIFY_LOG = "verify_log"
+    BEGIN_OFFBOARDING = "begin_offboarding"
+    ERASE_TENANT = "erase_tenant"
     READ_REVIEWS = "read_reviews"
     DECIDE_REVIEW = "decide_review"
+    GET_HELD_ANSWER = "get_held_answer"
+    READ_NOTICES = "read_notices"
+    LIST_CONSENTS = "list_consents"
+    WITHDRAW_CONSENT = "withdraw_consent"
+    RECORD_CONSENT = "record_consent"
     LIST_API_KEYS = "list_api_keys"
     ISSUE_API_KEYS = "issue_api_keys"
     REVOKE_API_KEYS = "revoke_api_keys"
+    REQUEST_EMERGENCY = "request_emergency"
+    DECIDE_EMERGENCY = "decide_emergency"
+    END_EMERGENCY = "end_emergency"
+    READ_EMERGENCIES = "read_emergencies"
 
 
 class Denial(StrEnum):
@@ -51,16 +62,30 @@ class Denial(StrEnum):
 
     ROLE = "ROLE_NOT_PERMITTED"
     AUTHOR = "AUTHOR_MAY_NOT_REVIEW"
+    REQUESTER = "REQUESTER_MAY_NOT_DECIDE"
     PURPOSE = "PURPOSE_NOT_PERMITTED"
     DATA_CLASS = "DATA_CLASS_NOT_PERMITTED"
     MODEL = "MODEL_NOT_PERMITTED"
+
+
+EMERGENCY_ACTIONS: Final = frozenset({Action.READ_RECORD, Action.SEARCH_RECORDS, Action.EXPORT_RECORDS})
+"""What an emergency can open: in the schema no other question has one."""
+
+
+@dataclass(frozen=True, slots=True)
+class BreakGlass:
+    """An emergency that is in force for the caller. `suspicion`: whether it opens records of that class too."""
+
+    id: str
+    suspicion: bool
 
 
 @dataclass(frozen=True, slots=True)
 class AccessRequest:
     """What is asked for. None where the action has no such dimension; a chat without a purpose or a data class is refused.
 
-    `author`: actor whose work a review decides on; without one none is decided. Of an API key's work it is who made the key.
+    `author`: actor whose work a review decides on, or who asked for an emergency; without one none is decided. Of an API key's work
+    it is who made the key. `break_glass`: only with one of EMERGENCY_ACTIONS.
     """
 
     action: Action
@@ -68,6 +93,7 @@ class AccessRequest:
     data_class: str | None = None
     model: str | None = None
     author: str | None = None
+    break_glass: BreakGlass | None = None
 
 
 @dataclass(frozen=True, slots=True)

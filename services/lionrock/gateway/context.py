@@ -25,6 +25,11 @@ _AUTH_METHODS = {
 }
 
 
+def data_class_of(name: str) -> ctx.DataClass.ValueType:
+    """Return the class of data of this name, as `data_class_name` writes it."""
+    return ctx.DataClass.Value(f"DATA_CLASS_{name.upper()}")
+
+
 def data_class_name(value: ctx.DataClass.ValueType) -> str:
     """Name in settings and grants of a declared data class; the undeclared is personal."""
     return ctx.DataClass.Name(value or ctx.DATA_CLASS_PERSONAL).removeprefix("DATA_CLASS_").lower()

@@ -21,7 +21,7 @@ from lionrock.gateway.generation import GenerateCall
 from lionrock.gateway.model_stats import AnswerStats
 from lionrock.gateway.peers import Deadline, Inference, Tokenization
 from lionrock.gateway.routed_channels import RoutedChannels
-from lionrock.gateway.routes import Endpoint, ModelRoute, RouteTable, pick
+from lionrock.gateway.routes import Endpoint, ModelRoute, RouteTable, Share, pick
 from lionrock.inference.v1 import inference_pb2 as inf
 
 LIST_TIMEOUT_S = 3.0
@@ -33,7 +33,7 @@ class Chosen:
     """The engine of one answer, and what encodes for it. Both can be called until the choice is given up, whatever routes say."""
 
     model: str
-    tenant: str
+    share: Share
     endpoint: Endpoint
     engine: Inference
     tokenization: Tokenization
@@ -67,19 +67,19 @@ class Engines:
         self.version += 1
 
     @contextmanager
-    def choose(self, model: str, tenant: str) -> Iterator[Chosen]:
+    def choose(self, model: str, share: Share) -> Iterator[Chosen]:
         """Choose an engine by weight. Raises ModelNotFound, InferenceUnavailable and TokenizationUnavailable."""
-        endpoint = pick(self.endpoints(model, tenant), self._draw())
+        endpoint = pick(self.endpoints(model, share), self._draw())
         if endpoint is None:
             raise no_endpoint()
         with ExitStack() as holding:
             tokenization = self._tokenization(endpoint, holding)
-            yield Chosen(model, tenant, endpoint, holding.enter_context(self._engines.held(endpoint.target)), tokenization)
+            yield Chosen(model, share, endpoint, holding.enter_context(self._engines.held(endpoint.target)), tokenization)
 
     @contextmanager
-    def tokenizing(self, model: str, tenant: str) -> Iterator[Tokenization]:
+    def tokenizing(self, model: str, share: Share) -> Iterator[Tokenization]:
         """Have what encodes for a model, also while no engine of it takes requests. Raises like choose."""
-        endpoints = self.endpoints(model, tenant)
+        endpoints = self.endpoints(model, share)
         endpoint = pick(endpoints, self._draw()) or next(iter(endpoints), None)
         with ExitStack() as holding:
             if endpoint is not None:
@@ -89,9 +89,9 @@ class Engines:
             else:
                 raise no_endpoint()
 
-    def endpoints(self, model: str, tenant: str) -> Sequence[Endpoint]:
+    def endpoints(self, model: str, share: Share) -> Sequence[Endpoint]:
         """Return where a model is answered for a tenant. Raises ModelNotFound."""
-        route = self.table.route(model, tenant)
+        route = self.table.route(model, share)
         if route is None:
             raise no_such_model()
         return route.endpoints
@@ -209,7 +209,7 @@ class EngineChoice:
         return pick(alike, self._draw()) or next(iter(alike), None)
 
     def _candidates(self) -> list[Endpoint]:
-        route: ModelRoute | None = self._engines.table.route(self._chosen.model, self._chosen.tenant)
+        route: ModelRoute | None = self._engines.table.route(self._chosen.model, self._chosen.share)
         return [] if route is None else [endpoint for endpoint in route.endpoints if endpoint.target not in self._unfit]
 
 

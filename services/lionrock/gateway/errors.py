@@ -9,14 +9,28 @@
     ├── ScopeNotHeld                PERMISSION_DENIED     SCOPE_NOT_HELD
     ├── ApiKeyNotFound              NOT_FOUND             API_KEY_NOT_FOUND
     ├── TooManyApiKeys              FAILED_PRECONDITION   TOO_MANY_API_KEYS
+    ├── EmergencyNotFound           NOT_FOUND             EMERGENCY_NOT_FOUND
+    ├── EmergencyDecided            FAILED_PRECONDITION   EMERGENCY_DECIDED
+    ├── TooManyEmergencies          FAILED_PRECONDITION   TOO_MANY_EMERGENCIES
     ├── AccessDenied                PERMISSION_DENIED
     │   ├── RoleNotPermitted                              ROLE_NOT_PERMITTED
     │   ├── AuthorMayNotReview                            AUTHOR_MAY_NOT_REVIEW
+    │   ├── RequesterMayNotDecide                         REQUESTER_MAY_NOT_DECIDE
     │   ├── PurposeNotPermitted                           PURPOSE_NOT_PERMITTED
     │   ├── DataClassNotPermitted                         DATA_CLASS_NOT_PERMITTED
     │   └── ModelNotPermitted                             MODEL_NOT_PERMITTED
+    ├── ConsentMissing              PERMISSION_DENIED     CONSENT_MISSING
+    ├── OptedOut                    PERMISSION_DENIED     OPTED_OUT
+    ├── ConsentSubjectMissing       INVALID_ARGUMENT      CONSENT_SUBJECT_MISSING
+    ├── ConsentNotFound             NOT_FOUND             CONSENT_NOT_FOUND
+    ├── NoticeNotFound              NOT_FOUND             NOTICE_NOT_FOUND
+    ├── TooManyConsents             FAILED_PRECONDITION   TOO_MANY_CONSENTS
+    ├── TenantLeaving               FAILED_PRECONDITION   TENANT_LEAVING
     ├── PromptBlocked               PERMISSION_DENIED     PROMPT_BLOCKED
     ├── ReviewRequired              PERMISSION_DENIED     REVIEW_REQUIRED
+    ├── ReviewQueueFull             RESOURCE_EXHAUSTED    REVIEW_QUEUE_FULL
+    ├── ReviewNotFound              NOT_FOUND             REVIEW_NOT_FOUND
+    ├── AlreadyDecided              FAILED_PRECONDITION   ALREADY_DECIDED
     ├── PromptTooLong               INVALID_ARGUMENT      PROMPT_TOO_LONG
     ├── ChatTemplateRefused         INVALID_ARGUMENT      CHAT_TEMPLATE_REFUSED
     ├── UnsupportedParameter        INVALID_ARGUMENT      UNSUPPORTED_PARAMETER      (HTTP)
@@ -94,6 +108,24 @@ class TooManyApiKeys(MeshError):
     status, reason = StatusCode.FAILED_PRECONDITION, "TOO_MANY_API_KEYS"
 
 
+class EmergencyNotFound(MeshError):
+    """The caller's tenant has no such emergency, or none that the caller may know of."""
+
+    status, reason = StatusCode.NOT_FOUND, "EMERGENCY_NOT_FOUND"
+
+
+class EmergencyDecided(MeshError):
+    """The emergency is approved, denied or over, or somebody decides on it at this moment."""
+
+    status, reason = StatusCode.FAILED_PRECONDITION, "EMERGENCY_DECIDED"
+
+
+class TooManyEmergencies(MeshError):
+    """The caller has an emergency that is asked for or in force, or the tenant has as many as it may."""
+
+    status, reason = StatusCode.FAILED_PRECONDITION, "TOO_MANY_EMERGENCIES"
+
+
 class AccessDenied(MeshError):
     """The tenant's grants do not permit the request."""
 
@@ -110,6 +142,12 @@ class AuthorMayNotReview(AccessDenied):
     """An answer is reviewed by somebody else than who asked for it."""
 
     reason = "AUTHOR_MAY_NOT_REVIEW"
+
+
+class RequesterMayNotDecide(AccessDenied):
+    """An emergency is decided on by somebody else than who asked for it."""
+
+    reason = "REQUESTER_MAY_NOT_DECIDE"
 
 
 class PurposeNotPermitted(AccessDenied):
@@ -130,6 +168,48 @@ class ModelNotPermitted(AccessDenied):
     reason = "MODEL_NOT_PERMITTED"
 
 
+class ConsentMissing(MeshError):
+    """The purpose needs the consent of each data subject, and of one none holds; the field violations say which."""
+
+    status, reason = StatusCode.PERMISSION_DENIED, "CONSENT_MISSING"
+
+
+class OptedOut(MeshError):
+    """A data subject of the request opted out of answers by AI; the field violations say which."""
+
+    status, reason = StatusCode.PERMISSION_DENIED, "OPTED_OUT"
+
+
+class ConsentSubjectMissing(MeshError):
+    """The purpose needs the consent of each data subject, and the request names none."""
+
+    status, reason = StatusCode.INVALID_ARGUMENT, "CONSENT_SUBJECT_MISSING"
+
+
+class ConsentNotFound(MeshError):
+    """The caller's tenant has recorded nothing of the kind for the data subject, or it has ended."""
+
+    status, reason = StatusCode.NOT_FOUND, "CONSENT_NOT_FOUND"
+
+
+class NoticeNotFound(MeshError):
+    """The caller's tenant has no such purpose, or no notice for it."""
+
+    status, reason = StatusCode.NOT_FOUND, "NOTICE_NOT_FOUND"
+
+
+class TooManyConsents(MeshError):
+    """The tenant has as many consents and opt-outs as it may."""
+
+    status, reason = StatusCode.FAILED_PRECONDITION, "TOO_MANY_CONSENTS"
+
+
+class TenantLeaving(MeshError):
+    """The tenant is being off-boarded, or has been: no request of it is answered any more."""
+
+    status, reason = StatusCode.FAILED_PRECONDITION, "TENANT_LEAVING"
+
+
 class PromptBlocked(MeshError):
     """A guardrail refused the prompt: the message may be shown to the user, and metadata `rules` names the rules."""
 
@@ -137,9 +217,27 @@ class PromptBlocked(MeshError):
 
 
 class ReviewRequired(MeshError):
-    """The policy wants a person to decide on the prompt, and no review queue is served."""
+    """A person has to decide on this answer, and the tenant has no queue for them."""
 
     status, reason = StatusCode.PERMISSION_DENIED, "REVIEW_REQUIRED"
+
+
+class ReviewQueueFull(MeshError):
+    """As many of the tenant's answers wait for a reviewer as may; the answer was not kept."""
+
+    status, reason = StatusCode.RESOURCE_EXHAUSTED, "REVIEW_QUEUE_FULL"
+
+
+class ReviewNotFound(MeshError):
+    """The caller's tenant has no held answer of this request, or none that the caller may know of."""
+
+    status, reason = StatusCode.NOT_FOUND, "REVIEW_NOT_FOUND"
+
+
+class AlreadyDecided(MeshError):
+    """Somebody has decided on this answer, or the time to decide is up."""
+
+    status, reason = StatusCode.FAILED_PRECONDITION, "ALREADY_DECIDED"
 
 
 class PromptTooLong(MeshError):

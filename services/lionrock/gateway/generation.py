@@ -11,6 +11,7 @@ to find another group is limited.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -76,6 +77,8 @@ class Generation:
         self._policy = policy
         self._max_pending = max_pending
         self._received: list[int] = []
+        self._logprobs: deque[inf.TokenLogprobs] = deque()
+        self._wants_logprobs = request.sampling.HasField("logprobs")
         self._taken = 0
         self._started: inf.GenerateResponse.Started | None = None
         self._finished: inf.GenerateResponse.Finished | None = None
@@ -142,6 +145,10 @@ class Generation:
         self._taken += len(ids)
         self._room.set()
         return ids
+
+    def take_logprobs(self, count: int) -> list[inf.TokenLogprobs]:
+        """Return the log-probabilities of the `count` ids that were taken last, where they were asked for; once."""
+        return [self._logprobs.popleft() for _ in range(count)]
 
     @property
     def finish_reason(self) -> sampling.FinishReason.ValueType:
@@ -218,6 +225,10 @@ class Generation:
                         admitted = True
                         self._accept_started(response.started, resuming=resuming)
                     case "tokens" if admitted:
+                        if self._wants_logprobs:
+                            if len(response.tokens.logprobs) != len(response.tokens.token_ids):
+                                raise from_inference(protocol_violation("LOGPROBS_MISSING"))
+                            self._logprobs.extend(response.tokens.logprobs)
                         self._received.extend(response.tokens.token_ids)
                     case "finished" if admitted:
                         self._finished = response.finished

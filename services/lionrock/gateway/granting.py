@@ -8,10 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from lionrock.gateway.consents.purposes import USUAL_DISCLOSURE, Notice, PurposeRule, notice_digest
 from lionrock.gateway.quotas.limits import NO_QUOTAS, Quotas
+from lionrock.gateway.reviews.rules import Notify, ReviewRules
 from lionrock.gateway.tenants import ANY_MODEL, Grant, IssuerConfig, KeyLocation, Tenant, TenantName
 from lionrock.tenancy.grants import GrantSpec, QuotasSpec
 from lionrock.tenancy.issuers import IssuerSpec
+from lionrock.tenancy.notices import PurposeRuleSpec
+from lionrock.tenancy.reviewing import ReviewSpec
 from lionrock.tenancy.spec import TenantSpec
 from lionrock.tenancy.vocabulary import ORDINARY_DATA_CLASSES
 
@@ -20,8 +24,31 @@ class ForeignTrustDomain(ValueError):
     """A principal is of a trust domain whose certificates this gateway does not accept."""
 
 
-class QuotasUncounted(ValueError):
+class GatewayLacksState(ValueError):
+    """A tenant has something that gateways keep together, and this one keeps nothing of the kind."""
+
+
+class QuotasUncounted(GatewayLacksState):
     """A tenant has quotas, and the gateway has no state to count them in."""
+
+
+class ReviewsUnkept(GatewayLacksState):
+    """A tenant has answers reviewed, and the gateway has no state to keep a queue in."""
+
+
+class ConsentsUnkept(GatewayLacksState):
+    """A tenant has purposes that need consent, and the gateway keeps no consents."""
+
+
+class EngineUndivided(ValueError):
+    """A tenant shares no engines, and the gateway has one for everybody."""
+
+
+def refuse_undivided_engine(tenants: Iterable[Tenant]) -> None:
+    """Refuse tenants that share no engines, for a gateway without routes: it has none for them. Raises EngineUndivided."""
+    for tenant in tenants:
+        if tenant.dedicated:
+            raise EngineUndivided(f"tenant {tenant.name} shares no engines, and this gateway has one for all: set routes_file")
 
 
 def refuse_uncounted_quotas(tenants: Iterable[Tenant]) -> None:
@@ -29,6 +56,20 @@ def refuse_uncounted_quotas(tenants: Iterable[Tenant]) -> None:
     for tenant in tenants:
         if tenant.has_quotas:
             raise QuotasUncounted(f"tenant {tenant.name} has quotas, and this gateway has nothing to count them in: set state")
+
+
+def refuse_unkept_reviews(tenants: Iterable[Tenant]) -> None:
+    """Refuse tenants whose answers are reviewed, for a gateway without state. Raises ReviewsUnkept."""
+    for tenant in tenants:
+        if tenant.review is not None:
+            raise ReviewsUnkept(f"tenant {tenant.name} has answers reviewed, and this gateway keeps no queue: set state")
+
+
+def refuse_unkept_consents(tenants: Iterable[Tenant]) -> None:
+    """Refuse tenants with purposes that need consent, for a gateway that keeps none. Raises ConsentsUnkept."""
+    for tenant in tenants:
+        if tenant.asks_for_consent:
+            raise ConsentsUnkept(f"tenant {tenant.name} has purposes that need consent, and this gateway keeps none: set consents")
 
 
 def tenant_of(name: str, spec: TenantSpec, *, trust_domain: str) -> Tenant:
@@ -44,7 +85,30 @@ def tenant_of(name: str, spec: TenantSpec, *, trust_domain: str) -> Tenant:
         tuple(_issuer(issuer, spec) for issuer in spec.issuers),
         _quotas(spec.quotas),
         1 if spec.quotas is None else spec.quotas.weight,
+        dedicated=spec.tenancy.type == "Dedicated",
+        pools=None if spec.tenancy.pools is None else frozenset(spec.tenancy.pools),
+        display_name=spec.display_name or "",
+        purpose_rules={rule.purpose: _purpose_rule(rule) for rule in spec.purpose_rules},
+        disclosure={**USUAL_DISCLOSURE, **{each.language: each.text for each in spec.disclosure}},
+        review=None if spec.review is None else _review(spec.review),
     )
+
+
+def _review(stated: ReviewSpec) -> ReviewRules:
+    told = stated.notify
+    notify = None
+    if told is not None:
+        notify = Notify(told.url, Path(told.secret_file), None if told.ca_file is None else Path(told.ca_file))
+    return ReviewRules(frozenset(stated.purposes or ()), frozenset(stated.profiles or ()), stated.ttl_minutes * 60, notify)
+
+
+def _purpose_rule(stated: PurposeRuleSpec) -> PurposeRule:
+    if stated.notice is None:
+        return PurposeRule(stated.requires_consent, stated.exempt_from_opt_out)
+    version, texts = stated.notice.version, {each.language: each.text for each in stated.notice.texts}
+    since = version if stated.notice.consent_since is None else stated.notice.consent_since
+    notice = Notice(version, since, texts, notice_digest(stated.purpose, version, texts))
+    return PurposeRule(stated.requires_consent, stated.exempt_from_opt_out, notice)
 
 
 def _grant(stated: GrantSpec, spec: TenantSpec) -> Grant:
@@ -61,6 +125,7 @@ def _grant(stated: GrantSpec, spec: TenantSpec) -> Grant:
         max_streams=stated.max_streams,
         not_after=stated.not_after,
         quotas=_quotas(stated.quotas),
+        batch=stated.priority == "batch",
     )
 
 

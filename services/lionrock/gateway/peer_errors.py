@@ -109,6 +109,8 @@ def from_audit(error: RemoteError) -> MeshError:
         return InvalidField(
             "too long for one audit leaf", field_violations=[(name, "together too long to be recorded") for name in fields]
         )
+    if error.reason in ("TENANT_LEAVING", "LOG_SEALED"):
+        return errors.TenantLeaving("the tenant is being off-boarded, or has been: nothing is answered any more")
     return _unavailable(errors.AuditUnavailable, "the audit log did not record the request", error)
 
 

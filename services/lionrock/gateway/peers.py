@@ -13,7 +13,9 @@ from dataclasses import dataclass
 import grpc
 
 from lionrock.audit.v1 import audit_pb2 as audit
+from lionrock.audit.v1 import records_pb2 as rec
 from lionrock.audit.v1.audit_pb2_grpc import AuditServiceStub
+from lionrock.audit.v1.records_pb2_grpc import RecordsServiceStub
 from lionrock.common.v1 import chat_pb2 as chat
 from lionrock.common.v1 import context_pb2 as ctx
 from lionrock.gateway.answer_text import Decoding, Guarding
@@ -25,6 +27,8 @@ from lionrock.gateway.peer_errors import (
     from_guardrails,
     from_inference,
     from_tokenization,
+    passed_on,
+    protocol_violation,
     translated,
 )
 from lionrock.guardrails.v1 import guardrails_pb2 as guard
@@ -79,6 +83,13 @@ class Guardrails:
         with translated(from_guardrails):
             return await self._stub.Inspect(request, timeout=deadline.left_s(self._timeout_s))
 
+    async def inspect_answers(self, context: ctx.RequestContext, texts: Sequence[str], deadline: Deadline) -> guard.InspectResponse:
+        """Return the verdict on texts that the model could have written, one part a text."""
+        parts = [guard.TextPart(text=text, source=guard.TEXT_SOURCE_MODEL) for text in texts]
+        request = guard.InspectRequest(context=context, direction=guard.DIRECTION_ANSWER, parts=parts)
+        with translated(from_guardrails):
+            return await self._stub.Inspect(request, timeout=deadline.left_s(self._timeout_s))
+
     def guard_answer(self, context: ctx.RequestContext, deadline: Deadline) -> Guarding:
         """Open the stream that judges an answer while it is written."""
         opening = guard.InspectStreamRequest(open=guard.StreamOpen(context=context, direction=guard.DIRECTION_ANSWER))
@@ -116,6 +127,17 @@ class Tokenization:
         with translated(from_tokenization):
             return (await self._stub.GetTokenizer(request, timeout=deadline.left_s(self._timeout_s))).tokenizer_digest
 
+    async def spell(
+        self, context: ctx.RequestContext, model: str, tokenizer_digest: str, token_ids: Sequence[int], deadline: Deadline
+    ) -> Sequence[bytes]:
+        """Return the bytes of each id."""
+        request = tok.SpellTokensRequest(context=context, model=model, tokenizer_digest=tokenizer_digest, token_ids=token_ids)
+        with translated(from_tokenization):
+            spelled = await self._stub.SpellTokens(request, timeout=deadline.left_s(self._timeout_s))
+        if len(spelled.token_bytes) != len(token_ids):
+            raise from_tokenization(protocol_violation("TOKENS_UNSPELLED"))
+        return spelled.token_bytes
+
     def decode_answer(self, context: ctx.RequestContext, model: str, tokenizer_digest: str, deadline: Deadline) -> Decoding:
         """Open the stream that turns ids into text, with the tokenizer that encoded the prompt and no other."""
         opening = tok.DecodeRequest(open=tok.DecodeOpen(context=context, model=model, tokenizer_digest=tokenizer_digest))
@@ -146,6 +168,7 @@ class AuditLog:
 
     def __init__(self, channel: grpc.aio.Channel, timeout_s: float) -> None:
         self._stub = AuditServiceStub(channel)
+        self._records = RecordsServiceStub(channel)
         self._timeout_s = timeout_s
 
     async def append(self, request: audit.AppendRequest, deadline: Deadline) -> audit.AppendResponse:
@@ -158,6 +181,20 @@ class AuditLog:
         request = audit.GetReceiptRequest(context=context, event_id=event_id)
         with translated(from_audit_query):
             return (await self._stub.GetReceipt(request, timeout=deadline.left_s(self._timeout_s))).receipt
+
+    async def record(self, context: ctx.RequestContext, request_id: str, deadline: Deadline) -> rec.ReadRecordResponse:
+        """Return what was said in a request, to a role that may see it. Raises SaidByAudit, AuditUnavailable."""
+        request = rec.ReadRecordRequest(context=context, request_id=request_id)
+        with translated(passed_on):
+            return await self._records.ReadRecord(request, timeout=deadline.left_s(self._timeout_s))
+
+    async def released(
+        self, context: ctx.RequestContext, request_id: str, release_event_id: str, deadline: Deadline
+    ) -> rec.ReadReleasedResponse:
+        """Return a held answer that was released, to who asked. Raises SaidByAudit, AuditUnavailable."""
+        request = rec.ReadReleasedRequest(context=context, request_id=request_id, release_event_id=release_event_id)
+        with translated(passed_on):
+            return await self._records.ReadReleased(request, timeout=deadline.left_s(self._timeout_s))
 
     async def verifier_keys(self, context: ctx.RequestContext, deadline: Deadline) -> Sequence[str]:
         """Return the verifier keys of the tenant's log, newest first."""

@@ -1,7 +1,7 @@
 """The way of one question through the mesh. Read `_answer_from` from top to bottom.
 
-    admission → authorization → choice of an engine → guardrails Inspect ∥ tokenization Encode → audit INTENT ∥ engine prefill
-    → (ids → text → guardrails → client)* → audit OUTCOME → `finished` with its receipt
+    admission → authorization → consent of data subjects → choice of an engine → guardrails Inspect ∥ tokenization Encode
+    → audit INTENT ∥ engine prefill → (ids → text → guardrails → client)* → audit OUTCOME → `finished` with its receipt
 
 Knows the order and what may overlap. Does not know wires (servicer.py), retries of the engine (generation.py), how text is released
 (answer_text.py), or what a leaf looks like (record.py).
@@ -20,20 +20,22 @@ from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from opentelemetry import trace
-
 from lionrock.audit.v1 import audit_pb2 as audit
 from lionrock.chassis.calls import current_call, enter_call
 from lionrock.chassis.errors import DeadlineExceeded, DeadlineTooShort, MeshError, Overloaded
 from lionrock.chassis.ids import uuid7
-from lionrock.chassis.telemetry import set_request_id
+from lionrock.chassis.telemetry import current_trace_id, set_request_id
 from lionrock.common.v1 import chat_pb2 as chat
 from lionrock.common.v1 import sampling_pb2 as sampling
 from lionrock.gateway import errors
 from lionrock.gateway.access_policies import AccessPolicies
 from lionrock.gateway.admission import MAX_STREAMS, Admission, GatewayFullError, TenantFullError, Ticket
+from lionrock.gateway.answer_logprobs import AnswerLogprobs
 from lionrock.gateway.answer_text import AnswerText
 from lionrock.gateway.authorization import AccessRequest, Action, Authorizer
+from lionrock.gateway.consents.gate import ConsentGate
+from lionrock.gateway.consents.purposes import Notice
+from lionrock.gateway.consents.refusing import consent_refusals
 from lionrock.gateway.context import (
     CacheSalts,
     committed_prompt,
@@ -57,7 +59,10 @@ from lionrock.gateway.refusals import (
     refuse_what_the_policy_refuses,
     with_tokenizer,
 )
-from lionrock.gateway.responses import delta, finished, started
+from lionrock.gateway.responses import delta, finished, held, started
+from lionrock.gateway.reviews.holding import HeldAnswers, refuse_what_nobody_keeps
+from lionrock.gateway.reviews.rows import Review
+from lionrock.gateway.reviews.rules import Cause
 from lionrock.gateway.served_models import ServedModels
 from lionrock.gateway.settings import LimitSettings
 from lionrock.gateway.telemetry import GatewayMetrics, stage
@@ -71,6 +76,11 @@ log = logging.getLogger("lionrock.gateway")
 
 # gRPC ends a call at the deadline that the client's header rounds, a little before or after ours.
 _DEADLINE_SLACK_S = 0.05
+
+# GenerateRequest.priority
+_INTERACTIVE, _BATCH = 0, -10
+
+_ENDED_WELL = frozenset({audit.OUTCOME_STATUS_ANSWERED, audit.OUTCOME_STATUS_BLOCKED, audit.OUTCOME_STATUS_HELD})
 
 Send = Callable[[gw.ChatResponse], Awaitable[None]]
 Result = TypeVar("Result")
@@ -101,6 +111,13 @@ class Turn:
     reservation: Reservation
     engine_stats: AnswerStats | None = None
     engine_failed: bool = False
+    notice: Notice | None = None
+    hold: Cause | None = None
+    """Why the answer waits for a reviewer, as far as is known yet."""
+    withholds: bool = False
+    """Whether text is kept back until the whole answer is judged."""
+    logprobs: AnswerLogprobs | None = None
+    """Where they were asked for."""
     closing: asyncio.Task[audit.AppendResponse] | None = None
 
 
@@ -115,6 +132,8 @@ class ChatPipeline:
         models: ServedModels,
         admission: Admission,
         quotas: QuotaAdmission,
+        consents: ConsentGate,
+        held: HeldAnswers,
         salts: CacheSalts,
         limits: LimitSettings,
         metrics: GatewayMetrics,
@@ -127,6 +146,8 @@ class ChatPipeline:
         self._models = models
         self._admission = admission
         self._quotas = quotas
+        self._consents = consents
+        self._held = held
         self._salts = salts
         self._limits = limits
         self._metrics = metrics
@@ -161,7 +182,7 @@ class ChatPipeline:
 
     async def _answer(self, turn: Turn) -> None:
         model = await self._authorize(turn)
-        with self._engines.choose(model, turn.principal.tenant.name) as chosen:
+        with self._engines.choose(model, turn.principal.tenant.share) as chosen:
             await self._answer_from(chosen, turn)
 
     async def _answer_from(self, chosen: Chosen, turn: Turn) -> None:
@@ -173,24 +194,50 @@ class ChatPipeline:
         stats = turn.engine_stats = self._stats.answer(model)
         choice = EngineChoice(self._engines, chosen, turn.deadline, stats)
         generation = self._generation(turn, choice, model, prompt, stops=stops)
+        turn.logprobs = self._logprobs(turn, chosen, prompt)
         async with generation, self._text(turn, chosen, prompt) as text:
             try:
                 # The engine prefills already. Nothing it says goes further before the intent is durable.
                 record.intent = asyncio.create_task(self._append_intent(turn, model, prompt))
                 intent = await asyncio.shield(record.intent)
+                if turn.hold is not None:
+                    refuse_what_nobody_keeps(intent)
                 with stage("gateway.await_engine"):
                     record.engine = with_tokenizer(await generation.started(), prompt.tokenizer_digest)
                     await choice.check_tokenizer(prompt.tokenizer_digest)
                     await text.opened()
-                await turn.send(started(record, record.engine, turn.params.seed, prompt.verdict))
+                turn.withholds = turn.hold is not None or (text.may_need_review and self._held.has_queue(turn.principal))
+                await turn.send(started(record, record.engine, turn.params.seed, prompt.verdict, turn.principal.tenant.disclosure))
                 with stage("gateway.stream"):
                     reason = await self._stream(turn, generation, text)
             finally:
                 record.usage, record.resumptions = generation.usage, generation.resumptions
                 turn.engine_failed = generation.failed
-        record.answered(reason)
+        review = await self._show_or_hold(turn, text, intent) if turn.withholds else None
+        if review is not None:
+            record.held(reason)
+        else:
+            record.answered(reason)
         outcome = await asyncio.shield(self._close(turn))
-        await turn.send(finished(record, intent, outcome, text.blocked))
+        if review is not None:
+            await turn.send(held(record, intent, outcome, review.expires_at_us))
+        else:
+            await turn.send(finished(record, intent, outcome, text.blocked, turn.logprobs))
+
+    async def _show_or_hold(self, turn: Turn, text: AnswerText, intent: audit.AppendResponse) -> Review | None:
+        """Put an answer that was withheld into the queue, or send it after all; nothing of a held one that a guardrail ended."""
+        record = turn.record
+        if text.needs_review and turn.hold is None:
+            turn.hold = Cause.ANSWER
+        if turn.hold is not None and text.blocked is None and record.withholds:
+            refuse_what_nobody_keeps(intent)
+            return await self._held.hold(turn.principal, record.context, turn.hold)
+        shown = record.take_withheld()
+        if turn.hold is None and shown:
+            assert record.usage is not None
+            record.released(shown)
+            await turn.send(delta(shown, record.usage.completion_tokens))
+        return None
 
     async def _admit(self, principal: Principal, request: gw.ChatRequest, deadline: Deadline, send: Send) -> Turn:
         arrived_at = asyncio.get_running_loop().time()
@@ -207,7 +254,7 @@ class ChatPipeline:
             data_class=request.data_class,
             access_policy_digest=policies.digest,
         )
-        record = RequestRecord(context, _trace_id(), arrived_at)
+        record = RequestRecord(context, current_trace_id(), arrived_at)
         params = effective_sampling(request.sampling)
         try:
             ticket = self._admission.admit(principal)
@@ -231,12 +278,17 @@ class ChatPipeline:
         return Turn(principal, policies, request, params, deadline, send, record, ticket, reservation)
 
     async def _authorize(self, turn: Turn) -> str:
-        """Return the model that the caller means and may use."""
+        """Return the model that the caller means and may use, if the data subjects let it be used for this."""
         asked = AccessRequest(
             Action.CHAT, turn.record.context.purpose, data_class_name(turn.record.context.data_class), turn.request.model or None
         )
         permit(turn.policies, turn.principal, asked)
-        return await self._models.resolve(turn.policies, turn.principal, asked, turn.deadline)
+        model = await self._models.resolve(turn.policies, turn.principal, asked, turn.deadline)
+        with consent_refusals():
+            rule = await self._consents.check(turn.principal.tenant, turn.record.context.purpose, turn.request.subject_ids)
+        turn.notice = rule.notice
+        turn.hold = self._held.cause(turn.principal, turn.record.context.purpose)
+        return model
 
     async def _prepare(self, turn: Turn, chosen: Chosen) -> Prompt:
         """Judge and encode side by side. The encoding of a text that gets masked is thrown away: most texts are not."""
@@ -246,8 +298,10 @@ class ChatPipeline:
             async with _beside(tokenization.encode(context, model, messages, deadline)) as encoding:
                 judged = await self._peers.guardrails.inspect_prompt(context, messages, deadline)
                 verdict = turn.record.prompt_verdict = prompt_verdict(judged)
-                refuse_what_the_policy_refuses(judged)
-                if judged.action != guard.ACTION_MASK:
+                refuse_what_the_policy_refuses(judged, reviewable=self._held.has_queue(turn.principal))
+                if judged.action == guard.ACTION_REVIEW and turn.hold is None:
+                    turn.hold = Cause.PROMPT
+                if judged.action != guard.ACTION_MASK and not judged.masked_texts:
                     encoded = await encoding
                 else:
                     messages = masked(messages, judged)
@@ -275,6 +329,7 @@ class ChatPipeline:
             sampling=engine_sampling(turn.params, stops=stops),
             cache_salt=self._salts.of(turn.principal.tenant.name),
             weight=turn.principal.tenant.weight,
+            priority=_BATCH if turn.principal.grant.batch else _INTERACTIVE,
         )
         if turn.request.HasField("constraint"):
             request.constraint.CopyFrom(turn.request.constraint)
@@ -294,7 +349,17 @@ class ChatPipeline:
         decoding = chosen.tokenization.decode_answer(context, chosen.model, prompt.tokenizer_digest, deadline)
         guarding = self._peers.guardrails.guard_answer(context, deadline)
         assert turn.record.answer_verdict is not None
-        return AnswerText(decoding, guarding, turn.params.stop, turn.record.answer_verdict)
+        reviewable = self._held.has_queue(turn.principal)
+        return AnswerText(decoding, guarding, turn.params.stop, turn.record.answer_verdict, reviewable=reviewable)
+
+    def _logprobs(self, turn: Turn, chosen: Chosen, prompt: Prompt) -> AnswerLogprobs | None:
+        if not turn.params.HasField("logprobs"):
+            return None
+        context, deadline, digest = turn.record.context, turn.deadline, prompt.tokenizer_digest
+        return AnswerLogprobs(
+            lambda ids: chosen.tokenization.spell(context, chosen.model, digest, ids, deadline),
+            lambda texts: self._peers.guardrails.inspect_answers(context, texts, deadline),
+        )
 
     async def _append_intent(self, turn: Turn, model: str, prompt: Prompt) -> audit.AppendResponse:
         constraint = turn.request.constraint if turn.request.HasField("constraint") else None
@@ -307,6 +372,7 @@ class ChatPipeline:
             prompt_tokens=len(prompt.token_ids),
             prompt=committed_prompt(prompt.messages, constraint),
             subject_ids=turn.request.subject_ids,
+            notice=turn.notice,
         )
         with stage("gateway.intent"):
             return await self._peers.audit.append(leaf, turn.deadline)
@@ -322,9 +388,13 @@ class ChatPipeline:
             if ids and text.stopped and text.blocked is None:
                 released += await text.end()
             tokens += len(ids)
-            if released:
-                turn.record.released(released)
-                await turn.send(delta(released, tokens))
+            told = await self._told(turn, generation, text, ids)
+            if released and turn.withholds:
+                turn.record.withheld(released)
+            elif released or told:
+                if released:
+                    turn.record.released(released)
+                await turn.send(delta(released, tokens, told))
                 tokens = 0
             if text.blocked is not None:
                 return sampling.FINISH_REASON_BLOCKED
@@ -335,6 +405,20 @@ class ChatPipeline:
             if turn.record.answer_bytes >= self._limits.max_answer_bytes:
                 return sampling.FINISH_REASON_LENGTH
             not_before = asyncio.get_running_loop().time() + self._gathering_s()
+
+    async def _told(self, turn: Turn, generation: Generation, text: AnswerText, ids: Sequence[int]) -> Sequence[gw.TokenLogprob]:
+        """Return the log-probabilities that can be told by now."""
+        if turn.logprobs is None:
+            return ()
+        entries = generation.take_logprobs(len(ids))
+        if turn.withholds:
+            turn.logprobs.withhold(len(ids))
+            return ()
+        if ids:
+            await turn.logprobs.push(ids, entries)
+        else:
+            turn.logprobs.end()
+        return await turn.logprobs.told(text.decided)
 
     def _gathering_s(self) -> float:
         """How long tokens gather before the next delta: nothing for a lone stream, longer with each stream beside it."""
@@ -373,7 +457,7 @@ class ChatPipeline:
         stats = turn.engine_stats
         if stats is not None:
             # A guardrail, the audit log or the caller may have ended it: that says nothing of engines.
-            ended = record.status in (audit.OUTCOME_STATUS_ANSWERED, audit.OUTCOME_STATUS_BLOCKED)
+            ended = record.status in _ENDED_WELL
             stats.ended(failed=True if turn.engine_failed else False if ended else None, ttft_s=record.first_text_s)
         self._metrics.closed(
             tenant,
@@ -400,8 +484,3 @@ async def _beside(work: Coroutine[Any, Any, Result]) -> AsyncIterator[asyncio.Ta
         await asyncio.wait({task})
         if not task.cancelled():
             task.exception()  # seen: an error of work that nobody waits for any more is not news
-
-
-def _trace_id() -> str:
-    span = trace.get_current_span().get_span_context()
-    return f"{span.trace_id:032x}" if span.is_valid else ""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from lionrock.gateway.access_policies import AccessPolicies
-from lionrock.gateway.authorization import AccessRequest, Action, Decision
+from lionrock.gateway.authorization import EMERGENCY_ACTIONS, AccessRequest, Action, BreakGlass, Decision
 from lionrock.gateway.tenants import ANY_MODEL, Grant, Principal, Tenant, TenantName
 from lionrock.tenancy.vocabulary import DATA_CLASSES, ROLES
 
@@ -76,7 +76,10 @@ def _questions(purposes: Sequence[str], models: Sequence[str]) -> Iterator[tuple
                 case Action.COUNT_TOKENS | Action.LIST_MODELS:
                     for model in models:
                         yield role, who, AccessRequest(action, model=model)
-                case Action.DECIDE_REVIEW:
+                case Action.DECIDE_REVIEW | Action.DECIDE_EMERGENCY:
                     yield role, who, AccessRequest(action, author="spiffe://compared/tenant/compared/user/somebody-else")
                 case _:
                     yield role, who, AccessRequest(action)
+                    if action in EMERGENCY_ACTIONS:
+                        for suspicion in (False, True):
+                            yield role, who, AccessRequest(action, break_glass=BreakGlass("compared", suspicion))

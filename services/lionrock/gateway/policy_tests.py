@@ -14,7 +14,8 @@
         expect: PURPOSE_NOT_PERMITTED
 
 A caller belongs to a tenant of territory HK unless it says otherwise, and has every model unless it names some. `asks` may say
-`now` (RFC 3339), `servedIn`, the territory of the gateway, and for a review `author`: an actor, "self" for the caller.
+`now` (RFC 3339), `servedIn`, the territory of the gateway, for a review or an emergency `author`: an actor, "self" for the caller,
+and `emergency`: "records" or "suspicion" while emergency access of the caller is in force.
 
 Knows files and expectations; the decision is that of access_policies.py.
 """
@@ -25,14 +26,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import yaml
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
 from lionrock.gateway.access_policies import AccessPolicies, utc_now
-from lionrock.gateway.authorization import AccessRequest, Action, Denial
+from lionrock.gateway.authorization import EMERGENCY_ACTIONS, AccessRequest, Action, BreakGlass, Denial
 from lionrock.gateway.tenants import ANY_MODEL, Grant, Principal, Tenant, TenantName
 from lionrock.tenancy.vocabulary import TERRITORY, DataClass, Role
 
@@ -76,13 +77,21 @@ class Question(_Strict):
     data_class: DataClass | None = None
     model: str | None = None
     author: str | None = None
+    emergency: Literal["records", "suspicion"] | None = None
     now: AwareDatetime | None = None
     served_in: str | None = Field(default=None, pattern=TERRITORY)
 
     def request(self) -> AccessRequest:
         """Return the question as the gateway would put it."""
         author = SELF if self.author == "self" else self.author
-        return AccessRequest(self.action, self.purpose, self.data_class, self.model, author)
+        emergency = None if self.emergency is None else BreakGlass("tested", self.emergency == "suspicion")
+        return AccessRequest(self.action, self.purpose, self.data_class, self.model, author, emergency)
+
+    @model_validator(mode="after")
+    def _an_emergency_can_open_it(self) -> Self:
+        if self.emergency is not None and self.action not in EMERGENCY_ACTIONS:
+            raise ValueError(f"no emergency opens {self.action}")
+        return self
 
 
 class PolicyTest(_Strict):

@@ -17,12 +17,12 @@ _RETRY_AFTER_S = 1.0
 
 
 @contextmanager
-def state_needed() -> Iterator[None]:
+def state_needed(why: str = "quotas cannot be counted") -> Iterator[None]:
     """Turn a state that cannot be reached into SharedStateUnavailable."""
     try:
         yield
     except StateUnavailable as unavailable:
-        raise errors.SharedStateUnavailable("quotas cannot be counted", retry_after_s=_RETRY_AFTER_S) from unavailable
+        raise errors.SharedStateUnavailable(why, retry_after_s=_RETRY_AFTER_S) from unavailable
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from lionrock.chassis.errors import MeshError
 from lionrock.chassis.ids import uuid7
 from lionrock.common.v1 import context_pb2 as ctx
 from lionrock.common.v1 import sampling_pb2 as sampling
+from lionrock.gateway.consents.purposes import Notice
 from lionrock.gateway.errors import PromptBlocked
 from lionrock.gateway.verdict import Verdict
 from lionrock.inference.v1 import inference_pb2 as inf
@@ -52,6 +53,7 @@ class RequestRecord:
     ended_at: float = 0.0
     answer_bytes: int = 0
     _released: list[str] = field(default_factory=list)
+    _withheld: list[str] = field(default_factory=list)
 
     @property
     def model(self) -> str:
@@ -69,6 +71,28 @@ class RequestRecord:
             self.first_text_at = asyncio.get_running_loop().time()
         self._released.append(text)
         self.answer_bytes += len(text.encode())
+
+    def withheld(self, text: str) -> None:
+        """Text has passed the guardrails and is kept from the client, for a while or until a reviewer decides."""
+        self._withheld.append(text)
+        self.answer_bytes += len(text.encode())
+
+    def take_withheld(self) -> str:
+        """Return what was withheld, and keep it no longer."""
+        text = "".join(self._withheld)
+        self.answer_bytes -= len(text.encode())
+        self._withheld.clear()
+        return text
+
+    @property
+    def withholds(self) -> bool:
+        """Whether any text is withheld."""
+        return bool(self._withheld)
+
+    def held(self, reason: sampling.FinishReason.ValueType) -> None:
+        """Say that generation ended, and that all of the answer waits for a reviewer."""
+        self._end(audit.OUTCOME_STATUS_HELD, "")
+        self.finish_reason = reason
 
     def answered(self, reason: sampling.FinishReason.ValueType) -> None:
         """Say that generation ended and everything that may be shown was sent.
@@ -118,7 +142,7 @@ class RequestRecord:
             reason=self.reason,
             total_time=duration(self.total_s),
             resumptions=self.resumptions,
-            answer="".join(self._released).encode(),
+            answer="".join(self._withheld if self.status == audit.OUTCOME_STATUS_HELD else self._released).encode(),
         )
         intent = self.intent
         if intent is not None and intent.done() and not intent.cancelled() and intent.exception() is None:
@@ -154,10 +178,12 @@ def intent_leaf(
     prompt_tokens: int,
     prompt: bytes,
     subject_ids: Sequence[str] = (),
+    notice: Notice | None = None,
 ) -> audit.AppendRequest:
     """Return the INTENT leaf of a chat.
 
-    `prompt` and the stop strings in `params` are committed to; `subject_ids` are in no leaf.
+    `prompt` and the stop strings in `params` are committed to; `subject_ids` are in no leaf. `notice`: what people were told of the
+    purpose.
     """
     intent = audit.Intent(
         action="chat",
@@ -168,5 +194,7 @@ def intent_leaf(
         prompt_tokens=prompt_tokens,
         prompt=prompt,
         subject_ids=subject_ids,
+        notice_version=0 if notice is None else notice.version,
+        notice_digest="" if notice is None else notice.digest,
     )
     return audit.AppendRequest(context=record.context, event_id=uuid7(), trace_id=record.trace_id, intent=intent)

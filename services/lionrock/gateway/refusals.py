@@ -23,6 +23,7 @@ from lionrock.inference.v1 import inference_pb2 as inf
 _DENIALS: dict[Denial, type[errors.AccessDenied]] = {
     Denial.ROLE: errors.RoleNotPermitted,
     Denial.AUTHOR: errors.AuthorMayNotReview,
+    Denial.REQUESTER: errors.RequesterMayNotDecide,
     Denial.PURPOSE: errors.PurposeNotPermitted,
     Denial.DATA_CLASS: errors.DataClassNotPermitted,
     Denial.MODEL: errors.ModelNotPermitted,
@@ -41,13 +42,10 @@ def refuse_what_is_not_offered(request: gw.ChatRequest, max_prompt_code_points: 
     if sum(len(message.content) for message in request.messages) > max_prompt_code_points:
         rule = f"contents together: {max_prompt_code_points} code points at most"
         raise InvalidField("the conversation is too long", field_violations=[("messages", rule)])
-    if request.sampling.HasField("logprobs"):
-        where = [("sampling.logprobs", "answers of this service carry no log-probabilities")]
-        raise errors.UnsupportedSamplingOption("log-probabilities are not offered", field_violations=where)
 
 
-def refuse_what_the_policy_refuses(judged: guard.InspectResponse) -> None:
-    """Let through what is allowed or masked.
+def refuse_what_the_policy_refuses(judged: guard.InspectResponse, *, reviewable: bool = False) -> None:
+    """Let through what is allowed or masked, and, where a person can decide on the answer, what needs one.
 
     Raises PromptBlocked, ReviewRequired, and GuardrailsUnavailable for a verdict nobody knows.
     """
@@ -57,6 +55,8 @@ def refuse_what_the_policy_refuses(judged: guard.InspectResponse) -> None:
         case guard.ACTION_BLOCK:
             rules = dict.fromkeys(finding.rule for finding in judged.findings if finding.action == guard.ACTION_BLOCK)
             raise errors.PromptBlocked(judged.safe_message, metadata={"rules": ",".join(list(rules)[:16])})
+        case guard.ACTION_REVIEW if reviewable:
+            return
         case guard.ACTION_REVIEW:
             raise errors.ReviewRequired("the policy wants a person to decide on this prompt")
     raise from_guardrails(protocol_violation("UNKNOWN_ACTION"))

@@ -3,11 +3,11 @@
 Knows the document and the rule of choice; does no I/O, opens nothing. The document, at most 1 MiB:
 
     {"models": {"smollm2": {"endpoints": [{"target": "dns:///m-r.ns.svc:50053", "weight": 90, "revision": "r",
-                                           "tokenization": "dns:///m-r-tok.ns.svc:50052"}], "tenant": null}}}
+                                           "tokenization": "dns:///m-r-tok.ns.svc:50052", "pool": "ascend"}], "tenant": null}}}
 
 A weight is a share of the new requests; an endpoint of weight 0 gets none, and only continues answers that others lost. With a
-tenant the model is that tenant's alone. An endpoint without `tokenization` has that of the gateway's own settings. Nothing unknown
-is passed over: it might be a restriction.
+tenant the model is that tenant's alone. An endpoint without `tokenization` has that of the gateway's own settings. `pool` names the
+chips that it stands on, for tenants that keep to chips of their own. Nothing unknown is passed over: it might be a restriction.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ MAX_WEIGHT: Final = 1_000_000
 _MODEL: Final = re.compile(r"[^\s\x00-\x1f\x7f]{1,128}")
 _TARGET: Final = re.compile(r"(dns:///)?[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?:[0-9]{1,5}", re.ASCII)
 _REVISION: Final = re.compile(r"[A-Za-z0-9._-]{0,63}", re.ASCII)
+_POOL: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?", re.ASCII)
 _TENANT: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
 
 
@@ -42,13 +43,24 @@ class RoutesInvalid(Exception):
 class Endpoint:
     """One engine, as gRPC finds it. revision: what runs there; empty where nobody says.
 
-    tokenization: what knows its tokenizer, as gRPC finds that; None: the gateway's own.
+    tokenization: what knows its tokenizer, as gRPC finds that; None: the gateway's own. pool: chip pool that it stands on; None:
+    nobody says.
     """
 
     target: str
     weight: int = 1
     revision: str = ""
     tokenization: str | None = None
+    pool: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Which engines answer a tenant. dedicated: those of its own models alone; pools: of them those on these pools; None: any."""
+
+    tenant: str
+    dedicated: bool = False
+    pools: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +95,19 @@ class RouteTable:
         """(model, revision) of all that is routed."""
         return frozenset((model, endpoint.revision) for model, route in self.models.items() for endpoint in route.endpoints)
 
-    def route(self, model: str, tenant: str) -> ModelRoute | None:
-        """Return the route of a model for a tenant; None: for them there is no such model."""
+    def route(self, model: str, share: Share) -> ModelRoute | None:
+        """Return the route of a model for a tenant; None: for them there is no such model.
+
+        A model of the tenant's own of which nothing is on its pools now has a route without endpoints.
+        """
         if self.only is not None:
-            return ModelRoute((self.only,))
+            return None if share.dedicated else ModelRoute((self.only,))
         route = self.models.get(model)
-        return route if route is not None and route.tenant in (None, tenant) else None
+        if route is None or route.tenant not in ((share.tenant,) if share.dedicated else (None, share.tenant)):
+            return None
+        if share.pools is None:
+            return route
+        return ModelRoute(tuple(endpoint for endpoint in route.endpoints if endpoint.pool in share.pools), route.tenant)
 
 
 def pick(endpoints: Sequence[Endpoint], draw: float) -> Endpoint | None:
@@ -133,17 +152,18 @@ def _route(model: str, value: object) -> ModelRoute:
 
 
 def _endpoint(value: object, where: str) -> Endpoint:
-    fields = _fields(value, where, {"target", "weight", "revision"}, optional={"tokenization"})
+    fields = _fields(value, where, {"target", "weight", "revision"}, optional={"tokenization", "pool"})
     weight = fields["weight"]
     if type(weight) is not int or not 0 <= weight <= MAX_WEIGHT:
         raise RoutesInvalid(f"{where}.weight: a whole number from 0 to {MAX_WEIGHT}")
     target = _text(fields["target"], _TARGET, f"{where}.target")
-    tokenization = fields.get("tokenization")
+    tokenization, pool = fields.get("tokenization"), fields.get("pool")
     return Endpoint(
         target,
         weight,
         _text(fields["revision"], _REVISION, f"{where}.revision"),
         None if tokenization is None else _text(tokenization, _TARGET, f"{where}.tokenization"),
+        None if pool is None else _text(pool, _POOL, f"{where}.pool"),
     )
 
 

@@ -40,11 +40,11 @@ class ServedModels:
 
         Raises InferenceUnavailable, DecisionFailedError.
         """
-        tenant, table = principal.tenant.name, self._engines.table
+        share, table = principal.tenant.share, self._engines.table
         return [
             model
             for model in await self._listed(deadline)
-            if table.route(model.identity.model, tenant) is not None
+            if table.route(model.identity.model, share) is not None
             and policies.decide(principal, replace(asked, model=model.identity.model)).allowed
         ]
 
@@ -73,7 +73,7 @@ class ServedModels:
         """
         name = asked.model
         if name is not None:
-            if self._engines.table.route(name, principal.tenant.name) is None:
+            if self._engines.table.route(name, principal.tenant.share) is None:
                 raise no_such_model()
             return name
         names = [model.identity.model for model in await self.usable_by(policies, principal, asked, deadline)]

@@ -5,7 +5,7 @@ Knows messages and the current call; decides nothing itself. Errors leave as the
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import grpc
@@ -13,6 +13,7 @@ import grpc
 from lionrock.chassis.ids import uuid7
 from lionrock.common.v1 import context_pb2 as ctx
 from lionrock.gateway.authorization import AccessRequest, Action, Authorizer
+from lionrock.gateway.consents.statement import notice, privacy_statement
 from lionrock.gateway.context import request_context
 from lionrock.gateway.engines import Engines
 from lionrock.gateway.identity.authenticator import Authenticator
@@ -25,6 +26,7 @@ from lionrock.gateway.refusals import permit
 from lionrock.gateway.responses import quota_use
 from lionrock.gateway.served_models import ServedModels
 from lionrock.gateway.tenants import Principal
+from lionrock.gateway.v1 import consent_pb2 as consent
 from lionrock.gateway.v1 import gateway_pb2 as gw
 from lionrock.gateway.v1.gateway_pb2_grpc import GatewayServiceServicer
 
@@ -65,7 +67,7 @@ class GatewayServicer(GatewayServiceServicer):
         asked = AccessRequest(Action.COUNT_TOKENS, model=request.model or None)
         permit(self._authorizer, principal, asked)
         model = await self._models.resolve(self._authorizer.policies, principal, asked, deadline)
-        with self._engines.tokenizing(model, principal.tenant.name) as tokenization:
+        with self._engines.tokenizing(model, principal.tenant.share) as tokenization:
             tokens = await tokenization.count(self._context(principal), model, request.messages, deadline)
         return gw.CountTokensResponse(tokens=tokens)
 
@@ -107,6 +109,13 @@ class GatewayServicer(GatewayServiceServicer):
         keys = await self._peers.audit.verifier_keys(self._context(principal), deadline)
         # A signed note's key is named after the log that it signs: "<origin>+<hash>+<key>" (C2SP signed-note).
         return gw.ListAuditKeysResponse(verifier_keys=keys, origin=keys[0].split("+", 1)[0] if keys else "")
+
+    def privacy_statement(self, principal: Principal) -> tuple[consent.ListNoticesResponse, Sequence[consent.Notice]]:
+        """Return the statement of the caller's tenant, and the notices of its purposes with their texts."""
+        permit(self._authorizer, principal, AccessRequest(Action.READ_NOTICES))
+        told = privacy_statement(principal.tenant)
+        found = [notice(principal.tenant, each.purpose) for each in told.notices]
+        return told, [each for each in found if each is not None]
 
     async def GetQuota(self, request: gw.GetQuotaRequest, context: Context) -> gw.GetQuotaResponse:  # noqa: N802
         """Say what is taken of the quotas of the caller and its tenant."""

@@ -9,7 +9,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from lionrock.chassis.settings import PeerSettings, ServiceSettings
-from lionrock.gateway.granting import refuse_uncounted_quotas, tenant_of
+from lionrock.gateway.consents.settings import ConsentSettings
+from lionrock.gateway.granting import (
+    refuse_uncounted_quotas,
+    refuse_undivided_engine,
+    refuse_unkept_consents,
+    refuse_unkept_reviews,
+    tenant_of,
+)
 from lionrock.gateway.identity.settings import ApiKeySettings
 from lionrock.gateway.openai.settings import HttpApiSettings
 from lionrock.gateway.state.opening import StateSettings
@@ -99,6 +106,10 @@ class GatewaySettings(ServiceSettings):
     api_keys: ApiKeySettings | None = Field(
         default=None, description="API keys for workloads without a certificate, kept in the state; unset: there are none"
     )
+    consents: ConsentSettings | None = Field(
+        default=None,
+        description="consents and opt-outs of data subjects, kept in the state; unset: no purpose may need consent",
+    )
     limits: LimitSettings = LimitSettings()
     cache_salt_file: Path | None = Field(
         default=None,
@@ -120,12 +131,23 @@ class GatewaySettings(ServiceSettings):
         return self
 
     @model_validator(mode="after")
+    def _consents_are_kept_somewhere(self) -> Self:
+        if self.consents is not None and self.state is None:
+            raise ValueError("state state: consents are kept there")
+        return self
+
+    @model_validator(mode="after")
     def _directory_is_consistent(self) -> Self:
         if not self.tenants and self.tenants_dir is None:
             raise ValueError("state tenants or tenants_dir: nobody could come in")
         self.directory()
+        if self.routes_file is None:
+            refuse_undivided_engine(self.named_tenants())
         if self.state is None:
             refuse_uncounted_quotas(self.named_tenants())
+            refuse_unkept_reviews(self.named_tenants())
+        if self.consents is None:
+            refuse_unkept_consents(self.named_tenants())
         return self
 
     def named_tenants(self) -> tuple[Tenant, ...]:

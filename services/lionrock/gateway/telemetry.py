@@ -67,6 +67,12 @@ class GatewayMetrics:
         self._quota_refusals = meter.create_counter(
             "lionrock.gateway.quota_refusals", description="Requests that were refused with TENANT_QUOTA."
         )
+        self._unnotified = meter.create_counter(
+            "lionrock.gateway.reviews_unnotified", description="Notices of held answers that could not be delivered, tries counted."
+        )
+        self._emergencies = meter.create_counter(
+            "lionrock.gateway.emergencies", description="Steps of emergency access: requested, approved, denied, ended, expired."
+        )
         self._unrecorded = meter.create_counter("lionrock.gateway.outcomes_unrecorded", description="Outcome leaves that failed.")
 
     def opened(self, tenant: str) -> None:
@@ -129,6 +135,14 @@ class GatewayMetrics:
     def quota_refused(self, tenant: str, quota: str) -> None:
         """Count a request that a quota left no room for. `quota`: its name in the settings, of the tenant or of a grant in it."""
         self._quota_refusals.add(1, {"lionrock.tenant": tenant, "lionrock.quota": quota})
+
+    def review_unnotified(self, tenant: str) -> None:
+        """Count a try to tell of a held answer that failed."""
+        self._unnotified.add(1, {"lionrock.tenant": tenant})
+
+    def emergency_stepped(self, tenant: str, step: str) -> None:
+        """Count a step of an emergency at the gateway that made it. `step`: one of five words."""
+        self._emergencies.add(1, {"lionrock.tenant": tenant, "lionrock.emergency.step": step})
 
     def outcome_unrecorded(self, tenant: str) -> None:
         """Count an outcome leaf that could not be written."""

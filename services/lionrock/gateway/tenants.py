@@ -11,19 +11,24 @@ tenant, so that no token can be taken for another tenant's.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import NewType
+from typing import Final, NewType
 
+from lionrock.gateway.consents.purposes import USUAL_DISCLOSURE, PurposeRule
 from lionrock.gateway.quotas.limits import NO_QUOTAS, Quotas
+from lionrock.gateway.reviews.rules import ReviewRules
+from lionrock.gateway.routes import Share
 
 TenantName = NewType("TenantName", str)
 
 ANY_MODEL = "*"
 MAX_ACTOR_CHARS = 512  # RequestContext.actor
+_WORKLOAD: Final = re.compile(r"spiffe://[^/]+/tenant/[^/]+/workload/")
 
 
 class CredentialError(Exception):
@@ -49,7 +54,7 @@ class Grant:
     `purposes[0]` is the purpose of a request that states none. `models` holds names, or "*" for every served model. `max_streams`
     bounds the answers that one caller may have open at a time; None leaves only the tenant's bound.
     `not_after` (aware) ends the grant; None: it has no end, which a regulator's must have. `quotas` are each caller's own, within
-    the tenant's, and counted by all gateways together.
+    the tenant's, and counted by all gateways together. `batch`: engines serve it when nothing interactive waits.
     """
 
     roles: tuple[str, ...]
@@ -60,6 +65,7 @@ class Grant:
     max_streams: int | None = None
     not_after: datetime | None = None
     quotas: Quotas = NO_QUOTAS
+    batch: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +108,8 @@ class Tenant:
 
     `territory` is an ISO 3166-1 alpha-2 code; `grants` maps an exact SPIFFE id, or a kind ending in "/*", to its grant; `issuers`
     speak for its people; `quotas` bound all its callers together, at all gateways. `weight` (1 to 1000) is its part of an
-    engine that several tenants want more of than there is.
+    engine that several tenants want more of than there is. `dedicated`: no engine that others share answers it; `pools`: of its
+    own those on these chip pools, all of them where it is None.
     """
 
     name: TenantName
@@ -112,6 +119,25 @@ class Tenant:
     issuers: tuple[IssuerConfig, ...] = ()
     quotas: Quotas = NO_QUOTAS
     weight: int = 1
+    dedicated: bool = False
+    pools: frozenset[str] | None = None
+    display_name: str = ""
+    purpose_rules: Mapping[str, PurposeRule] = field(default_factory=dict)
+    """By purpose; one that is not here needs no consent and has no notice."""
+    disclosure: Mapping[str, str] = field(default_factory=lambda: USUAL_DISCLOSURE)
+    """By language: what answers carry to say that a machine wrote them."""
+    review: ReviewRules | None = None
+    """Which answers wait for a reviewer; None: there is no queue."""
+
+    @property
+    def asks_for_consent(self) -> bool:
+        """Whether some purpose of the tenant needs the consent of data subjects."""
+        return any(rule.requires_consent for rule in self.purpose_rules.values())
+
+    @property
+    def share(self) -> Share:
+        """Which engines answer it."""
+        return Share(self.name, self.dedicated, self.pools)
 
     @property
     def has_quotas(self) -> bool:
@@ -132,6 +158,13 @@ class Principal:
     tenant: Tenant
     grant: Grant
     auth_method: AuthMethod = AuthMethod.MTLS
+    other_names: frozenset[str] = frozenset()
+    """Actors who are the same person: who made an API key, and the user whose certificate came beside a token."""
+
+    @property
+    def known_as(self) -> frozenset[str]:
+        """Every actor that this caller is known to be."""
+        return self.other_names | {self.actor}
 
     @property
     def counts_tokens(self) -> bool:
@@ -141,6 +174,11 @@ class Principal:
     def may_use(self, model: str) -> bool:
         """Whether the grant names this model."""
         return ANY_MODEL in self.grant.models or model in self.grant.models
+
+
+def is_person(actor: str) -> bool:
+    """Whether an actor is a person: whom an issuer's token names, or a certificate that is not a workload's."""
+    return not actor.startswith("api-key:") and not _WORKLOAD.match(actor)
 
 
 class TenantDirectory:

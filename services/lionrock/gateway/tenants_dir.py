@@ -11,7 +11,14 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lionrock.gateway.granting import QuotasUncounted, refuse_uncounted_quotas, tenant_of
+from lionrock.gateway.granting import (
+    GatewayLacksState,
+    refuse_uncounted_quotas,
+    refuse_undivided_engine,
+    refuse_unkept_consents,
+    refuse_unkept_reviews,
+    tenant_of,
+)
 from lionrock.gateway.tenants import Tenant, TenantDirectory
 from lionrock.tenancy.following import Refusal, TenantFiles
 from lionrock.tenancy.spec import TenantResource
@@ -30,9 +37,14 @@ class TenantsDir:
         *,
         trust_domain: str,
         counts_quotas: bool,
+        keeps_consents: bool,
+        divides_engines: bool,
         refused: Callable[[], None],
     ) -> None:
         """`named`: the tenants of the settings. `counts_quotas`: whether there is a state; files with quotas are refused otherwise.
+
+        `keeps_consents`: whether consents are kept; files with purposes that need consent are refused otherwise.
+        `divides_engines`: whether there are routes; files of tenants that share no engines are refused otherwise.
 
         `refused` is told of each file that is not followed.
         """
@@ -42,18 +54,20 @@ class TenantsDir:
         self._directory = directory
         self._trust_domain = trust_domain
         self._counts_quotas = counts_quotas
-        self._uncounted: QuotasUncounted | None = None
+        self._keeps_consents = keeps_consents
+        self._divides_engines = divides_engines
+        self._lacking: GatewayLacksState | None = None
         self._refused = refused
 
     def start(self) -> None:
         """Read all files. One that is no good is refused and keeps nobody else out.
 
-        Raises OSError for the directory itself, and QuotasUncounted, once the log says in which files: there the file is good, and
-        the gateway lacks something.
+        Raises OSError for the directory itself, and GatewayLacksState, once the log says in which files: there the file is good,
+        and the gateway lacks something.
         """
         self._tell(self._files.start(self._accept))
-        if self._uncounted is not None:
-            raise self._uncounted
+        if self._lacking is not None:
+            raise self._lacking
 
     async def look(self) -> bool:
         """Read what has changed, off the event loop. Returns whether anything had."""
@@ -71,12 +85,17 @@ class TenantsDir:
 
     def _accept(self, resources: Sequence[TenantResource]) -> None:
         tenants = [tenant_of(resource.name, resource.spec, trust_domain=self._trust_domain) for resource in resources]
-        if not self._counts_quotas:
-            try:
+        try:
+            if not self._counts_quotas:
                 refuse_uncounted_quotas(tenants)
-            except QuotasUncounted as uncounted:
-                self._uncounted = uncounted
-                raise
+                refuse_unkept_reviews(tenants)
+            if not self._keeps_consents:
+                refuse_unkept_consents(tenants)
+        except GatewayLacksState as lacking:
+            self._lacking = lacking
+            raise
+        if not self._divides_engines:
+            refuse_undivided_engine(tenants)
         self._directory.follow([*self._named, *tenants])
 
     def _tell(self, refusals: Sequence[Refusal]) -> None:

@@ -16,6 +16,7 @@ from lionrock.guardrails import errors, inspection
 from lionrock.guardrails.inspection import Part, Verdict
 from lionrock.guardrails.languages import main_language
 from lionrock.guardrails.policy import DEFAULT_PROFILE, Direction, Policy, ProfileName, Source
+from lionrock.guardrails.program import Action
 from lionrock.guardrails.settings import WorkSettings
 from lionrock.guardrails.stream import Finding, Inspector, Step
 from lionrock.guardrails.v1 import guardrails_pb2 as pb
@@ -81,8 +82,10 @@ class GuardrailsServicer(guardrails_pb2_grpc.GuardrailsServiceServicer):
                 policy = self._policy(request.open.profile, request.open.context.profile)
                 direction = _direction(request.open.direction)
                 source = Source.MODEL if direction is Direction.ANSWER else Source.USER
-                inspector = Inspector(policy.program(direction, source))
-                yield pb.InspectStreamResponse(policy=_identity(policy))
+                program = policy.program(direction, source)
+                inspector = Inspector(program)
+                may_need_review = any(rule.action is Action.REVIEW for rule in program.rules)
+                yield pb.InspectStreamResponse(policy=_identity(policy), may_need_review=may_need_review)
                 continue
             if kind == "open":
                 raise errors.StreamNotOpened("the stream is open already")

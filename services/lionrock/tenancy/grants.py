@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable
-from typing import Annotated, Self, TypeVar
+from datetime import datetime
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -17,36 +18,50 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
+    WithJsonSchema,
     model_validator,
 )
 from pydantic.alias_generators import to_camel
 
 from lionrock.tenancy import vocabulary as words
+from lionrock.tenancy.rules import DISTINCT, rules
 from lionrock.tenancy.vocabulary import DataClass, Role
 
 _T = TypeVar("_T", bound=Hashable)
 
 
-def _distinct(values: tuple[_T, ...]) -> tuple[_T, ...]:
+def distinct(values: tuple[_T, ...]) -> tuple[_T, ...]:
+    """Return the values. Raises ValueError when one is stated twice."""
     if len(set(values)) != len(values):
         raise ValueError("states something twice")
     return values
 
 
 def _rfc3339(value: object) -> object:
-    if isinstance(value, str) and not re.fullmatch(words.MOMENT, value, re.ASCII):
-        raise ValueError("is not a time such as 2026-11-23T18:00:00+08:00")
-    return value
+    """Make a time of a text. Raises ValueError for what is none."""
+    if not isinstance(value, str):
+        return value
+    try:
+        if re.fullmatch(words.MOMENT, value, re.ASCII):
+            return datetime.fromisoformat(value)  # a strict model takes a text for a time only before anybody has looked at it
+    except ValueError:
+        pass  # the thirtieth of February
+    raise ValueError("is not a time such as 2026-11-23T18:00:00+08:00")
 
 
-Moment = Annotated[AwareDatetime, BeforeValidator(_rfc3339)]
-Purpose = Annotated[str, StringConstraints(pattern=words.CODE)]
-ModelName = Annotated[str, StringConstraints(pattern=words.MODEL)]
-Label = Annotated[str, StringConstraints(pattern=words.LABEL)]
-Roles = Annotated[tuple[Role, ...], Field(min_length=1, max_length=10), AfterValidator(_distinct)]
-Purposes = Annotated[tuple[Purpose, ...], Field(min_length=1, max_length=32), AfterValidator(_distinct)]
-Models = Annotated[tuple[ModelName, ...], Field(min_length=1, max_length=32), AfterValidator(_distinct)]
-DataClasses = Annotated[tuple[DataClass, ...], Field(min_length=1, max_length=5), AfterValidator(_distinct)]
+Moment = Annotated[
+    AwareDatetime,
+    BeforeValidator(_rfc3339),
+    WithJsonSchema({"type": "string", "format": "date-time", "pattern": words.MOMENT}),
+]
+Purpose = Annotated[str, StringConstraints(max_length=63, pattern=words.CODE)]
+ModelName = Annotated[str, StringConstraints(max_length=128, pattern=words.MODEL)]
+Label = Annotated[str, StringConstraints(max_length=63, pattern=words.LABEL)]
+_Distinct = Field(json_schema_extra=DISTINCT)
+Roles = Annotated[tuple[Role, ...], Field(min_length=1, max_length=10), AfterValidator(distinct), _Distinct]
+Purposes = Annotated[tuple[Purpose, ...], Field(min_length=1, max_length=32), AfterValidator(distinct), _Distinct]
+Models = Annotated[tuple[ModelName, ...], Field(min_length=1, max_length=32), AfterValidator(distinct), _Distinct]
+DataClasses = Annotated[tuple[DataClass, ...], Field(min_length=1, max_length=5), AfterValidator(distinct), _Distinct]
 
 
 class TenancyModel(BaseModel):
@@ -90,6 +105,15 @@ class TenantQuotasSpec(QuotasSpec):
 class GrantSpec(TenancyModel):
     """What somebody may do."""
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "!has(self.roles) || !('regulator' in self.roles) || has(self.notAfter)",
+                "the role regulator is granted for a time: state notAfter",
+            )
+        )
+    )
+
     roles: Roles = Field(default=("user",), description="Roles; what each permits, the access policies say.")
     purposes: Purposes = Field(description="Purposes that may be stated; the first is that of a request that states none.")
     models: Models = Field(default=(words.ANY_MODEL,), description='Models by name, or "*": all that the tenant may use.')
@@ -102,6 +126,10 @@ class GrantSpec(TenancyModel):
     )
     quotas: QuotasSpec | None = Field(
         default=None, description="Quotas of each caller by itself, within the tenant's; unset: the tenant's alone."
+    )
+    priority: Literal["interactive", "batch"] = Field(
+        default="interactive",
+        description="Whether engines serve it at once, or when nothing else waits; unset: interactive.",
     )
     not_after: Moment | None = Field(
         default=None, description="When the grant ends, RFC 3339; unset: never. The role regulator needs it."

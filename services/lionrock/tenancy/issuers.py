@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
 from lionrock.tenancy.grants import GrantSpec, TenancyModel
+from lionrock.tenancy.rules import rules
 
 HTTPS_URL = r"^https://[A-Za-z0-9.-]{1,253}(:[0-9]{1,5})?(/[A-Za-z0-9._~!$&'()*+,;=:@%/-]*)?$"
 """No query, no fragment and no user: OpenID Connect Discovery 1.0, section 3. Go, too, must understand these expressions."""
@@ -29,6 +30,19 @@ class BindingSpec(GrantSpec):
 
 class IssuerSpec(TenancyModel):
     """One issuer of tokens, and what it may say about the tenant's people."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "self.bindings.all(each, self.bindings.exists_one(other, other.value == each.value))",
+                "bindings states a value twice",
+            ),
+            (
+                "self.audiences.all(each, self.audiences.exists_one(other, other == each))",
+                "issuers states an issuer and audience twice",
+            ),
+        )
+    )
 
     issuer: str = Field(max_length=512, pattern=HTTPS_URL, description="The issuer, exactly as its tokens state it in iss.")
     audiences: tuple[_Audience, ...] = Field(

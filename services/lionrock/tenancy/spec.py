@@ -13,8 +13,11 @@ under `spec`; settings may also spell them in snake_case, and state the tenant's
         - spiffeId: spiffe://bank.example/tenant/retail/user/*
           purposes: [customer_service]
 
-Every field here is obeyed by something that runs: a field that nothing obeys would be a lie to whoever audits the file. Knows what
-a Tenant may say. Does not know files (files.py) or what the gateway makes of it (lionrock.gateway.granting).
+Every field here is obeyed by something that runs: a field that nothing obeys would be a lie to whoever audits the file. The
+resource's schema is made from this one (`tools/tenant_definition.py`, which a test runs), so a field has one type: Kubernetes'
+schemas have no unions, and what belongs to some items of a list of words is a list of objects of its own beside it. What a
+validator refuses, a rule in `json_schema_extra` of its class refuses too (`rules.py`). Knows what a Tenant may say. Does not know
+files (files.py) or what the gateway makes of it (lionrock.gateway.granting).
 """
 
 from __future__ import annotations
@@ -27,9 +30,26 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from lionrock.tenancy import vocabulary as words
 from lionrock.tenancy.grants import DataClasses, GrantSpec, Label, Models, Purposes, TenancyModel, TenantQuotasSpec
 from lionrock.tenancy.issuers import IssuerSpec
+from lionrock.tenancy.keeping import KeysSpec, RetentionSpec
+from lionrock.tenancy.notices import Disclosure, PurposeRuleSpec
+from lionrock.tenancy.reviewing import ReviewSpec
+from lionrock.tenancy.rules import rules
+from lionrock.tenancy.sharing import SharingSpec
 
 MAX_PRINCIPALS = 128
 MAX_ISSUERS = 8
+MAX_PURPOSE_RULES = 32
+_RULES_ARE_OF_PURPOSES = "purposeRules is about purposes that the tenant states, each once"
+
+
+def _within_rules(field: str, what: str, inside: str, *, unless: str = "") -> tuple[tuple[str, str], ...]:
+    """Say of a list that every grant has what `_within` says of it."""
+    grant = f"!has(each.{field}) || each.{field}.{inside}"
+    principals = f"!has(self.principals) || self.principals.all(each, {grant})"
+    bindings = f"!has(self.issuers) || self.issuers.all(issuer, issuer.bindings.all(each, {grant}))"
+    told = f"is granted a {what} that the tenant does not have"
+    unbounded = f"!has(self.{field}){unless}"
+    return (f"{unbounded} || {principals}", f"a principal {told}"), (f"{unbounded} || {bindings}", f"a binding {told}")
 
 
 class PrincipalSpec(GrantSpec):
@@ -50,6 +70,33 @@ class PrincipalSpec(GrantSpec):
 class TenantSpec(TenancyModel):
     """What a Tenant says under `spec`."""
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "(has(self.principals) && size(self.principals) > 0) || (has(self.issuers) && size(self.issuers) > 0)",
+                "nobody could come in: state principals or issuers",
+            ),
+            (
+                "!has(self.principals) || self.principals.all(each,"
+                " self.principals.exists_one(other, other.spiffeId == each.spiffeId))",
+                "principals states a spiffeId twice",
+            ),
+            (
+                "!has(self.issuers) || self.issuers.all(each, self.issuers.exists_one(other,"
+                " other.issuer == each.issuer && sets.intersects(each.audiences, other.audiences)))",
+                "issuers states an issuer and audience twice",
+            ),
+            (
+                "!has(self.purposeRules) || size(self.purposeRules) == 0 || (has(self.purposes) && self.purposeRules.all(each,"
+                " each.purpose in self.purposes && self.purposeRules.exists_one(other, other.purpose == each.purpose)))",
+                _RULES_ARE_OF_PURPOSES,
+            ),
+            *_within_rules("purposes", "purpose", "all(value, value in self.purposes)"),
+            *_within_rules("models", "model", "all(value, value == '*' || value in self.models)", unless=" || '*' in self.models"),
+            *_within_rules("dataClasses", "class of data", "all(value, value in self.dataClasses)"),
+        )
+    )
+
     display_name: str | None = Field(
         default=None, min_length=1, max_length=128, pattern=words.TEXT, description="What people call the tenant."
     )
@@ -61,6 +108,15 @@ class TenantSpec(TenancyModel):
     purposes: Purposes | None = Field(
         default=None, description="Purposes that the tenant has; no principal may state another. Unset: those of its principals."
     )
+    purpose_rules: tuple[PurposeRuleSpec, ...] = Field(
+        default=(),
+        max_length=MAX_PURPOSE_RULES,
+        description="Which purposes need consent, and the collection notice of each; unset: none does, and none has one.",
+    )
+    disclosure: Disclosure = Field(
+        default=(),
+        description="What answers carry to say that a machine wrote them; languages that are not stated have the usual text.",
+    )
     models: Models | None = Field(
         default=None, description="Models that the tenant may use, whatever its principals say; unset: all."
     )
@@ -69,6 +125,12 @@ class TenantSpec(TenancyModel):
     )
     quotas: TenantQuotasSpec | None = Field(
         default=None, description="Quotas of all the tenant's callers together, and its weight; unset: none, and 1."
+    )
+    tenancy: SharingSpec = Field(
+        default=SharingSpec(), description="Whether the tenant's requests share engines with those of others; unset: they do."
+    )
+    review: ReviewSpec | None = Field(
+        default=None, description="Answers that wait for a reviewer; unset: none does, and what a rule wants reviewed is refused."
     )
     principals: tuple[PrincipalSpec, ...] = Field(
         default=(), max_length=MAX_PRINCIPALS, description="Who may call by mTLS, and what each may do."
@@ -86,6 +148,9 @@ class TenantSpec(TenancyModel):
         claimed = [f"{issuer.issuer} {audience}" for issuer in self.issuers for audience in issuer.audiences]
         if not _all_different(claimed):
             raise ValueError("issuers states an issuer and audience twice")
+        ruled = [rule.purpose for rule in self.purpose_rules]
+        if not _all_different(ruled) or not set(ruled).issubset(self.purposes or ()):
+            raise ValueError(_RULES_ARE_OF_PURPOSES)
         for principal in self.principals:
             self._within(principal.spiffe_id, principal)
         for issuer in self.issuers:
@@ -122,9 +187,18 @@ class NamedTenant(TenantSpec):
 
 
 class WholeSpec(TenantSpec):
-    """A spec that has to stand alone: where a tenant's requests may go, nobody decides for it."""
+    """A spec that has to stand alone: where a tenant's requests may go, nobody decides for it.
+
+    What the audit service obeys is in here, for it reads documents and not the gateway's settings.
+    """
 
     territory: str = Field(pattern=words.TERRITORY, description=TenantSpec.model_fields["territory"].description)
+    retention: RetentionSpec | None = Field(
+        default=None, description="How long records of requests are kept; unset: as the audit service's settings say."
+    )
+    keys: KeysSpec | None = Field(
+        default=None, description="The key that wraps all other keys of the records; unset: the one of the tenant's name."
+    )
 
 
 class TenantMetadata(BaseModel):
@@ -137,6 +211,15 @@ class TenantMetadata(BaseModel):
 
 class TenantResource(TenancyModel):
     """A Tenant as a document: what a file and a Kubernetes object have in common."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "!has(self.spec.principals) || self.spec.principals.all(each, each.spiffeId.split('/')[4] == self.metadata.name)",
+                "a principal is of another tenant: spiffe://<trust domain>/tenant/<this name>/<user|workload>/<name>",
+            )
+        )
+    )
 
     api_version: Literal["lionrock.io/v1alpha1"]
     kind: Literal["Tenant"]

@@ -20,8 +20,13 @@ TERRITORY: Final = r"^[A-Z]{2}$"
 """ISO 3166-1 alpha-2."""
 MODEL: Final = r"^(\*|[A-Za-z0-9][A-Za-z0-9._/-]{0,127})$"
 """Name under which a model is served, or all of them."""
-MOMENT: Final = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(Z|[+-][0-9]{2}:[0-9]{2})$"
-"""RFC 3339, to the second."""
+MOMENT: Final = (
+    r"^2[0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]"
+    r"(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$"
+)
+"""RFC 3339, to the second, in this millennium."""
+POOL: Final = r"^[a-z0-9]([a-z0-9.-]{0,38}[a-z0-9])?$"
+"""Name of a ChipPool."""
 TEXT: Final = r"^[^\x00-\x1f\x7f]+$"
 """One line for people: no control characters."""
 PRINCIPAL: Final = (

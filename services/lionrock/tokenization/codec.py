@@ -110,6 +110,10 @@ class Codec:
         """Decode all ids at once; control tokens that stand for no text yield none. Raises TokenIdUnknown."""
         return self._token_bytes.join(token_ids).decode("utf-8", "replace")
 
+    def spell(self, token_ids: Iterable[int]) -> list[bytes]:
+        """Return the bytes of each id. Raises TokenIdUnknown."""
+        return [self._token_bytes.join((token_id,)) for token_id in token_ids]
+
     def stream_decoder(self) -> StreamDecoder:
         """Start to decode an answer piece by piece."""
         return StreamDecoder(self._token_bytes)

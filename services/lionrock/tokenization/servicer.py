@@ -73,13 +73,13 @@ class TokenizationServicer(tokenization_pb2_grpc.TokenizationServiceServicer):
             if ended or (kind == "open") != (decoder is None):
                 raise _invalid("message", "open comes first and once, then chunks, then end, then nothing")
             if decoder is None:
-                decoder = self._open(request.open)
+                decoder = self._codec_of(request.open.model, request.open.tokenizer_digest).stream_decoder()
                 yield pb.DecodeResponse()
             elif kind == "chunk":
                 try:
                     yield pb.DecodeResponse(text=decoder.push(request.chunk.token_ids))
                 except TokenIdUnknown as error:
-                    raise errors.UnknownTokenId("the model has no such token", metadata={"token_id": str(error.token_id)}) from None
+                    raise _unknown(error) from None
             else:
                 ended = True
                 yield pb.DecodeResponse(text=decoder.end())
@@ -97,19 +97,30 @@ class TokenizationServicer(tokenization_pb2_grpc.TokenizationServiceServicer):
             control_tokens=codec.control_tokens,
         )
 
+    async def SpellTokens(  # noqa: N802 - the method's name in the contract
+        self, request: pb.SpellTokensRequest, context: grpc.aio.ServicerContext[pb.SpellTokensRequest, pb.SpellTokensResponse]
+    ) -> pb.SpellTokensResponse:
+        """Say which bytes ids stand for."""
+        del context
+        codec = self._codec_of(request.model, request.tokenizer_digest)
+        try:
+            return pb.SpellTokensResponse(token_bytes=codec.spell(request.token_ids))
+        except TokenIdUnknown as error:
+            raise _unknown(error) from None
+
     def _codec(self, model: str) -> Codec:
         codec = self._codecs.get(model)
         if codec is None:
             raise errors.ModelNotFound("no model of this name is served")
         return codec
 
-    def _open(self, opening: pb.DecodeOpen) -> StreamDecoder:
-        codec = self._codec(opening.model)
-        if opening.tokenizer_digest not in ("", codec.digest):
+    def _codec_of(self, model: str, digest: str) -> Codec:
+        codec = self._codec(model)
+        if digest not in ("", codec.digest):
             raise errors.TokenizerChanged(
                 "the prompt was encoded with another tokenizer", metadata={"tokenizer_digest": codec.digest}
             )
-        return codec.stream_decoder()
+        return codec
 
     async def _encode(self, codec: Codec, request: pb.EncodeRequest, prefix: str) -> Encoded:
         """Encode now or beside the loop, by size. prefix: of field paths in errors."""
@@ -143,6 +154,10 @@ def _then_tidy(work: Callable[[], Encoded]) -> Encoded:
         return work()
     finally:
         give_back_free_memory()
+
+
+def _unknown(error: TokenIdUnknown) -> MeshError:
+    return errors.UnknownTokenId("the model has no such token", metadata={"token_id": str(error.token_id)})
 
 
 def _message(message: chat_pb2.ChatMessage) -> Message:

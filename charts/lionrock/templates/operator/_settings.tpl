@@ -17,6 +17,12 @@ engine_images: {{ toJson .Values.operator.engineImages }}
 images: {tokenization: {{ include "lionrock.image" (list . "tokenization") | quote }}}
 gang: {by: {{ .Values.operator.gang }}}
 certificates: {{ toJson $certificates }}
+{{- $named := list }}
+{{- range include "lionrock.tenants" . | fromJsonArray }}{{ $named = append $named .name }}{{ end }}
+tenants:
+  named: {{ toJson $named }}
+  has_state: {{ or (include "lionrock.settings.state" . | trim | ne "") (not (empty .Values.gateway.settings.state)) }}
+  keeps_consents: {{ or (ne .Values.gateway.consents.existingSecret "") (not (empty .Values.gateway.settings.consents)) }}
 gateways:
   target: {{ include "lionrock.component" (list . "gateway-pods") }}.{{ .Release.Namespace }}.svc:{{ include "lionrock.port" "gateway" }}
   tls: {cert_file: /etc/lionrock/tls/tls.crt, key_file: /etc/lionrock/tls/tls.key, ca_file: /etc/lionrock/tls/ca.crt}

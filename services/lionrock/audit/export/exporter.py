@@ -48,7 +48,7 @@ _AT_ONCE: Final = 4
 """Exports that run beside each other; they share the thread that reads with everybody else."""
 _COVER_WAIT_S: Final = 30.0
 _COVER_POLL_S: Final = 0.1
-_RECORD_TYPES: Final = frozenset({"intent", "outcome", "correction"})
+_RECORD_TYPES: Final = frozenset({"intent", "outcome", "governance", "correction"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ _CELL_MAX: Final = 160
 _OTHERS: Final = "(others)"
 _COUNTED: Final[Mapping[str, str]] = {
     "type": "Kind of leaf",
+    "operation": "What was decided or done",
     "status": "How requests ended",
     "model": "Model",
     "verdict": "Verdict of the guardrails",
@@ -46,6 +47,7 @@ class Report:
         model = fields.get("model") or {}
         values = {
             "type": fields.get("type"),
+            "operation": fields.get("operation"),
             "status": fields.get("status"),
             "model": model.get("name"),
             "verdict": verdict.get("action"),
@@ -57,7 +59,8 @@ class Report:
         if len(self._rows) == ROWS_MAX:
             self._more += 1
             return
-        ended = " ".join(str(part) for part in (fields.get("status"), fields.get("reason")) if part)
+        said = (fields.get(name) for name in ("status", "reason", "operation", "object_id"))
+        ended = " ".join(str(part) for part in said if part)
         row = [index, *(fields.get(name) for name in ("ts", "type", "actor", "purpose", "case_id"))]
         row += [model.get("name"), verdict.get("action"), ended, fields.get("request_id")]
         self._rows.append([_short(value) for value in row])

@@ -6,14 +6,16 @@ A tenant whose key does not answer is said so, and its appends are refused until
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, closing, suppress
 
 from lionrock.audit.failures import KeysUnavailable
+from lionrock.audit.keeping import Keeping
 from lionrock.audit.log import AuditLogs
 from lionrock.audit.records.contents import Vault
 from lionrock.audit.records.recording import Recorder
 from lionrock.audit.records.records import Records
+from lionrock.audit.records.retention import Retention
 from lionrock.audit.records.upkeep import Upkeep
 from lionrock.audit.vault.key_cache import KeyCache
 from lionrock.audit.vault.key_management import KeyManagement, LocalKeyManagement
@@ -28,20 +30,25 @@ log = logging.getLogger("lionrock.audit")
 
 
 @asynccontextmanager
-async def open_records(settings: VaultSettings | None, logs: AuditLogs, tenants: Sequence[str]) -> AsyncIterator[Records]:
+async def open_records(
+    settings: VaultSettings | None, logs: AuditLogs, tenants: Sequence[str], stated: Callable[[], Keeping] = Keeping
+) -> AsyncIterator[Records]:
     """Keep payloads while the block runs, if settings say so; records without a vault refuse by VaultDisabled.
 
-    What a crash left unfinished is finished first. Raises KeysUnavailable for a key store that does not open.
+    `stated`: what Tenant documents say now of retention and keys. What a crash left unfinished is finished first. Raises
+    KeysUnavailable for a key store that does not open.
     """
     if settings is None:
         yield Records(logs, None)
         return
     with closing(KeyStore(settings.key_store_file)) as store:
         metrics = VaultMetrics(meter())
-        management = MeasuredKeyManagement(_key_management(settings), metrics)
+        management = MeasuredKeyManagement(_key_management(settings, stated), metrics)
         keys = RecordKeys(store, management, KeyCache(settings.cached_keys, settings.cached_key_s), logs.now_us, metrics)
         retention = settings.retention.retention()
-        vault = Vault(keys, Recorder(keys, retention, settings.tenants or tenants), retention)
+        own_retention = _of_tenant(stated)
+        staying = [tenant for tenant in settings.tenants or tenants if not logs.has_left(tenant)]
+        vault = Vault(keys, Recorder(keys, retention, staying, own_retention), retention)
         records = Records(logs, vault)
         upkeep = Upkeep(logs, records, vault, batch=settings.expiry_batch)
         try:
@@ -60,11 +67,15 @@ async def open_records(settings: VaultSettings | None, logs: AuditLogs, tenants:
             await keys.close()
 
 
-def _key_management(settings: VaultSettings) -> KeyManagement:
+def _of_tenant(stated: Callable[[], Keeping]) -> Callable[[str], Retention | None]:
+    return lambda tenant: stated().retentions.get(tenant)
+
+
+def _key_management(settings: VaultSettings, stated: Callable[[], Keeping]) -> KeyManagement:
     if settings.local_key_dir is not None:
         return LocalKeyManagement(settings.local_key_dir)
     assert settings.transit is not None
-    return TransitKeyManagement(settings.transit)
+    return TransitKeyManagement(settings.transit, lambda tenant: stated().keys.get(tenant))
 
 
 async def _prepare(vault: Vault, tenants: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ gRPC, SQL, how keys are wrapped.
 """
 
 import asyncio
+import json
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -26,6 +27,7 @@ from lionrock.audit.failures import (
     RecordTooLarge,
     RequestOpen,
     RetentionApplies,
+    RoleNotPermitted,
     TooManyRecords,
     VaultDisabled,
 )
@@ -48,6 +50,10 @@ _SEARCH_MAX_RECORDS: Final = 20_000
 RETENTION_APPLIES: Final = "RETENTION_APPLIES"
 LEGAL_HOLD_APPLIES: Final = "LEGAL_HOLD_APPLIES"
 REQUEST_OPEN: Final = "REQUEST_OPEN"
+HELD: Final = "held"
+"""Status of an outcome whose answer waits for a reviewer."""
+RELEASED: Final = "review.released"
+"""Operation of the leaf that lets an answer be shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +86,11 @@ class Records:
             self._destruction = Destruction(logs, vault.keys, at)
             self._holds = Holds(logs, vault.keys)
 
+    @property
+    def vault(self) -> Vault | None:
+        """What keeps payloads; None where nothing does."""
+        return self._vault
+
     async def join(self, tenant: str) -> None:
         """Keep payloads of a tenant that joins, where any are kept. Raises KeysUnavailable when its key does not answer."""
         if self._vault is not None:
@@ -95,6 +106,7 @@ class Records:
         permit(asker.roles, Action.READ_RECORD)
         vault = self._vault_of(asker.tenant)
         record = await self._record(asker, request_id)
+        await self._refuse_own_held(asker, record)
         if max_bytes is not None:
             places = await self._contents.places(asker.tenant, record.request_id)
             if (size := sum(place.size for place in places)) > max_bytes:
@@ -110,6 +122,7 @@ class Records:
         permit(asker.roles, Action.READ_RECORD)
         vault = self._vault_of(asker.tenant)
         record = await self._record(asker, request_id)
+        await self._refuse_own_held(asker, record)
         places = await self._contents.places(asker.tenant, record.request_id)
         yield await self._accessed(asker, "read_record", [record], scope="request")
         for place in places:
@@ -121,6 +134,23 @@ class Records:
         vault = self._vault_of(asker.tenant)
         record = await self._record(asker, request_id)
         return await self._contents.payloads(vault, asker.tenant, record.request_id)
+
+    async def released(self, asker: Context, request_id: str, release_event_id: str) -> tuple[Opened, Appended]:
+        """Read the answer of a held request for who asked it, once a leaf of the log has released it.
+
+        Returns the leaf of this reading too. The answer is theirs by authorship and not by role. Raises VaultDisabled,
+        RecordNotFound for whoever else asks and before it is released, RecordErased, KeysUnavailable and what appending raises.
+        """
+        vault = self._vault_of(asker.tenant)
+        if not await self._is_released(asker.tenant, request_id, release_event_id):
+            raise RecordNotFound("no record of this request")
+        record = await self._record(asker, request_id)
+        for place in await self._contents.places(asker.tenant, record.request_id):
+            leaf = json.loads((await self._logs.leaf_at(asker.tenant, place.leaf_index)).data)
+            if place.kind == "answer" and leaf.get("status") == HELD and leaf.get("actor") == asker.actor:
+                opened = await self._contents.payload(vault, asker.tenant, place)
+                return opened, await self._accessed(asker, "read_released", [record], scope="request")
+        raise RecordNotFound("no record of this request")
 
     async def search(self, asker: Context, scope: RecordScope, limit: int) -> list[RecordSummary]:
         """List records of a person, a case or a request, newest first, erased ones as far as anything still names them.
@@ -246,6 +276,22 @@ class Records:
     async def _alone(self, tenant: str) -> AsyncIterator[Vault]:
         async with self.alone(tenant) as (vault, _, _):
             yield vault
+
+    async def _refuse_own_held(self, asker: Context, record: StoredRecord) -> None:
+        """Keep an answer that was held from who asked for it, whatever roles they have: `released` is their way to it."""
+        leaves = await self._logs.read_records(asker.tenant, lambda reader, log_id: reader.leaves_of(log_id, record.request_id))
+        for index, kind in leaves:
+            if kind == "outcome":
+                leaf = json.loads((await self._logs.leaf_at(asker.tenant, index)).data)
+                if leaf.get("status") == HELD and leaf.get("actor") == asker.actor:
+                    raise RoleNotPermitted("an answer that was held is not read by who asked for it")
+
+    async def _is_released(self, tenant: str, request_id: str, event_id: str) -> bool:
+        leaf = await self._logs.leaf_of_event(tenant, event_id)
+        if leaf is None:
+            return False
+        said = json.loads(leaf.data)
+        return (said.get("type"), said.get("operation"), said.get("object_id")) == ("governance", RELEASED, request_id)
 
     async def _erase(self, asker: Context, scope: RecordScope, basis: str, allow_partial: bool) -> Erased:
         async with self._alone(asker.tenant) as vault:

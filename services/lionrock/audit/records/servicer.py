@@ -14,10 +14,12 @@ from lionrock.audit.asking import asker, mesh_errors, permitted
 from lionrock.audit.export.exporter import PIECE_BYTES, Exporter
 from lionrock.audit.records.contents import Opened, RecordSummary
 from lionrock.audit.records.holds import Hold, RecordScope
+from lionrock.audit.records.offboarding import DESTROYED, ELSEWHERE, NONE, Offboarding, Progress
 from lionrock.audit.records.permissions import Action
 from lionrock.audit.records.records import Records
 from lionrock.audit.sequencer import Appended
 from lionrock.audit.servicer import position_message, receipt_message
+from lionrock.audit.store.departures import ENDED, ERASING, LEAVING, SEALED, SEALING
 from lionrock.audit.store.records import DESTROYING, ERASED, EXPIRED, KEPT
 from lionrock.audit.v1 import records_pb2 as pb
 from lionrock.audit.v1.records_pb2_grpc import RecordsServiceServicer
@@ -30,6 +32,20 @@ _STATES: Final[Mapping[str, "pb.RecordState.ValueType"]] = {
     DESTROYING: pb.RECORD_STATE_ERASED,
     ERASED: pb.RECORD_STATE_ERASED,
     EXPIRED: pb.RECORD_STATE_EXPIRED,
+}
+_DEPARTURES: Final[Mapping[str | None, "pb.OffboardingStage.ValueType"]] = {
+    None: pb.OFFBOARDING_STAGE_NONE,
+    LEAVING: pb.OFFBOARDING_STAGE_LEAVING,
+    ERASING: pb.OFFBOARDING_STAGE_ERASING,
+    SEALING: pb.OFFBOARDING_STAGE_ERASING,
+    SEALED: pb.OFFBOARDING_STAGE_ERASING,  # until its keys are gone
+    ENDED: pb.OFFBOARDING_STAGE_SEALED,
+}
+_VAULT_KEYS: Final[Mapping[str, "pb.VaultKey.ValueType"]] = {
+    "": pb.VAULT_KEY_UNSPECIFIED,
+    DESTROYED: pb.VAULT_KEY_DESTROYED,
+    ELSEWHERE: pb.VAULT_KEY_ELSEWHERE,
+    NONE: pb.VAULT_KEY_NONE,
 }
 _READ_OVERHEAD_BYTES: Final = 64 * 1024
 """What a message needs beside ciphertexts' bytes, which outweigh their own openings."""
@@ -49,10 +65,15 @@ class RecordsServicer(RecordsServiceServicer):
         witnessed_at: WitnessedAt = lambda: None,
         exporter: Exporter | None = None,
         *,
+        offboarding: Offboarding | None = None,
         max_message_bytes: int = 8 * 2**20,
     ) -> None:
-        """Serve `records`. `exporter`: None where nothing is exported. `max_message_bytes`: the server's limit."""
+        """Serve `records`. `exporter`: None where nothing is exported. `max_message_bytes`: the server's limit.
+
+        `offboarding`: None where no tenant can leave.
+        """
         self._records = records
+        self._departures = offboarding
         self._read_max_bytes = max_message_bytes - _READ_OVERHEAD_BYTES
         self._exporter = exporter
         self._witnessed_at = witnessed_at
@@ -67,6 +88,13 @@ class RecordsServicer(RecordsServiceServicer):
             _add(response, part)
             response.openings.add(kind=part.kind, leaf_index=part.leaf_index, salt=part.salt)
         return response
+
+    async def ReadReleased(self, request: pb.ReadReleasedRequest, context: _Context) -> pb.ReadReleasedResponse:  # noqa: N802
+        """Return a held answer that was released."""
+        del context
+        with mesh_errors():
+            opened, access = await self._records.released(asker(request.context), request.request_id, request.release_event_id)
+        return pb.ReadReleasedResponse(answer=opened.payload, salt=opened.salt, position=position_message(access))
 
     async def StreamRecord(  # noqa: N802
         self, request: pb.StreamRecordRequest, context: _Context
@@ -197,14 +225,10 @@ class RecordsServicer(RecordsServiceServicer):
         who = asker(request.context)
         with mesh_errors():
             leaves, counts = await self._records.stats(who)
-        states: dict[str, int] = {}
-        for state, count in counts.records.items():
-            name = pb.RecordState.Name(_STATES[state]).removeprefix("RECORD_STATE_").lower()
-            states[name] = states.get(name, 0) + count
         response = pb.GetLogStatsResponse(
             leaves=leaves,
             open_intents=counts.open_intents,
-            records=states,
+            records=_by_state(counts.records),
             vault_bytes=counts.payload_bytes,
             holds=counts.holds,
         )
@@ -212,6 +236,44 @@ class RecordsServicer(RecordsServiceServicer):
         if witnessed_at_s is not None:
             response.witnessed_at.CopyFrom(_timestamp(witnessed_at_s * 1_000_000))
         return response
+
+    async def BeginOffboarding(  # noqa: N802
+        self, request: pb.BeginOffboardingRequest, context: _Context
+    ) -> pb.BeginOffboardingResponse:
+        """Let nothing new be asked."""
+        del context
+        who, offboarding = asker(request.context), self._offboarding()
+        with mesh_errors():
+            begun = await offboarding.begin(who, request.tenant)
+            progress = await offboarding.progress(who)
+        return pb.BeginOffboardingResponse(offboarding=_offboarding(progress), receipt=receipt_message(begun))
+
+    async def CancelOffboarding(  # noqa: N802
+        self, request: pb.CancelOffboardingRequest, context: _Context
+    ) -> pb.CancelOffboardingResponse:
+        """Let the tenant ask again."""
+        del context
+        with mesh_errors():
+            cancelled = await self._offboarding().cancel(asker(request.context), request.tenant)
+        return pb.CancelOffboardingResponse(position=position_message(cancelled))
+
+    async def EraseTenant(self, request: pb.EraseTenantRequest, context: _Context) -> pb.EraseTenantResponse:  # noqa: N802
+        """Destroy what may be destroyed, and seal the log if that was all."""
+        del context
+        with mesh_errors():
+            progress = await self._offboarding().erase(asker(request.context), request.tenant, request.basis)
+        return pb.EraseTenantResponse(offboarding=_offboarding(progress))
+
+    async def GetOffboarding(self, request: pb.GetOffboardingRequest, context: _Context) -> pb.GetOffboardingResponse:  # noqa: N802
+        """Say how far it is."""
+        del context
+        with mesh_errors():
+            return pb.GetOffboardingResponse(offboarding=_offboarding(await self._offboarding().progress(asker(request.context))))
+
+    def _offboarding(self) -> Offboarding:
+        if self._departures is None:
+            raise MethodNotFound("no tenant leaves this service")
+        return self._departures
 
 
 def _scope(scope: pb.RecordScope) -> RecordScope:
@@ -236,6 +298,9 @@ def _add(response: pb.ReadRecordResponse, part: Opened) -> None:
         case "correction":
             entered_at = _timestamp(part.recorded_at_us)
             response.corrections.add(entered_at=entered_at, statement=part.payload.decode(), leaf_index=part.leaf_index)
+        case "statement":
+            recorded_at = _timestamp(part.recorded_at_us)
+            response.statements.add(recorded_at=recorded_at, text=part.payload.decode(), leaf_index=part.leaf_index)
 
 
 def _summary(found: RecordSummary) -> pb.SearchSubjectResponse:
@@ -264,6 +329,37 @@ def _hold(hold: Hold) -> pb.ListHoldsResponse:
         placed_by=hold.placed_by,
         leaf_index=hold.leaf_index,
     )
+
+
+def _offboarding(progress: Progress) -> pb.Offboarding:
+    message = pb.Offboarding(
+        stage=_DEPARTURES[progress.stage],
+        begun_by=progress.begun_by,
+        decided_by=progress.decided_by,
+        basis=progress.basis,
+        open_requests=progress.open_requests,
+        records=_by_state(progress.records or {}),
+        holds=progress.holds,
+        vault_key=_VAULT_KEYS[progress.vault_key],
+    )
+    if progress.begun is not None:
+        message.begun.CopyFrom(position_message(progress.begun))
+    if progress.erased is not None:
+        message.erased.CopyFrom(receipt_message(progress.erased))
+    for kept in progress.kept:
+        counted = message.kept.add(reason=kept.reason, retention_class=kept.retention_class, records=kept.records)
+        if kept.until_us is not None:
+            counted.until.CopyFrom(_timestamp(kept.until_us))
+    return message
+
+
+def _by_state(records: Mapping[str, int]) -> dict[str, int]:
+    """Count by the state that callers know."""
+    states: dict[str, int] = {}
+    for state, count in records.items():
+        name = pb.RecordState.Name(_STATES[state]).removeprefix("RECORD_STATE_").lower()
+        states[name] = states.get(name, 0) + count
+    return states
 
 
 def _microseconds(value: Timestamp, name: str) -> int:

@@ -1,8 +1,8 @@
 """What happens to records without anybody asking: expiry, the end of what a crash left, the sweep of keys that open nothing.
 
-Knows: what is due, batch by batch. Does not know: how a batch is destroyed (destruction.py). An expired batch is one EXPIRY
-leaf. Records that are held, or whose request has not ended, wait; those of the data class "suspicion" expire in batches of
-their own, whose leaves are of that class.
+Knows: what is due, batch by batch; that keys are wrapped anew where a tenant names another key for that. Does not know: how a
+batch is destroyed (destruction.py). An expired batch is one EXPIRY leaf. Records that are held, or whose request has not ended,
+wait; those of the data class "suspicion" expire in batches of their own, whose leaves are of that class.
 """
 
 import asyncio
@@ -49,6 +49,7 @@ class Upkeep:
         self._records = records
         self._vault = vault
         self._batch = batch
+        self._wrapped_by: dict[str, bytes] = {}
 
     async def run(self, interval_s: float) -> None:
         """Look for ever."""
@@ -78,7 +79,7 @@ class Upkeep:
         """Destroy what is due. Returns how many records; `run` counts what stays. Raises AuditError."""
         run = run or UpkeepRun()
         expired = 0
-        for name, before_us, restricted in self._due():
+        for name, before_us, restricted in await self._due(tenant):
             expired += await self._expire_class(tenant, name, before_us, restricted=restricted, run=run)
         return expired
 
@@ -98,11 +99,30 @@ class Upkeep:
                 run.keys += len(ids) - len(orphans)
                 swept, after = swept + len(orphans), ids[-1]
 
+    async def rewrap_keys(self, tenant: str) -> int:
+        """Have the key that a tenant names now wrap what another wrapped. Returns how many keys that was. Raises KeysUnavailable.
+
+        A run that finds none says that the former key is not needed, a run after the last that found some: what was being wrapped
+        while the key changed is there by then.
+        """
+        mark, done = self._vault.keys.mark(tenant), 0
+        if mark is None or self._wrapped_by.get(tenant) == mark:
+            return 0
+        while found := await self._vault.keys.rewrap(tenant, mark, _PAGE):
+            done += found
+        if done:
+            log.info("keys of a tenant were wrapped anew", extra={"tenant": tenant, "count": done})
+        else:
+            self._wrapped_by[tenant] = mark
+            log.info("all keys of a tenant are wrapped by the key that it has", extra={"tenant": tenant})
+        return done
+
     async def _look_after(self, tenant: str, run: UpkeepRun) -> None:
         of_tenant = UpkeepRun()
         try:
             expired = await self.expire(tenant, of_tenant)
             swept = await self.sweep_keys(tenant, of_tenant)
+            await self.rewrap_keys(tenant)
         except AuditError as error:
             log.warning("records could not be looked after", extra={"tenant": tenant, "why": str(error)})
             await self._count_failed(tenant, run)
@@ -119,23 +139,25 @@ class Upkeep:
         """Count what is due and still there: where a tenant failed, why each record stays is not known."""
         run.failing += 1
         with suppress(AuditError):  # a store that cannot be read is told elsewhere
-            for name, before_us, restricted in self._due():
+            for name, before_us, restricted in await self._due(tenant):
                 after, counted = (-1, ""), 0
                 while counted < _COUNTED_MAX and (page := await self._page(tenant, name, before_us, restricted, after)):
                     counted += len(page)
                     after = (page[-1].recorded_at_us, page[-1].request_id)
                 run.overdue += counted
 
-    def _due(self) -> list[tuple[str, int, bool]]:
-        """Name the classes that expire, the time before which their records do, and both kinds of data class."""
-        now_us = self._logs.now_us()
-        expiring = [(name, each.expire_days) for name, each in sorted(self._vault.retention.classes.items())]
-        return [
-            (name, now_us - expire_days * DAY_US, restricted)
-            for name, expire_days in expiring
-            if expire_days is not None
-            for restricted in (False, True)
-        ]
+    async def _due(self, tenant: str) -> list[tuple[str, int, bool]]:
+        """Name the tenant's classes that expire, by kind of data class, and the time before which their records do."""
+        now_us, due = self._logs.now_us(), list[tuple[str, int, bool]]()
+        for restricted in (False, True):
+            names = await self._classes(tenant, restricted)
+            for name in names:
+                if (expire_days := self._vault.retention.expire_days(name)) is not None:
+                    due.append((name, now_us - expire_days * DAY_US, restricted))
+        return due
+
+    async def _classes(self, tenant: str, restricted: bool) -> Sequence[str]:
+        return await self._logs.read_records(tenant, lambda reader, log_id: reader.retention_classes(log_id, restricted=restricted))
 
     async def _expire_class(self, tenant: str, name: str, before_us: int, *, restricted: bool, run: UpkeepRun) -> int:
         expired, after = 0, (-1, "")

@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final, NewType, Protocol
 
+from lionrock.audit.store.departures import DepartureReader, DepartureWriter
 from lionrock.audit.store.records import RecordReader, RecordWriter
 from lionrock.audit.store.tables import TableReader, TableWriter
 from lionrock.tlog.merkle import Subtree
@@ -70,6 +71,10 @@ class Transaction(Protocol):
         """Records beside the leaves."""
 
     @property
+    def departures(self) -> DepartureWriter:
+        """Tenants that leave."""
+
+    @property
     def tables(self) -> TableWriter:
         """What is beside leaves and heads, row by row."""
 
@@ -113,6 +118,10 @@ class LogStore(Protocol):
     @property
     def records(self) -> RecordReader:
         """Records beside the leaves."""
+
+    @property
+    def departures(self) -> DepartureReader:
+        """Tenants that leave."""
 
     @property
     def tables(self) -> TableReader:

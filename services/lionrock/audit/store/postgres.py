@@ -29,6 +29,7 @@ import psycopg
 
 from lionrock.audit.failures import StoreConflict, StoreFailed, StoreHeld
 from lionrock.audit.store import LogId, OpenIntent, StoredLeaf, StoredLog, Transaction
+from lionrock.audit.store.departures import DepartureWriter
 from lionrock.audit.store.postgres_reader import PostgresLogReader, leaf_of_row, own_placeholders
 from lionrock.audit.store.postgres_schema import migrate
 from lionrock.audit.store.postgres_session import Deadlines, connect, failures, timeline
@@ -218,6 +219,10 @@ class _PostgresTransaction:
     @property
     def records(self) -> RecordWriter:
         return RecordWriter(lambda sql, parameters: self.ask(own_placeholders(sql), parameters), self._write_rows)
+
+    @property
+    def departures(self) -> DepartureWriter:
+        return DepartureWriter(lambda sql, parameters: self.ask(own_placeholders(sql), parameters), self._write_rows)
 
     @property
     def tables(self) -> TableWriter:

@@ -14,6 +14,7 @@ import psycopg
 
 from lionrock.audit.failures import StoreFailed
 from lionrock.audit.store import LogId, OpenIntent, StoredLeaf, StoredLog
+from lionrock.audit.store.departures import DepartureReader
 from lionrock.audit.store.postgres_schema import MIGRATIONS, SCHEMA
 from lionrock.audit.store.postgres_session import Deadlines, connect_for_reading, failures
 from lionrock.audit.store.records import RecordReader
@@ -96,6 +97,11 @@ class PostgresLogReader:
     def records(self) -> RecordReader:
         """Records beside the leaves."""
         return RecordReader(self._ask)
+
+    @property
+    def departures(self) -> DepartureReader:
+        """Tenants that leave."""
+        return DepartureReader(self._ask)
 
     @property
     def tables(self) -> TableReader:

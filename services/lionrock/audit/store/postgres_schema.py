@@ -15,6 +15,7 @@ from typing import Final
 import psycopg
 
 from lionrock.audit.failures import StoreFailed
+from lionrock.audit.store.departures import departure_tables
 from lionrock.audit.store.records import record_tables
 
 SCHEMA: Final = "lionrock_audit"
@@ -51,6 +52,8 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
             log_id bigint NOT NULL, leaf_index bigint NOT NULL, verifier_key text NOT NULL, checkpoint text NOT NULL,
             PRIMARY KEY (log_id, leaf_index))""",
     ),
+    # 4: tenants that leave.
+    departure_tables(text='text COLLATE "C"', integer="bigint", blob="bytea", options=""),
 )
 
 

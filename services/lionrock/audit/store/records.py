@@ -171,6 +171,19 @@ class RecordReader:
             AND (recorded_at_us, request_id) > (?, ?) ORDER BY recorded_at_us, request_id LIMIT ?"""
         return self._records(rule, log_id, KEPT, int(restricted), retention_class, before_us, *after, limit)
 
+    def kept_records(self, log_id: int, after: str, limit: int) -> list[StoredRecord]:
+        """Return kept records of every class, entries of the log book too, in the order of their ids, those after an id."""
+        return self._records("request_id > ? AND state = ? ORDER BY request_id LIMIT ?", log_id, after, KEPT, limit)
+
+    def retention_classes(self, log_id: int, *, restricted: bool) -> list[str]:
+        """Return the classes that kept records have, each once; one costs a look into the index, however many records it has."""
+        sql = """SELECT retention_class FROM records WHERE log_id = ? AND state = ? AND restricted = ? AND retention_class > ?
+            ORDER BY retention_class LIMIT 1"""
+        found: list[str] = []
+        while rows := self._ask(sql, (log_id, KEPT, int(restricted), found[-1] if found else "")):
+            found.extend(_typed(rows[0], str))
+        return found
+
     def leaves_of(self, log_id: int, request_id: str) -> list[tuple[int, str]]:
         """Return index and type of the leaves of a record, in order."""
         sql = "SELECT leaf_index, type FROM record_leaves WHERE log_id = ? AND request_id = ? ORDER BY leaf_index"

@@ -18,6 +18,7 @@ from typing import Final
 
 from lionrock.audit.failures import StoreConflict, StoreFailed, StoreHeld
 from lionrock.audit.store import LogId, OpenIntent, StoredLeaf, StoredLog, Transaction
+from lionrock.audit.store.departures import DepartureWriter
 from lionrock.audit.store.records import RecordReader, RecordWriter
 from lionrock.audit.store.sqlite_reader import SqliteLogReader, sqlite_failures, stored_intent, stored_leaf
 from lionrock.audit.store.sqlite_schema import migrate
@@ -134,6 +135,12 @@ class _SqliteTransaction:
     @property
     def records(self) -> RecordWriter:
         return RecordWriter(
+            lambda sql, parameters: self._connection.execute(sql, parameters).fetchall(), self._connection.executemany
+        )
+
+    @property
+    def departures(self) -> DepartureWriter:
+        return DepartureWriter(
             lambda sql, parameters: self._connection.execute(sql, parameters).fetchall(), self._connection.executemany
         )
 

@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from lionrock.audit.failures import StoreFailed
 from lionrock.audit.store import LogId, OpenIntent, StoredLeaf, StoredLog
+from lionrock.audit.store.departures import DepartureReader
 from lionrock.audit.store.records import RecordReader
 from lionrock.audit.store.sqlite_schema import schema_differences
 from lionrock.audit.store.tables import TABLES, TableReader
@@ -52,6 +53,11 @@ class SqliteLogReader:
     def records(self) -> RecordReader:
         """Records beside the leaves."""
         return RecordReader(self._read)
+
+    @property
+    def departures(self) -> DepartureReader:
+        """Tenants that leave."""
+        return DepartureReader(self._read)
 
     @property
     def tables(self) -> TableReader:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from lionrock.audit.failures import StoreFailed
+from lionrock.audit.store.departures import departure_tables
 from lionrock.audit.store.records import record_tables
 
 MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
@@ -39,6 +40,8 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
             log_id INTEGER NOT NULL REFERENCES logs, leaf_index INTEGER NOT NULL, verifier_key TEXT NOT NULL,
             checkpoint TEXT NOT NULL, PRIMARY KEY (log_id, leaf_index)) STRICT, WITHOUT ROWID""",
     ),
+    # 4: tenants that leave.
+    departure_tables(text="TEXT", integer="INTEGER", blob="BLOB", options=" STRICT, WITHOUT ROWID"),
 )
 _VERSIONS: Final = "CREATE TABLE IF NOT EXISTS schema_versions (version INTEGER PRIMARY KEY, applied_at TEXT NOT NULL)"
 _SCHEMA: Final = "SELECT type, name, tbl_name, sql FROM sqlite_schema"

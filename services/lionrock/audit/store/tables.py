@@ -40,6 +40,7 @@ TABLES: Final[Sequence[Table]] = (
     Table("holds", ("hold_id",), ("leaf_index", "placed_at_us", "restricted", "sealed")),
     Table("destructions", ("destruction_id",), ("plan",)),
     RETIRED_KEYS,
+    Table("departures", ("stage",), ("plan",)),
 )
 
 

@@ -49,6 +49,11 @@ class KeyCache:
         if found is not None:
             found[1][:] = bytes(len(found[1]))
 
+    def forget_of(self, tenant: str) -> None:
+        """Overwrite the keys of a tenant, whose names are pairs that begin with it."""
+        for name in [name for name in self._keys if isinstance(name, tuple) and name[0] == tenant]:
+            self.forget(name)
+
     def forget_stale(self) -> None:
         """Overwrite keys whose time is over."""
         now = self._clock()

@@ -16,7 +16,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from lionrock.audit.failures import KeysUnavailable
-from lionrock.chassis.durable_files import create_through
+from lionrock.chassis.durable_files import create_through, remove_through
 
 KEY_BYTES: Final = 32
 NONCE_BYTES: Final = 12
@@ -37,6 +37,12 @@ class KeyManagement(Protocol):
 
     async def unwrap(self, tenant: str, wrapped: bytes, aad: bytes) -> bytes:
         """Decrypt what `wrap` returned for the same tenant and `aad`. Whatever else it is given, it raises."""
+
+    def mark(self, tenant: str) -> bytes | None:
+        """Return how everything begins that `wrap` returns now, where a tenant states its key; None where it does not."""
+
+    async def destroy(self, tenant: str) -> bool:
+        """Destroy the key of a tenant, where it is this program that makes it; twice does no harm. Returns whether it is."""
 
     async def close(self) -> None:
         """Let go of connections."""
@@ -76,6 +82,18 @@ class LocalKeyManagement:
             raise KeysUnavailable(
                 f"{self.path(tenant)} is not the key that this was wrapped with: restore it from its backup"
             ) from None
+
+    async def destroy(self, tenant: str) -> bool:
+        """Overwrite the file and remove it. What a disk or file system keeps of earlier blocks is theirs."""
+        self._ciphers.pop(tenant, None)
+        try:
+            remove_through(self.path(tenant))
+        except OSError as error:
+            raise KeysUnavailable(f"{self.path(tenant)} could not be destroyed: {error.strerror}") from error
+        return True
+
+    def mark(self, tenant: str) -> None:
+        """Return None: a tenant has one file, always the same."""
 
     async def close(self) -> None:
         """Forget the keys."""

@@ -12,11 +12,11 @@ import fcntl
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from lionrock.audit.failures import KeysUnavailable
 
@@ -33,6 +33,15 @@ _SCHEMA: Final = (
         tenant TEXT NOT NULL, tag BLOB NOT NULL, record_id TEXT NOT NULL, PRIMARY KEY (tenant, tag, record_id))
         STRICT, WITHOUT ROWID""",
 )
+
+
+_Kind = Literal["index", "scope", "record"]
+_WRAPPED_BY_TENANT: Final[Mapping[_Kind, tuple[str, str, str]]] = {
+    "index": ("index_keys", "''", "1 = 1"),
+    "scope": ("scope_keys", "tag", "1 = 1"),
+    "record": ("record_keys", "record_id", "tags = x''"),
+}
+"""Table, what names a key there, and which of its rows the tenant's key wraps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +61,15 @@ class StoredScopeKey:
 
     tenant: str
     tag: bytes
+    wrapped: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class WrappedKey:
+    """A key that the tenant's wraps. `name`: tag of a scope in hexadecimal, id of a record; empty for the key of the tags."""
+
+    kind: _Kind
+    name: str
     wrapped: bytes
 
 
@@ -124,6 +142,24 @@ class KeyStore:
             ORDER BY record_id LIMIT ?"""
         return [row[0] for row in self._ask(sql, (tenant, before_us, after, limit))]
 
+    def wrapped_otherwise(self, tenant: str, mark: bytes, limit: int) -> list[WrappedKey]:
+        """Return keys that the tenant's key wraps and whose wrapping does not begin with `mark`."""
+        found: list[WrappedKey] = []
+        for kind, (table, name, rule) in _WRAPPED_BY_TENANT.items():
+            sql = f"SELECT {name}, wrapped FROM {table} WHERE tenant = ? AND {rule} AND substr(wrapped, 1, ?) <> ? LIMIT ?"  # noqa: S608
+            rows = self._ask(sql, (tenant, len(mark), mark, limit - len(found)))
+            found += [WrappedKey(kind, each.hex() if isinstance(each, bytes) else each, wrapped) for each, wrapped in rows]
+        return found
+
+    def exchange(self, tenant: str, keys: Sequence[tuple[WrappedKey, bytes]]) -> None:
+        """Put other wrappings in the place of those that were found, but for keys that are destroyed or others meanwhile."""
+        with self._transaction() as connection:
+            for key, wrapped in keys:
+                table, name, _ = _WRAPPED_BY_TENANT[key.kind]
+                place = bytes.fromhex(key.name) if key.kind == "scope" else key.name
+                sql = f"UPDATE {table} SET wrapped = ? WHERE tenant = ? AND {name} = ? AND wrapped = ?"  # noqa: S608
+                connection.execute(sql, (wrapped, tenant, place, key.wrapped))
+
     def destroy(self, tenant: str, record_ids: Sequence[str]) -> list[bytes]:
         """Destroy keys, and those of scopes to which nothing else belongs. Returns the tags of these.
 
@@ -153,6 +189,13 @@ class KeyStore:
                     emptied.append(tag)
         self.empty_write_ahead_log()
         return emptied
+
+    def destroy_tenant(self, tenant: str) -> None:
+        """Destroy every key of a tenant, and its index. Durable and out of the write-ahead log as `destroy` is."""
+        with self._transaction() as connection:
+            for table in ("members", "record_keys", "scope_keys", "index_keys"):
+                connection.execute(f"DELETE FROM {table} WHERE tenant = ?", (tenant,))  # noqa: S608  tables are named here
+        self.empty_write_ahead_log()
 
     def empty_write_ahead_log(self) -> None:
         """Fold the write-ahead log, which holds old pages, into the file."""

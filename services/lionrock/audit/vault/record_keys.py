@@ -24,7 +24,7 @@ from lionrock.audit.canonical_json import canonical_json
 from lionrock.audit.failures import EventAlreadyRecorded, KeysUnavailable, QueueFull, RecordErased
 from lionrock.audit.vault.key_cache import KeyCache
 from lionrock.audit.vault.key_management import KEY_BYTES, KeyManagement, seal, unseal
-from lionrock.audit.vault.key_store import KeyStore, StoredKey, StoredScopeKey
+from lionrock.audit.vault.key_store import KeyStore, StoredKey, StoredScopeKey, WrappedKey
 from lionrock.audit.vault.telemetry import VaultMetrics
 from lionrock.audit.wall_clock import ClockUs, wall_clock_us
 from lionrock.chassis.telemetry import meter
@@ -74,17 +74,26 @@ class RecordKeys:
         """
         await self._index_key(tenant)
 
-    async def key_for(self, tenant: str, record_id: str, scopes: Sequence[KeyScope] | None, *, expect_new: bool = False) -> bytes:
+    async def key_for(
+        self,
+        tenant: str,
+        record_id: str,
+        scopes: Sequence[KeyScope] | None,
+        *,
+        expect_new: bool = False,
+        join: bool = False,
+    ) -> bytes:
         """Key of a record, made and durable if there was none.
 
         `scopes`: those of a record that begins; None adds to one that has them, if it began. `expect_new`: do not look for it
-        first. Raises KeysUnavailable, QueueFull, EventAlreadyRecorded when the record has other scopes.
+        first. `join`: a record that is there is taken whatever its scopes are. Raises KeysUnavailable, QueueFull,
+        EventAlreadyRecorded when the record has other scopes.
         """
         await self._index_key(tenant)  # also makes sure that the tenant's key is there, and is the one of before
         tags = None if scopes is None else await self.tags(tenant, scopes)
         for attempt in range(_ATTEMPTS):
             if not expect_new or attempt:
-                key = await self._existing(tenant, record_id, tags)
+                key = await self._existing(tenant, record_id, None if join else tags)
                 if key is not None:
                     return key
             key = secrets.token_bytes(KEY_BYTES)
@@ -128,6 +137,32 @@ class RecordKeys:
             self._cache.forget((tenant, tag))
         for record_id in record_ids:
             self._cache.forget((tenant, record_id))  # whoever was reading meanwhile may have put one back
+
+    async def destroy_tenant(self, tenant: str) -> bool:
+        """Destroy every key of a tenant, last the one that wraps them. Returns whether that one is this program's to destroy.
+
+        Raises KeysUnavailable.
+        """
+        self._cache.forget_of(tenant)
+        await self._call(partial(self._store.destroy_tenant, tenant))
+        self._cache.forget_of(tenant)  # whoever was reading meanwhile may have put one back
+        self._making.pop(tenant, None)
+        return await self._management.destroy(tenant)
+
+    def mark(self, tenant: str) -> bytes | None:
+        """Return how everything begins that is wrapped by the key that the tenant states; None where it states none."""
+        return self._management.mark(tenant)
+
+    async def rewrap(self, tenant: str, mark: bytes, limit: int) -> int:
+        """Wrap anew what another key than the tenant's of now wrapped. Returns how many keys were found. Raises KeysUnavailable."""
+        found = await self._call(partial(self._store.wrapped_otherwise, tenant, mark, limit))
+        anew = []
+        for key in found:
+            aad = _bound(tenant, key)
+            anew.append((key, await self._management.wrap(tenant, await self._management.unwrap(tenant, key.wrapped, aad), aad)))
+        if anew:
+            await self._call(partial(self._store.exchange, tenant, anew))
+        return len(found)
 
     async def made_before(self, tenant: str, before_us: int, after: str, limit: int) -> list[str]:
         """Ids that have had a key since before a time, in order, those after an id. Raises KeysUnavailable."""
@@ -189,7 +224,7 @@ class RecordKeys:
             made.exception()  # nobody may be waiting any more
 
     async def _find_or_make_scope_key(self, tenant: str, tag: bytes, *, may_make: bool) -> bytes:
-        aad = canonical_json(["lionrock/scope-key/v1", tenant, tag.hex()])
+        aad = _scope_bound_to(tenant, tag.hex())
         for _ in range(_ATTEMPTS):
             wrapped = await self._call(partial(self._store.scope_key, tenant, tag))
             if wrapped is not None:
@@ -209,7 +244,7 @@ class RecordKeys:
         key = self._cache.get((tenant, "index"))
         if key is not None:
             return key
-        aad = canonical_json(["lionrock/index-key/v1", tenant])
+        aad = _index_bound_to(tenant)
         async with self._making.setdefault(tenant, asyncio.Lock()):
             wrapped = await self._call(partial(self._store.index_key, tenant))
             if wrapped is not None:
@@ -251,6 +286,24 @@ class RecordKeys:
         except KeysUnavailable:
             self.metrics.key_store_failed()
             raise
+
+
+def _bound(tenant: str, key: WrappedKey) -> bytes:
+    match key.kind:
+        case "index":
+            return _index_bound_to(tenant)
+        case "scope":
+            return _scope_bound_to(tenant, key.name)
+        case "record":
+            return _bound_to(tenant, key.name, b"")
+
+
+def _index_bound_to(tenant: str) -> bytes:
+    return canonical_json(["lionrock/index-key/v1", tenant])
+
+
+def _scope_bound_to(tenant: str, tag: str) -> bytes:
+    return canonical_json(["lionrock/scope-key/v1", tenant, tag])
 
 
 def _bound_to(tenant: str, record_id: str, tag: bytes) -> bytes:

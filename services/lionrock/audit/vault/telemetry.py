@@ -115,7 +115,7 @@ class VaultMetrics:
         self._store_failures.add(1)
 
     @contextmanager
-    def calling(self, operation: Literal["prepare", "wrap", "unwrap"]) -> Iterator[None]:
+    def calling(self, operation: Literal["prepare", "wrap", "unwrap", "destroy"]) -> Iterator[None]:
         """Time a call of the key management."""
         began_s, outcome = time.perf_counter(), "ok"
         try:
@@ -167,6 +167,15 @@ class MeasuredKeyManagement:
         """Decrypt a key."""
         with self._metrics.calling("unwrap"):
             return await self._management.unwrap(tenant, wrapped, aad)
+
+    def mark(self, tenant: str) -> bytes | None:
+        """Return how everything begins that `wrap` returns now, where a tenant states its key."""
+        return self._management.mark(tenant)
+
+    async def destroy(self, tenant: str) -> bool:
+        """Destroy the key of a tenant, if that is for it to do."""
+        with self._metrics.calling("destroy"):
+            return await self._management.destroy(tenant)
 
     async def close(self) -> None:
         """Let go of connections."""

@@ -13,6 +13,7 @@ from lionrock.gateway.identity.api_keys import Marks
 from lionrock.gateway.identity.authenticator import Authenticator
 from lionrock.gateway.identity.live_keys import LiveKeys
 from lionrock.gateway.identity.settings import ApiKeySettings
+from lionrock.gateway.peers import AuditLog
 from lionrock.gateway.state.store import StateStore
 from lionrock.gateway.v1.api_key_pb2_grpc import add_ApiKeyServiceServicer_to_server
 
@@ -28,11 +29,11 @@ class ApiKeyDoor:
     store: StateStore | None = None
     max_lifetime_s: float = 0
 
-    def registrations(self, authenticator: Authenticator, authorizer: Authorizer) -> tuple[Registration, ...]:
+    def registrations(self, authenticator: Authenticator, authorizer: Authorizer, audit_log: AuditLog) -> tuple[Registration, ...]:
         """Return the service as the chassis registers it."""
         if self.marks is None or self.store is None:
             return ()
-        servicer = ApiKeyServicer(authenticator, authorizer, self.store, self.marks, max_lifetime_s=self.max_lifetime_s)
+        servicer = ApiKeyServicer(authenticator, authorizer, self.store, self.marks, audit_log, max_lifetime_s=self.max_lifetime_s)
         return (Registration(add_ApiKeyServiceServicer_to_server, servicer, SERVICE_NAME, AnyTenant(tokens=True)),)
 
 

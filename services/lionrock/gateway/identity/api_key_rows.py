@@ -59,9 +59,7 @@ async def rotate(store: StateStore, old: KeyId, retires_at_us: int, successor: K
     """Keep the successor of a key, which goes on until then. Raises KeyNotFoundError and as `insert`."""
 
     def work(state: StateTransaction) -> None:
-        former = _living(state, successor.key.tenant, old)
-        if former.retires_at_us is not None:
-            raise KeyNotFoundError("the key has a successor already")
+        _without_successor(state, successor.key.tenant, old)
         state.write(_RETIRE, (retires_at_us, old))
         _insert(state, successor)
 
@@ -72,17 +70,26 @@ async def revoke(store: StateStore, tenant: str, key_id: KeyId) -> None:
     """End a key; one that is revoked already stays so. Raises KeyNotFoundError, StateUnavailable."""
 
     def work(state: StateTransaction) -> None:
-        if not state.ask(_ONE, (tenant, key_id)):
-            raise KeyNotFoundError("no such key")
+        _one(state, tenant, key_id)
         if state.write(_REVOKE, (state.now_us, tenant, key_id)):
             state.write(_CHANGED)
 
     await store.write(work)
 
 
-async def living(store: StateStore, tenant: str, key_id: KeyId) -> ApiKey:
-    """Return a key of the tenant that is accepted now. Raises KeyNotFoundError, StateUnavailable."""
-    return await store.read(lambda state: _living(state, tenant, key_id))
+async def without_successor(store: StateStore, tenant: str, key_id: KeyId) -> ApiKey:
+    """Return a key of the tenant that is accepted now and can be replaced. Raises KeyNotFoundError, StateUnavailable."""
+    return await store.read(lambda state: _without_successor(state, tenant, key_id))
+
+
+async def one(store: StateStore, tenant: str, key_id: KeyId) -> ApiKey:
+    """Return a key of the tenant, ended or not. Raises KeyNotFoundError, StateUnavailable."""
+    return await store.read(lambda state: _one(state, tenant, key_id))
+
+
+async def check_room(store: StateStore, tenant: str) -> None:
+    """Raise TooManyKeysError when the tenant can have no further key now, StateUnavailable."""
+    await store.read(lambda state: _check_room(state, tenant))
 
 
 async def page(store: StateStore, tenant: str, after: str, size: int) -> list[ApiKey]:
@@ -106,21 +113,31 @@ def _changes(state: StateTransaction) -> int:
     return int(rows[0][0]) if rows else 0
 
 
-def _living(state: StateTransaction, tenant: str, key_id: KeyId) -> ApiKey:
+def _one(state: StateTransaction, tenant: str, key_id: KeyId) -> ApiKey:
     rows = state.ask(_ONE, (tenant, key_id))
     if not rows:
         raise KeyNotFoundError("no such key")
-    key = _row(rows[0]).key
+    return _row(rows[0]).key
+
+
+def _without_successor(state: StateTransaction, tenant: str, key_id: KeyId) -> ApiKey:
+    key = _one(state, tenant, key_id)
     if key.revoked_at_us is not None or key.ends_at_us <= state.now_us:
         raise KeyNotFoundError("the key has ended")
+    if key.retires_at_us is not None:
+        raise KeyNotFoundError("the key has a successor already")
     return key
+
+
+def _check_room(state: StateTransaction, tenant: str) -> None:
+    ((count,),) = state.ask(_LIVING, (tenant, state.now_us, state.now_us))
+    if count >= MAX_KEYS_PER_TENANT:
+        raise TooManyKeysError(f"the tenant has {MAX_KEYS_PER_TENANT} keys")
 
 
 def _insert(state: StateTransaction, row: KeyRow) -> None:
     key, now_us = row.key, state.now_us
-    ((count,),) = state.ask(_LIVING, (key.tenant, now_us, now_us))
-    if count >= MAX_KEYS_PER_TENANT:
-        raise TooManyKeysError(f"the tenant has {MAX_KEYS_PER_TENANT} keys")
+    _check_room(state, key.tenant)
     state.write(_FORGET, (key.tenant, now_us - KEPT_US))
     kept = (key.key_id, key.tenant, row.mark, key.description, _scope(key.grant), key.created_by)
     state.write(_INSERT, (*kept, key.created_at_us, key.expires_at_us, key.retires_at_us, key.revoked_at_us))
@@ -135,6 +152,7 @@ def _scope(grant: Grant) -> str:
         "data_classes": sorted(grant.data_classes),
         "profile": grant.profile,
         "max_streams": grant.max_streams,
+        "batch": grant.batch,
     }
     return json.dumps(scope, separators=(",", ":"))
 
@@ -149,6 +167,7 @@ def _row(row: Row) -> KeyRow:
         data_classes=frozenset(said["data_classes"]),
         profile=said["profile"],
         max_streams=said["max_streams"],
+        batch=said["batch"],
     )
     times = (created_at_us, expires_at_us, retires_at_us, revoked_at_us)
     return KeyRow(ApiKey(KeyId(key_id), tenant, description, grant, created_by, *times), bytes(mark))

@@ -3,31 +3,41 @@
 Knows messages, and that a key never reaches beyond who makes it: its roles, purposes, classes of data and models are among theirs,
 its bound on open answers and its guardrail profile are theirs, and it ends no later than their own grant. Does not know how a key
 is recognised (api_keys.py) or kept (api_key_rows.py). What it logs names keys by their ids.
+
+A key is made, replaced and ended after a leaf in the tenant's audit log says so ("api_key.created", "api_key.rotated",
+"api_key.revoked"). Where the state fails in between, the caller gets its error, and the list of keys says what became of it: a leaf
+alone makes no key. The description, which a person wrote, goes to the vault.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
+from hashlib import sha256
 from typing import Any, Final
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from lionrock.audit.v1 import audit_pb2 as audit
 from lionrock.chassis.errors import InvalidField
 from lionrock.gateway import errors
 from lionrock.gateway.authorization import AccessRequest, Action, Authorizer
+from lionrock.gateway.governance import context_of, fits_detail, governance_leaf
 from lionrock.gateway.identity import api_key_rows as rows
 from lionrock.gateway.identity.api_keys import ApiKey, KeyId, Marks, make_key_id, make_secret, not_held, written
 from lionrock.gateway.identity.authenticator import Authenticator
 from lionrock.gateway.identity.grpc_caller import caller_of_rpc
 from lionrock.gateway.identity.live_keys import REVOKED_WITHIN_S
+from lionrock.gateway.peers import AuditLog, Deadline
 from lionrock.gateway.refusals import permit
 from lionrock.gateway.state.store import StateConflict, StateStore, StateUnavailable
-from lionrock.gateway.tenants import AuthMethod, Grant, Principal
+from lionrock.gateway.tenants import ANY_MODEL, AuthMethod, Grant, Principal
 from lionrock.gateway.v1 import api_key_pb2 as pb
 from lionrock.gateway.v1.api_key_pb2_grpc import ApiKeyServiceServicer
 
@@ -49,6 +59,7 @@ class ApiKeyServicer(ApiKeyServiceServicer):
         authorizer: Authorizer,
         store: StateStore,
         marks: Marks,
+        audit_log: AuditLog,
         *,
         max_lifetime_s: float,
         wall_clock: Callable[[], float] = time.time,
@@ -58,13 +69,14 @@ class ApiKeyServicer(ApiKeyServiceServicer):
         self._authorizer = authorizer
         self._store = store
         self._marks = marks
+        self._audit_log = audit_log
         self._max_lifetime_us = round(max_lifetime_s * 1e6)
         self._wall_clock = wall_clock
 
     async def CreateApiKey(self, request: pb.CreateApiKeyRequest, context: Context) -> pb.CreateApiKeyResponse:  # noqa: N802
         """Make a key within the caller's own grant."""
         del context
-        principal = await self._manager(Action.ISSUE_API_KEYS)
+        principal, deadline = await self._manager(Action.ISSUE_API_KEYS)
         held = principal.grant
         grant = Grant(
             roles=tuple(request.roles),
@@ -73,6 +85,7 @@ class ApiKeyServicer(ApiKeyServiceServicer):
             data_classes=frozenset(request.data_classes) or _ORDINARY_DATA_CLASSES & held.data_classes,
             profile=held.profile,
             max_streams=held.max_streams,
+            batch=held.batch,
         )
         lifetime_us = request.lifetime.ToMicroseconds()
         if lifetime_us > self._max_lifetime_us:
@@ -80,14 +93,17 @@ class ApiKeyServicer(ApiKeyServiceServicer):
             raise InvalidField("the key would live too long", field_violations=[("lifetime", rule)])
         key, secret = self._new(principal, request.description, grant, lifetime_us)
         with _explained():
+            await rows.check_room(self._store, key.tenant)
+        position = await self._record(principal, deadline, "created", key.key_id, _facts(key), request.description)
+        with _explained():
             await rows.insert(self._store, rows.KeyRow(key, self._marks.of(key, secret)))
         log.info("API key made", extra={"api_key": key.key_id, "tenant": key.tenant, "by": principal.actor})
-        return pb.CreateApiKeyResponse(key=_message(key), secret=written(key.key_id, secret))
+        return pb.CreateApiKeyResponse(key=_message(key), secret=written(key.key_id, secret), position=position)
 
     async def ListApiKeys(self, request: pb.ListApiKeysRequest, context: Context) -> pb.ListApiKeysResponse:  # noqa: N802
         """List the tenant's keys, those that have ended too, in the order of their ids."""
         del context
-        principal = await self._manager(Action.LIST_API_KEYS)
+        principal, _ = await self._manager(Action.LIST_API_KEYS)
         with _explained():
             found = await rows.page(self._store, principal.tenant.name, request.page_token, request.page_size + 1)
         shown = found[: request.page_size]
@@ -97,34 +113,52 @@ class ApiKeyServicer(ApiKeyServiceServicer):
     async def RotateApiKey(self, request: pb.RotateApiKeyRequest, context: Context) -> pb.RotateApiKeyResponse:  # noqa: N802
         """Make a successor within the caller's own grant, as if they made the key."""
         del context
-        principal = await self._manager(Action.ISSUE_API_KEYS)
+        principal, deadline = await self._manager(Action.ISSUE_API_KEYS)
         old_id = KeyId(request.key_id)
         with _explained():
-            old = await rows.living(self._store, principal.tenant.name, old_id)
+            old = await rows.without_successor(self._store, principal.tenant.name, old_id)
         lifetime_us = min(old.expires_at_us - old.created_at_us, self._max_lifetime_us)
         key, secret = self._new(principal, old.description, old.grant, lifetime_us)
         retires_at_us = min(key.created_at_us + request.overlap.ToMicroseconds(), old.expires_at_us)
+        facts = {**_facts(key), "successor": key.key_id, "retires_at": _time(retires_at_us)}
+        with _explained():
+            await rows.check_room(self._store, key.tenant)
+        position = await self._record(principal, deadline, "rotated", old_id, facts, old.description)
         with _explained():
             await rows.rotate(self._store, old_id, retires_at_us, rows.KeyRow(key, self._marks.of(key, secret)))
         log.info("API key rotated", extra={"api_key": old_id, "successor": key.key_id, "tenant": key.tenant, "by": principal.actor})
-        return pb.RotateApiKeyResponse(key=_message(key), secret=written(key.key_id, secret))
+        return pb.RotateApiKeyResponse(key=_message(key), secret=written(key.key_id, secret), position=position)
 
     async def RevokeApiKey(self, request: pb.RevokeApiKeyRequest, context: Context) -> pb.RevokeApiKeyResponse:  # noqa: N802
         """End a key of the tenant."""
         del context
-        principal = await self._manager(Action.REVOKE_API_KEYS)
+        principal, deadline = await self._manager(Action.REVOKE_API_KEYS)
         with _explained():
-            await rows.revoke(self._store, principal.tenant.name, KeyId(request.key_id))
-        log.info("API key revoked", extra={"api_key": request.key_id, "tenant": principal.tenant.name, "by": principal.actor})
-        return pb.RevokeApiKeyResponse(effective_at=_timestamp(self._now_us() + round(REVOKED_WITHIN_S * 1e6)))
+            ending = await rows.one(self._store, principal.tenant.name, KeyId(request.key_id))
+        facts = {"expires_at": _time(ending.expires_at_us)}
+        position = await self._record(principal, deadline, "revoked", ending.key_id, facts)
+        with _explained():
+            await rows.revoke(self._store, principal.tenant.name, ending.key_id)
+        log.info("API key revoked", extra={"api_key": ending.key_id, "tenant": principal.tenant.name, "by": principal.actor})
+        effective_at = _timestamp(self._now_us() + round(REVOKED_WITHIN_S * 1e6))
+        return pb.RevokeApiKeyResponse(effective_at=effective_at, position=position)
 
-    async def _manager(self, action: Action) -> Principal:
+    async def _record(
+        self, principal: Principal, deadline: Deadline, what: str, key_id: KeyId, details: Mapping[str, str], description: str = ""
+    ) -> audit.LeafPosition:
+        """Write down what is about to be done to a key. Raises AuditUnavailable, Overloaded."""
+        leaf = governance_leaf(
+            context_of(principal, self._authorizer.digest), f"api_key.{what}", key_id, details=details, statement=description
+        )
+        return (await self._audit_log.append(leaf, deadline)).position
+
+    async def _manager(self, action: Action) -> tuple[Principal, Deadline]:
         """Return the caller, if they may do this to keys. Raises RoleNotPermitted for an API key."""
-        principal, _ = await caller_of_rpc(self._authenticator)
+        principal, deadline = await caller_of_rpc(self._authenticator)
         permit(self._authorizer, principal, AccessRequest(action))
         if principal.auth_method is AuthMethod.API_KEY:
             raise errors.RoleNotPermitted("an API key manages no API keys")
-        return principal
+        return principal, deadline
 
     def _new(self, principal: Principal, description: str, grant: Grant, lifetime_us: int) -> tuple[ApiKey, str]:
         """Make a key and its secret. Raises ScopeNotHeld, InvalidField."""
@@ -138,7 +172,8 @@ class ApiKeyServicer(ApiKeyServiceServicer):
             expires_at_us = min(expires_at_us, round(principal.grant.not_after.timestamp() * 1e6))
         if expires_at_us < now_us + _MIN_LIFETIME_US:
             raise InvalidField("the key would live too short", field_violations=[("lifetime", "a minute at least")])
-        grant = replace(grant, profile=principal.grant.profile, max_streams=principal.grant.max_streams)
+        held = principal.grant
+        grant = replace(grant, profile=held.profile, max_streams=held.max_streams, batch=held.batch)
         key = ApiKey(make_key_id(), principal.tenant.name, description, grant, principal.actor, now_us, expires_at_us)
         return key, make_secret()
 
@@ -176,6 +211,27 @@ def _message(key: ApiKey) -> pb.ApiKey:
     if key.revoked_at_us is not None:
         message.revoked_at.CopyFrom(_timestamp(key.revoked_at_us))
     return message
+
+
+def _facts(key: ApiKey) -> dict[str, str]:
+    """Say what a key can do, as far as it fits a leaf; `scope_digest` is over all of it, as ListApiKeys shows it."""
+    scope = {
+        "data_classes": sorted(key.grant.data_classes),
+        "models": sorted(key.grant.models),
+        "purposes": list(key.grant.purposes),
+        "roles": list(key.grant.roles),
+    }
+    canonical = json.dumps(scope, ensure_ascii=False, separators=(",", ":")).encode()  # names are sorted and ASCII
+    shown = {name: "any" if ANY_MODEL in values else ", ".join(values) for name, values in scope.items()}
+    return {
+        **{name: text for name, text in shown.items() if fits_detail(text)},
+        "scope_digest": f"sha256:{sha256(canonical).hexdigest()}",
+        "expires_at": _time(key.expires_at_us),
+    }
+
+
+def _time(time_us: int) -> str:
+    return datetime.fromtimestamp(time_us / 1e6, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _timestamp(time_us: int) -> Timestamp:

@@ -98,7 +98,7 @@ class Marks:
         marked = [
             key.key_id, key.tenant, key.created_by, key.created_at_us, key.expires_at_us, secret,
             list(grant.roles), list(grant.purposes), sorted(grant.models), sorted(grant.data_classes),
-            grant.profile, grant.max_streams,
+            grant.profile, grant.max_streams, grant.batch,
         ]  # fmt: skip
         return hmac.digest(self._secret, _MARK_CONTEXT + json.dumps(marked, separators=(",", ":")).encode(), sha256)
 
@@ -136,4 +136,4 @@ def holder(key: ApiKey, tenant: Tenant) -> Principal | None:
     )
     if not (grant.roles and grant.purposes and grant.models and grant.data_classes):
         return None
-    return Principal(key.actor, tenant, grant, AuthMethod.API_KEY)
+    return Principal(key.actor, tenant, grant, AuthMethod.API_KEY, other_names=frozenset({key.created_by}))

@@ -15,7 +15,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from lionrock.gateway.identity.api_keys import PREFIX, holder, read
@@ -23,7 +23,7 @@ from lionrock.gateway.identity.failures import CredentialMissingError, RefusalsF
 from lionrock.gateway.identity.issuer_keys import Keyring
 from lionrock.gateway.identity.live_keys import LiveKeys
 from lionrock.gateway.identity.tokens import KeyMissing, person
-from lionrock.gateway.tenants import Principal, TenantDirectory, TenantName, UnknownPrincipalError
+from lionrock.gateway.tenants import Principal, TenantDirectory, TenantName, UnknownPrincipalError, is_person
 
 REFUSAL_AFTER_S: Final = 0.1
 MAX_REFUSALS_WAITING: Final = 64
@@ -68,7 +68,10 @@ class Authenticator:
         """
         beside = None if presented.spiffe_id is None else self._directory.principal(presented.spiffe_id)
         if presented.bearer is not None:
-            return await self._bearer(presented.bearer, None if beside is None else beside.tenant.name)
+            holder = await self._bearer(presented.bearer, None if beside is None else beside.tenant.name)
+            if beside is None or not is_person(beside.actor):
+                return holder  # a workload's certificate is that of a front end, which many people share
+            return replace(holder, other_names=holder.other_names | {beside.actor})
         if beside is None:
             raise CredentialMissingError("neither a certificate nor a bearer token was presented")
         return beside

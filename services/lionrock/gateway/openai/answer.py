@@ -8,22 +8,22 @@ from __future__ import annotations
 import base64
 import hashlib
 from dataclasses import dataclass, field
+from datetime import UTC
 from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from lionrock.audit.v1 import audit_pb2 as audit
 from lionrock.common.v1 import model_pb2 as model
 from lionrock.common.v1 import sampling_pb2 as sampling
 from lionrock.gateway.v1 import gateway_pb2 as gw
 
-AI_DISCLOSURE = {
-    "en": "This answer was written by an AI system.",
-    "zh-Hant": "此回答由人工智能系統撰寫。",
-    "zh-Hans": "此回答由人工智能系统撰写。",
-}
+HELD = "This answer waits for a reviewer. / 此回答正等候人員審核。 / 此回答正等候人员审核。"
 _REASONS = {
     sampling.FINISH_REASON_STOP: "stop",
     sampling.FINISH_REASON_LENGTH: "length",
     sampling.FINISH_REASON_BLOCKED: "content_filter",
+    sampling.FINISH_REASON_HELD: "content_filter",
 }
 
 
@@ -34,18 +34,20 @@ class Told:
     started: gw.ChatResponse.Started | None = None
     finished: gw.ChatResponse.Finished | None = None
     texts: list[str] = field(default_factory=list)
+    logprobs: list[gw.TokenLogprob] = field(default_factory=list)
 
-    def take(self, response: gw.ChatResponse) -> str:
-        """Keep a message; return its text."""
+    def take(self, response: gw.ChatResponse) -> gw.ChatResponse.Delta | None:
+        """Keep a message; return what is to be shown of it."""
         match response.WhichOneof("message"):
             case "started":
                 self.started = response.started
             case "delta":
                 self.texts.append(response.delta.text)
-                return response.delta.text
+                self.logprobs.extend(response.delta.logprobs)
+                return response.delta
             case "finished":
                 self.finished = response.finished
-        return ""
+        return None
 
     @property
     def text(self) -> str:
@@ -54,8 +56,12 @@ class Told:
 
     @property
     def blocked(self) -> str | None:
-        """What to show in place of the rest, when a guardrail ended the answer."""
-        return self.finished.blocked.safe_message if self.finished is not None and self.finished.HasField("blocked") else None
+        """What to show in place of the rest, when a guardrail ended the answer or it waits for a reviewer."""
+        if self.finished is None:
+            return None
+        if self.finished.HasField("held"):
+            return HELD
+        return self.finished.blocked.safe_message if self.finished.HasField("blocked") else None
 
 
 @dataclass(slots=True)
@@ -66,6 +72,8 @@ class Choice:
     answer: Told = field(default_factory=Told)
     choosing: Told | None = None
     tool: str | None = None
+    logprobs: bool = False
+    """Whether log-probabilities were asked for."""
 
     @property
     def call_id(self) -> str:
@@ -129,9 +137,24 @@ def proof(told: Told, index: int, step: str) -> dict[str, Any]:
         "prompt_salt": base64.b64encode(finished.prompt_salt).decode(),
         "masked": {"prompt": len(started.prompt_findings), "answer": len(finished.answer_findings)},
     }
+    if finished.logprobs_withheld:
+        shown["logprobs_withheld"] = finished.logprobs_withheld
+    if finished.HasField("held"):
+        del shown["answer_salt"]  # it would open what nobody was shown
+        shown["review"] = review(started.request_id, "pending", finished.held.expires_at)
     if finished.HasField("blocked"):
         shown["blocked"] = {"rule": finished.blocked.rule, "message": finished.blocked.safe_message}
     return shown
+
+
+def review(request_id: str, state: str, expires_at: Timestamp) -> dict[str, Any]:
+    """Return what became of an answer that was held: pending, released, refused or expired, and where to ask again."""
+    return {
+        "state": state,
+        "request_id": request_id,
+        "expires_at": expires_at.ToDatetime(tzinfo=UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        "path": f"/v1/lionrock/held-answers/{request_id}",
+    }
 
 
 def receipt(proven: audit.Receipt) -> dict[str, Any]:

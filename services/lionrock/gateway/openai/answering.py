@@ -15,14 +15,16 @@ from typing import Any
 
 from lionrock.chassis.errors import MeshError
 from lionrock.chassis.http_exchange import Send
-from lionrock.gateway.openai.answer import AI_DISCLOSURE, Choice, Told, fingerprint, usage
+from lionrock.gateway.openai.answer import Choice, Told, fingerprint, usage
 from lionrock.gateway.openai.asking import Asked
+from lionrock.gateway.openai.logprobs import chat_logprobs, completion_logprobs
 from lionrock.gateway.openai.problems import problem
 from lionrock.gateway.openai.tools import IN_WORDS
 from lionrock.gateway.openai.wire import encoded, send_json
 from lionrock.gateway.peer_errors import from_inference, protocol_violation
 from lionrock.gateway.v1 import gateway_pb2 as gw
 
+Delta = gw.ChatResponse.Delta
 Ask = Callable[[gw.ChatRequest, Callable[[gw.ChatResponse], Awaitable[None]]], Awaitable[None]]
 """Answer one request through a function that takes what is said."""
 
@@ -39,7 +41,8 @@ class Chat:
     @staticmethod
     def choice(choice: Choice) -> dict[str, Any]:
         """Return a whole answer."""
-        return {"index": choice.index, "message": choice.message(), "logprobs": None, "finish_reason": choice.finish_reason}
+        told = chat_logprobs(choice.answer.logprobs) if choice.logprobs else None
+        return {"index": choice.index, "message": choice.message(), "logprobs": told, "finish_reason": choice.finish_reason}
 
     @staticmethod
     def opening(choice: Choice) -> dict[str, Any] | None:
@@ -47,9 +50,10 @@ class Chat:
         return {"index": choice.index, "delta": choice.opening(), "logprobs": None, "finish_reason": None}
 
     @staticmethod
-    def more(choice: Choice, text: str) -> dict[str, Any]:
+    def more(choice: Choice, more: Delta) -> dict[str, Any]:
         """Return a chunk of text."""
-        return {"index": choice.index, "delta": choice.delta(text), "logprobs": None, "finish_reason": None}
+        told = chat_logprobs(more.logprobs) if choice.logprobs else None
+        return {"index": choice.index, "delta": choice.delta(more.text), "logprobs": told, "finish_reason": None}
 
     @staticmethod
     def closing(choice: Choice) -> dict[str, Any]:
@@ -66,7 +70,8 @@ class Completion(Chat):
     @staticmethod
     def choice(choice: Choice) -> dict[str, Any]:
         """Return a whole answer."""
-        return {"index": choice.index, "text": choice.answer.text, "logprobs": None, "finish_reason": choice.finish_reason}
+        told = completion_logprobs(choice.answer.logprobs) if choice.logprobs else None
+        return {"index": choice.index, "text": choice.answer.text, "logprobs": told, "finish_reason": choice.finish_reason}
 
     @staticmethod
     def opening(choice: Choice) -> dict[str, Any] | None:
@@ -75,9 +80,10 @@ class Completion(Chat):
         return None
 
     @staticmethod
-    def more(choice: Choice, text: str) -> dict[str, Any]:
+    def more(choice: Choice, more: Delta) -> dict[str, Any]:
         """Return a chunk of text."""
-        return {"index": choice.index, "text": text, "logprobs": None, "finish_reason": None}
+        told = completion_logprobs(more.logprobs) if choice.logprobs else None
+        return {"index": choice.index, "text": more.text, "logprobs": told, "finish_reason": None}
 
     @staticmethod
     def closing(choice: Choice) -> dict[str, Any]:
@@ -101,7 +107,8 @@ class Answering:
 
     async def run(self) -> None:
         """Answer. Raises MeshError, also after the answer has begun."""
-        choices = [Choice(index) for index in range(self._asked.choices)]
+        asked = self._asked.request.sampling.HasField("logprobs")
+        choices = [Choice(index, logprobs=asked) for index in range(self._asked.choices)]
         if len(choices) == 1:
             await self._answer(choices[0])
         else:
@@ -167,11 +174,11 @@ class Answering:
         else:
 
             async def take(response: gw.ChatResponse) -> None:
-                text = choice.answer.take(response)
+                more = choice.answer.take(response)
                 if response.HasField("started"):
                     await self._opened(choice)
-                elif text and self._asked.stream:
-                    await self._chunk(self._form.more(choice, text))
+                elif more is not None and self._asked.stream:
+                    await self._chunk(self._form.more(choice, more))
 
             await self._ask(request, take)
         if self._asked.stream:
@@ -205,7 +212,9 @@ class Answering:
         }
 
     def _own(self, choices: Sequence[Choice]) -> dict[str, Any]:
-        return {"ai_disclosure": AI_DISCLOSURE, "answers": [proof for choice in choices for proof in choice.proofs()]}
+        assert self._first is not None
+        disclosure = dict(sorted(self._first.ai_disclosure.items()))
+        return {"ai_disclosure": disclosure, "answers": [proof for choice in choices for proof in choice.proofs()]}
 
     async def _chunk(self, choice: dict[str, Any], **members: Any) -> None:
         counts = {"usage": None} if self._asked.usage_in_stream else {}

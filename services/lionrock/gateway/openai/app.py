@@ -7,6 +7,7 @@ Knows paths and order. Each handler is one call of the mesh from its first heade
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -22,7 +23,7 @@ from lionrock.gateway import errors
 from lionrock.gateway.identity.authenticator import Authenticator, Presented
 from lionrock.gateway.identity.failures import TokenInvalidError, Why
 from lionrock.gateway.identity.refusing import refusing
-from lionrock.gateway.openai.answer import receipt
+from lionrock.gateway.openai.answer import receipt, review
 from lionrock.gateway.openai.answering import Answering, Chat, Completion
 from lionrock.gateway.openai.asking import Asked, asked_in_chat, asked_in_completion
 from lionrock.gateway.openai.chat_fields import ChatCompletionRequest, CompletionRequest
@@ -32,14 +33,23 @@ from lionrock.gateway.openai.problems import http_status, problem, problem_heade
 from lionrock.gateway.openai.wire import send_json
 from lionrock.gateway.peers import Deadline
 from lionrock.gateway.pipeline import ChatPipeline
+from lionrock.gateway.reviews.servicer import ReviewServicer
 from lionrock.gateway.servicer import GatewayServicer
 from lionrock.gateway.tenants import Principal
+from lionrock.gateway.v1 import consent_pb2 as consent
 from lionrock.gateway.v1 import gateway_pb2 as gw
+from lionrock.gateway.v1 import review_pb2 as pb
 
 Scope = MutableMapping[str, Any]
 Handler = Callable[[Scope, bytes, Send], Awaitable[None]]
 
 _SERVICE = "lionrock.gateway.openai"
+_STATES = {
+    pb.REVIEW_DECISION_UNSPECIFIED: "pending",
+    pb.REVIEW_DECISION_RELEASE: "released",
+    pb.REVIEW_DECISION_REFUSE: "refused",
+    pb.REVIEW_DECISION_EXPIRED: "expired",
+}
 _SCHEME = "bearer "
 _NO_TOKEN = "certificate"  # noqa: S105  a word that is no password
 """What stands for the API key of a client that shows a certificate: the official clients do not go without one. It is no token."""
@@ -48,7 +58,16 @@ _NO_TOKEN = "certificate"  # noqa: S105  a word that is no password
 class OpenAiApi:
     """The API of one gateway, as an ASGI application made by `application`."""
 
-    def __init__(self, calls: HttpCalls, authenticator: Authenticator, pipeline: ChatPipeline, servicer: GatewayServicer) -> None:
+    def __init__(
+        self,
+        calls: HttpCalls,
+        authenticator: Authenticator,
+        pipeline: ChatPipeline,
+        servicer: GatewayServicer,
+        reviews: ReviewServicer | None,
+    ) -> None:
+        """`reviews`: None where the gateway has no state, and so no held answers."""
+        self._reviews = reviews
         self._calls = calls
         self._authenticator = authenticator
         self._pipeline = pipeline
@@ -63,6 +82,8 @@ class OpenAiApi:
             ("GET", "/v1/models/{model:path}", "GetModel", self._models),
             ("GET", "/v1/lionrock/audit-keys", "ListAuditKeys", self._audit_keys),
             ("GET", "/v1/lionrock/receipts/{request_id}", "GetReceipt", self._receipt),
+            ("GET", "/v1/lionrock/notices", "ListNotices", self._notices),
+            ("GET", "/v1/lionrock/held-answers/{request_id}", "GetHeldAnswer", self._held_answer),
             ("POST", "/v1/embeddings", "Embeddings", self._no_embeddings),
             ("GET", "/openapi.json", "OpenApi", self._document),
         ]
@@ -140,6 +161,33 @@ class OpenAiApi:
         shown = {"request_id": request.request_id, "receipt": receipt(answered.receipt)}
         await send_json(send, 200, shown, [(b"x-request-id", uuid7().encode())])
 
+    async def _notices(self, scope: Scope, body: bytes, send: Send) -> None:
+        del body
+        principal, _ = await self._caller(scope)
+        told, notices = self._servicer.privacy_statement(principal)
+        shown = {
+            "tenant": told.tenant,
+            "territory": told.territory,
+            "ai_disclosure": dict(sorted(told.ai_disclosure.items())),
+            "purposes": [_purpose(each) for each in notices],
+        }
+        await send_json(send, 200, shown, [(b"x-request-id", uuid7().encode())])
+
+    async def _held_answer(self, scope: Scope, body: bytes, send: Send) -> None:
+        del body
+        principal, deadline = await self._caller(scope)
+        request = pb.GetHeldAnswerRequest(request_id=scope["path_params"]["request_id"])
+        self._calls.check(request)
+        if self._reviews is None:
+            raise MethodNotFound("this gateway keeps no held answers")
+        told = await self._reviews.get_held_answer(request, principal, deadline)
+        shown: dict[str, Any] = {"lionrock": {"review": review(request.request_id, _STATES[told.decision], told.expires_at)}}
+        if told.decision == pb.REVIEW_DECISION_RELEASE:
+            shown |= {"content": told.answer, "answer_salt": base64.b64encode(told.answer_salt).decode()}
+        elif told.safe_message:
+            shown |= {"refusal": told.safe_message}
+        await send_json(send, 200, shown, [(b"x-request-id", uuid7().encode())])
+
     async def _no_embeddings(self, scope: Scope, body: bytes, send: Send) -> None:
         del body, send
         await self._caller(scope)
@@ -195,6 +243,24 @@ def _json(scope: Scope, body: bytes) -> bytes:
     if header(scope, "content-encoding") not in (None, "identity"):
         raise MalformedRequest("the body is compressed")
     return body
+
+
+def _purpose(told: consent.Notice) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        "purpose": told.purpose,
+        "data_classes": list(told.data_classes),
+        "requires_consent": told.requires_consent,
+        "exempt_from_opt_out": told.exempt_from_opt_out,
+    }
+    if told.version:
+        notice = {
+            "version": told.version,
+            "digest": told.digest,
+            "consent_since": told.consent_since,
+            "texts": dict(sorted(told.texts.items())),
+        }
+        shown["notice"] = notice
+    return shown
 
 
 def _model(model: gw.Model) -> dict[str, Any]:

@@ -60,6 +60,12 @@ def asked_in_chat(body: ChatCompletionRequest) -> Asked:
         instruct(request, told)
     if tools is not None and request.HasField("constraint"):
         _wrong("tools", "not together with a constraint on the answer")
+    if body.top_logprobs and not body.logprobs:
+        _wrong("top_logprobs", "only with logprobs")
+    if body.logprobs:
+        if tools is not None:
+            _wrong("logprobs", "not together with tools")
+        request.sampling.logprobs = body.top_logprobs or 0
     return Asked(request, body.n or 1, *_streaming(body), tools)
 
 
@@ -67,6 +73,8 @@ def asked_in_completion(body: CompletionRequest) -> Asked:
     """Translate a completion request. Raises InvalidField."""
     limit = _COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
     request = _request(body, [chat.ChatMessage(role=chat.CHAT_ROLE_USER, content=body.prompt)], limit)
+    if body.logprobs is not None:
+        request.sampling.logprobs = body.logprobs
     return Asked(request, body.n or 1, *_streaming(body))
 
 

@@ -193,10 +193,12 @@ class ChatCompletionRequest(Sampling):
     parallel_tool_calls: bool | None = Field(
         default=None, description="true or false: an answer makes one call at most, which both permit"
     )
-    logprobs: Annotated[
-        Any, Refused("text is released by the guardrails, which may mask it: tokens' probabilities would tell of it", (False,))
-    ] = None
-    top_logprobs: Annotated[Any, Refused("see logprobs", (0,))] = None
+    logprobs: bool | None = Field(
+        default=None, description="log-probabilities of the tokens whose text was released as it was written; not with tools"
+    )
+    top_logprobs: int | None = Field(
+        default=None, ge=0, le=20, description="so many alternatives of each, without those that the guardrails would not release"
+    )
     functions: Annotated[Any, Refused(_LEGACY)] = None
     function_call: Annotated[Any, Refused(_LEGACY)] = None
     audio: Annotated[Any, Refused(_ONLY_TEXT)] = None
@@ -223,4 +225,6 @@ class CompletionRequest(Sampling):
     suffix: Annotated[Any, Refused("models are asked by their chat templates")] = None
     echo: Annotated[Any, Refused("models are asked by their chat templates", (False,))] = None
     best_of: Annotated[Any, Refused("every answer that is made is given; use n", (1,))] = None
-    logprobs: Annotated[Any, Refused("as in chat completions")] = None
+    logprobs: int | None = Field(
+        default=None, ge=0, le=5, description="log-probabilities, with so many alternatives of each token; as in chat completions"
+    )

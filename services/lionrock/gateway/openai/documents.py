@@ -46,6 +46,31 @@ _AUDIT_KEYS = {
         "verifier_keys": {"type": "array", "items": {"type": "string"}, "description": "C2SP signed-note verifier keys"},
     },
 }
+_HELD_ANSWER = {
+    "type": "object",
+    "required": ["lionrock"],
+    "properties": {
+        "lionrock": {
+            "type": "object",
+            "required": ["review"],
+            "properties": {
+                "review": {
+                    "type": "object",
+                    "required": ["state", "request_id", "expires_at", "path"],
+                    "properties": {
+                        "state": {"enum": ["pending", "released", "refused", "expired"]},
+                        "request_id": {"type": "string"},
+                        "expires_at": {"type": "string", "format": "date-time"},
+                        "path": {"type": "string"},
+                    },
+                }
+            },
+        },
+        "content": {"type": "string", "description": "the answer, once it is released"},
+        "answer_salt": {"type": "string", "description": "opens the answer's commitment in its outcome leaf, Base64"},
+        "refusal": {"type": "string", "description": "what to show in place of an answer that is not released"},
+    },
+}
 _RECEIPT = {
     "type": "object",
     "required": ["request_id", "receipt"],
@@ -58,6 +83,39 @@ _RECEIPT = {
                 "tlog_proof": {"type": "string", "description": "C2SP tlog-proof of the answer's outcome"},
                 "origin": {"type": "string"},
                 "leaf_index": {"type": "integer"},
+            },
+        },
+    },
+}
+_TEXTS = {"type": "object", "additionalProperties": {"type": "string"}, "description": "by language, BCP 47"}
+_NOTICES = {
+    "type": "object",
+    "required": ["tenant", "territory", "ai_disclosure", "purposes"],
+    "properties": {
+        "tenant": {"type": "string"},
+        "territory": {"type": "string", "description": "requests do not leave it, ISO 3166-1 alpha-2"},
+        "ai_disclosure": _TEXTS,
+        "purposes": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["purpose", "data_classes", "requires_consent", "exempt_from_opt_out"],
+                "properties": {
+                    "purpose": {"type": "string"},
+                    "data_classes": {"type": "array", "items": {"type": "string"}, "description": "classes of data in use"},
+                    "requires_consent": {"type": "boolean"},
+                    "exempt_from_opt_out": {"type": "boolean"},
+                    "notice": {
+                        "type": "object",
+                        "required": ["version", "digest", "consent_since", "texts"],
+                        "properties": {
+                            "version": {"type": "integer"},
+                            "digest": {"type": "string", "description": "as in INTENT leaves of the audit log"},
+                            "consent_since": {"type": "integer", "description": "oldest version to which a consent counts"},
+                            "texts": _TEXTS,
+                        },
+                    },
+                },
             },
         },
     },
@@ -140,6 +198,19 @@ def openapi() -> dict[str, Any]:
                     "summary": "Fetch the receipt of an earlier answer of the caller's tenant",
                     "parameters": [{"name": "request_id", "in": "path", "required": True, "schema": {"type": "string"}}],
                     "responses": _answers("The receipt", _RECEIPT),
+                }
+            },
+            "/v1/lionrock/held-answers/{request_id}": {
+                "get": {
+                    "summary": "Say what became of an own answer that a reviewer decides on, with its text once it is released",
+                    "parameters": [{"name": "request_id", "in": "path", "required": True, "schema": {"type": "string"}}],
+                    "responses": _answers("What became of it", _HELD_ANSWER),
+                }
+            },
+            "/v1/lionrock/notices": {
+                "get": {
+                    "summary": "Show for which purposes the tenant uses which kinds of data, and under which notice",
+                    "responses": _answers("The privacy statement", _NOTICES),
                 }
             },
             "/v1/embeddings": {"post": {"summary": "Refused: no model makes embeddings", "responses": {"400": _error("Refused")}}},

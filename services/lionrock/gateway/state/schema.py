@@ -52,6 +52,43 @@ def migrations(d: Dialect) -> tuple[tuple[str, ...], ...]:
             f"""CREATE TABLE api_key_changes (
                 one {d.integer} PRIMARY KEY, changes {d.integer} NOT NULL){d.options}""",
         ),
+        # Choices of data subjects (consents/rows.py). `subject` is a keyed hash; an empty `purpose` is an opt-out.
+        (
+            f"""CREATE TABLE consents (
+                tenant {d.text} NOT NULL, subject {d.blob} NOT NULL, purpose {d.text} NOT NULL, choice_id {d.text} NOT NULL,
+                notice_version {d.integer} NOT NULL, notice_digest {d.text} NOT NULL, leaf_index {d.integer} NOT NULL,
+                made_at_us {d.integer} NOT NULL, expires_at_us {d.integer}, ended_at_us {d.integer}, forget_at_us {d.integer},
+                PRIMARY KEY (tenant, subject, purpose)){d.options}""",
+            "CREATE INDEX consents_by_purpose ON consents (tenant, purpose, subject)",
+            "CREATE INDEX consents_by_end ON consents (tenant, forget_at_us)",
+            f"CREATE TABLE consent_counts (tenant {d.text} PRIMARY KEY, choices {d.integer} NOT NULL){d.options}",
+            f"CREATE TABLE consent_secret (one {d.integer} PRIMARY KEY, secret_check {d.blob} NOT NULL){d.options}",
+        ),
+        # Held answers (reviews/rows.py), without a word of them. `decision` is 0 while one waits; `known_as` is JSON.
+        (
+            f"""CREATE TABLE reviews (
+                tenant {d.text} NOT NULL, request_id {d.text} NOT NULL, event_id {d.text} NOT NULL, author {d.text} NOT NULL,
+                known_as {d.text} NOT NULL, purpose {d.text} NOT NULL, case_id {d.text} NOT NULL, data_class {d.text} NOT NULL,
+                cause {d.integer} NOT NULL, held_at_us {d.integer} NOT NULL, expires_at_us {d.integer} NOT NULL,
+                decision {d.integer} NOT NULL, decided_by {d.text} NOT NULL, decided_at_us {d.integer}, claimed_at_us {d.integer},
+                notify_at_us {d.integer}, notified {d.integer} NOT NULL,
+                PRIMARY KEY (tenant, request_id)){d.options}""",
+            "CREATE INDEX reviews_by_end ON reviews (decision, expires_at_us)",
+            "CREATE INDEX reviews_to_notify ON reviews (notify_at_us)",
+        ),
+        # emergencies (emergencies/rows.py). `context` and `owed_leaf` are messages; no column has text that a person wrote.
+        (
+            f"""CREATE TABLE emergencies (
+                emergency_id {d.text} PRIMARY KEY, tenant {d.text} NOT NULL, state {d.text} NOT NULL,
+                requested_by {d.text} NOT NULL, requested_with {d.text} NOT NULL, requested_at_us {d.integer} NOT NULL,
+                duration_us {d.integer} NOT NULL, suspicion {d.integer} NOT NULL, ends_at_us {d.integer} NOT NULL,
+                context {d.blob} NOT NULL, decision {d.text} NOT NULL, decided_by {d.text} NOT NULL, decision_id {d.text} NOT NULL,
+                claimed_at_us {d.integer}, decided_at_us {d.integer}, owed_leaf {d.blob}){d.options}""",
+            "CREATE INDEX emergencies_by_tenant ON emergencies (tenant, emergency_id)",
+            "CREATE INDEX emergencies_by_end ON emergencies (state, ends_at_us)",
+            f"""CREATE TABLE emergency_changes (
+                one {d.integer} PRIMARY KEY, changes {d.integer} NOT NULL){d.options}""",
+        ),
     )
 
 

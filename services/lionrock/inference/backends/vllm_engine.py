@@ -2,7 +2,8 @@
 
 AsyncLLM runs the model in processes of its own. When they are lost every stream ends with ShardGroupLost, and the next `start`
 makes new ones. Figures: vLLM is told to run at most `max_running` sequences at once, so what is active beyond them waits; where its
-KV cache is short, some of those counted as running wait too. Does not know Ray, the wire or settings.
+KV cache is short, some of those counted as running wait too. Tenants take turns by weight (turns.py) through the priority that vLLM
+is told; it stops whoever runs for another's turn only where the cache is short. Does not know Ray, the wire or settings.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Final
 
+from lionrock.inference.backends.turns import Turn, Turns
 from lionrock.inference.backends.vllm_options import BackendUnavailable, VllmOptions, require_vllm
 from lionrock.inference.backends.vllm_process import VllmProcess, build, in_thread, shut_down_late, warm_up
 from lionrock.inference.backends.vllm_request import SAMPLING_OPTIONS, check_for_vllm, sampling_params
@@ -50,6 +52,7 @@ class _Active:
 
     sequence: VllmSequence
     stream: Stream
+    turn: Turn
     pump: asyncio.Task[None] | None = None
     expiry: asyncio.TimerHandle | None = None
 
@@ -67,6 +70,7 @@ class VllmEngine:
         self._lost: str | None = "the engine has not started"
         self._draining = False
         self._active: dict[RequestId, _Active] = {}
+        self._turns = Turns()
         self._idle = asyncio.Event()
         self._idle.set()
         self._watch: asyncio.Task[None] | None = None
@@ -195,7 +199,8 @@ class VllmEngine:
         if request.constraint is not None:
             assert self._constraints is not None, "admission refuses what is not offered"
             grammar = self._constraints.begin(request.constraint, ())
-        active = self._active[request.request_id] = _Active(sequence, stream)
+        turn = self._turns.take(request.tenant, request.weight, request.priority, len(request.token_ids), sequence.max_new_tokens)
+        active = self._active[request.request_id] = _Active(sequence, stream, turn)
         self._idle.clear()
         active.pump = asyncio.create_task(self._pump(process, active, grammar), name="lionrock-vllm-stream")
         if request.deadline_s is not None:
@@ -208,8 +213,17 @@ class VllmEngine:
             raise InvalidRequest("request_id", "is in use by a stream that has not ended")
         check_request(request, spec, spec.context_window)
         check_for_vllm(request)
-        if len(self._active) - self._options.limits.max_running >= self._options.limits.max_waiting:
+        if self._is_full_for(request):
             raise EngineFull(self._retry_after_s())
+
+    def _is_full_for(self, request: Request) -> bool:
+        """Say whether the queue has no place for a request: as Lionrock's own engine does, with the same bounds."""
+        most = self._options.limits.max_waiting
+        waiting = len(self._active) - self._options.limits.max_running
+        if waiting < most:
+            return False
+        share = self._turns.share(request.tenant, most, request.weight)
+        return self._turns.of_tenant(request.tenant) + 1 > share or waiting >= 2 * most
 
     def _retry_after_s(self) -> float:
         """Guess when a place comes free: with R sequences in the batch, one ends every (seconds per answer) / R."""
@@ -229,11 +243,12 @@ class VllmEngine:
                 tokens_input(list(request.token_ids), cache_salt=request.cache_salt.hex() or None),
                 sampling_params(request, sequence.max_new_tokens, sequence.stop_token_ids, ebnf),
                 request.request_id,
-                priority=-request.priority,
+                priority=active.turn.number,
             )
             async with contextlib.aclosing(outputs):
                 async for output in outputs:
                     step = sequence.take(output)
+                    self._turns.begun(active.turn)
                     active.stream.push(step, self._coalescing.interval_s(len(self._active)))
                     if step.timings is not None:
                         self._seconds_per_answer += 0.1 * (step.timings.total_s - step.timings.queue_s - self._seconds_per_answer)
@@ -269,6 +284,7 @@ class VllmEngine:
 
     def _forget(self, active: _Active) -> None:
         del self._active[active.stream.request_id]
+        self._turns.end(active.turn, active.sequence.new_tokens, whole=active.sequence.ended)
         if active.expiry is not None:
             active.expiry.cancel()
         if active.pump is not None and active.pump is not asyncio.current_task():

@@ -51,8 +51,15 @@ class VllmSequence:
             for token_id in request.token_ids[self.prompt_tokens :]:
                 self._stops.push(vocabulary.bytes_of(token_id))
         self._answer_tokens = request.resumed_tokens
+        self.ended = False
+        """Whether the last output has come."""
         self._admitted_s = time.monotonic()
         self._first_token_s: float | None = None
+
+    @property
+    def new_tokens(self) -> int:
+        """Tokens that vLLM has made for the answer."""
+        return self._answer_tokens - self.request.resumed_tokens
 
     def ended_before(self) -> StepOutput | None:
         """Return the last output of an answer that was resumed at its end: there is nothing to generate."""
@@ -82,6 +89,7 @@ class VllmSequence:
                 token_ids, finish = token_ids[: index + 1], FinishReason.STOP
                 break
         self._answer_tokens += len(token_ids)
+        self.ended = finish is not None
         return self._step(token_ids, self._logprobs(token_ids, completion), finish, output)
 
     def _logprobs(self, token_ids: tuple[int, ...], completion: CompletionOutput) -> tuple[TokenLogprob, ...]:
