@@ -27,6 +27,13 @@ class LimitSettings(BaseModel):
     max_running: int = Field(default=64, ge=1, le=4096, description="sequences in one step")
     max_waiting: int = Field(default=256, ge=0, description="sequences that wait; more are refused with ENGINE_FULL")
     max_step_tokens: int = Field(default=512, ge=16, description="tokens of one step, prompts cut into chunks")
+    shared_step_s: float = Field(
+        default=0.1,
+        ge=0,
+        le=10,
+        allow_inf_nan=False,
+        description="seconds that a step should take at most while several tenants share the engine, torch backend; 0: no aim",
+    )
     max_answer_tokens: int = Field(default=131072, ge=1, description="tokens of one answer")
     prefix_cache: bool = Field(default=True, description="whether requests of one tenant share the KV blocks of equal prefixes")
     max_drafts: int = Field(

@@ -30,6 +30,7 @@ from lionrock.inference.engine.sequence import (
     TokenLogprob,
 )
 from lionrock.inference.engine.speculation import PromptLookup
+from lionrock.inference.engine.step_budget import StepBudget
 from lionrock.modelstore.vocabulary import Vocabulary
 
 _RETRY_FLOOR_S, _RETRY_CEILING_S = 0.1, 30.0
@@ -48,6 +49,8 @@ class EngineLimits:
     """Sequences in the waiting queue, beyond which add() raises EngineFull but to tenants that have less than their share of it."""
     max_step_tokens: int = 512
     """Token budget of one step: a longer prefill is cut into chunks, so that decoding streams never stall for longer."""
+    shared_step_s: float = 0.1
+    """Seconds that a step should take at most while several tenants share the engine (step_budget.py); 0: no aim."""
     max_answer_tokens: int = 131072
     """Answer tokens of a request that names no max_tokens, and the most that one may name."""
     prefix_cache: bool = True
@@ -79,6 +82,7 @@ class Engine:
         self._seconds_per_answer = 1.0
         self._lookup = PromptLookup(self.limits.max_drafts)
         self._begun_s = 0.0
+        self._budget = StepBudget(self.limits.shared_step_s, runner.spec.kv_block_size)
         self._sequences: dict[RequestId, Sequence] = {}
         self._outbox: list[StepOutput] = []
         if constraints is None and vocabulary is not None:
@@ -279,7 +283,7 @@ class Engine:
                 outputs.append(self._finish(sequence, FinishReason.REFUSED, error=error))
         now_s = self._begun_s = self._clock()
         drafts: dict[SequenceId, tuple[int, ...]] = {}
-        step = self._scheduler.schedule(now_s, lambda decoding: self._propose(decoding, drafts))
+        step = self._scheduler.schedule(now_s, lambda decoding: self._propose(decoding, drafts), self._budget.tokens)
         if not step.chunks:
             return None, outputs
         rows = tuple(self._row(chunk, drafts) for chunk in step.chunks)
@@ -311,6 +315,7 @@ class Engine:
             self._scheduler.advance(sequence, row.end - row.drafts)
             if row.sampling is not None:
                 outputs.append(self._take(sequence, row, result, first, now_s))
+        self._budget.note(sum(len(row.token_ids) - row.samples for row in batch.rows), now_s - self._begun_s)
         if all(row.sampling is not None and len(row.token_ids) == row.samples for row in batch.rows):
             appended = sum(len(output.token_ids) for output in outputs)
             drafted = any(row.drafts for row in batch.rows)

@@ -3,8 +3,8 @@
 Policy, in this order:
 1. A running sequence comes before a waiting one; within each, larger priority first, then the tenant that was served least for its
    weight (fair_share.py), then first come first served. The order is made once a step.
-2. Decoding sequences get their one token each before any prefill gets a chunk; prefills share what is left of the token budget, and
-   drafts get what is left then.
+2. Decoding sequences get their one token each before any prefill gets a chunk; prefills share what is left of the token budget, or
+   less where tenants share the engine (step_budget.py), and drafts get what is left then.
 3. A sequence is admitted only with blocks for all of its known tokens, so a prefill once begun needs no further block. It shares
    the blocks of its prefix that are in the cache: those that others use cost nothing, those that nobody uses count as free.
 4. Nobody overtakes the head of the waiting queue. So a sequence waits at most for those that rank before it.
@@ -103,10 +103,14 @@ class Scheduler:
     # ---- a step ----------------------------------------------------------------------------------------------------------
 
     def schedule(
-        self, now_s: float, drafts: Callable[[tuple[Sequence, ...]], Mapping[SequenceId, int]] | None = None
+        self,
+        now_s: float,
+        drafts: Callable[[tuple[Sequence, ...]], Mapping[SequenceId, int]] | None = None,
+        shared_tokens: int | None = None,
     ) -> ScheduledStep:
         """Choose the next step's chunks, decoding sequences first.
 
+        shared_tokens: of prompts at most, where several tenants have sequences; one at least.
         drafts: asked once, with the sequences that decode in this step, how many drafts each has to offer; what they are granted
         fits the budget and the blocks that nobody else wanted.
         """
@@ -117,7 +121,10 @@ class Scheduler:
         self._grow_decoding()
         self._admit(now_s)
         decoding = [ScheduledChunk(sequence, 1) for sequence in self._running if sequence.pending_tokens == 1]
-        prefill, copies = self._prefill(self._max_step_tokens - len(decoding))
+        budget = self._max_step_tokens - len(decoding)
+        if shared_tokens is not None and self._shares.tenants > 1:
+            budget = min(budget, shared_tokens)
+        prefill, copies = self._prefill(budget)
         if drafts is not None and decoding:
             budget = self._max_step_tokens - len(decoding) - sum(chunk.tokens for chunk in prefill)
             decoding = self._with_drafts(decoding, drafts(tuple(chunk.sequence for chunk in decoding)), budget)
