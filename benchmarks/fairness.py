@@ -1,12 +1,12 @@
 """What a flood by one tenant costs another: `lionrock up` with two tenants on one engine, as a user has it.
 
 The victim keeps two answers open, one after the other. The aggressor, from a process of its own, sends fifty times the requests
-that its quota permits, at an even pace, and never waits for an answer. Rounds with and without it alternate, so that a slow minute
-of the machine hits both. Of the victim counted: tokens a second, and the time to the first token. Of the aggressor: what it was
-given and what it was refused.
+that its quota permits, at an even pace, and never waits for an answer. Its quota also bounds its open answers, to as many as the
+victim has. Rounds with and without it alternate, so that a slow minute of the machine hits both. Of the victim counted: tokens a
+second, and the time to the first token. Of the aggressor: what it was given and what it was refused.
 
-A second pair of rounds has an aggressor without a quota that keeps 32 answers open: then the engine's fair order alone protects the
-victim. Half of the engine is then the aggressor's by right, so that no limit is stated.
+Two further cases have no such bound, and no limit is stated for them: a quota of requests alone, which may be used up in its first
+second, and 32 open answers without any quota, where the engine's fair order alone protects the victim.
 
     python -m benchmarks.fairness [--quick]
 """
@@ -97,10 +97,20 @@ async def victim(state: Path, seconds: float, seed: int) -> Heard:
     return heard
 
 
-async def over_its_quota(state: Path, counts: Any) -> None:
+async def bounded(state: Path, counts: Any) -> None:
+    """Send fifty times what the quotas permit."""
+    await over_its_quota(state, counts, "bounded")
+
+
+async def bursting(state: Path, counts: Any) -> None:
+    """Send fifty times what the quota permits, where it may all be answered at once."""
+    await over_its_quota(state, counts, "bursting")
+
+
+async def over_its_quota(state: Path, counts: Any, tenant: str) -> None:
     """Send fifty times what the quota permits, for ever."""
     told: Counter[str] = Counter()
-    async with client_of(state, "aggressor") as client, asyncio.TaskGroup() as group:
+    async with client_of(state, tenant) as client, asyncio.TaskGroup() as group:
 
         async def one(number: int) -> None:
             try:
@@ -193,12 +203,16 @@ async def measure(state: Path, *, quick: bool) -> list[Row]:
     """All cases."""
     rounds, seconds = (2, 20.0) if quick else (5, 60.0)
     await victim(state, 5, seed=900_000)
-    alone, beside, told = await compared(state, over_its_quota, rounds, seconds)
-    rows = rows_of(f"{TIMES_ITS_QUOTA} x its quota", alone, beside, limit=True)
-    print(f"the aggressor was told: {dict(told)}")
-    rows.append(
-        row("requests of the aggressor refused for each answered", [told["refused"] / max(1, told["answered"])], "", "higher")
-    )
+    rows: list[Row] = []
+    for what, aggressor, limit in (
+        (f"{TIMES_ITS_QUOTA} x its quota", bounded, True),
+        (f"{TIMES_ITS_QUOTA} x its quota, open answers not bounded", bursting, False),
+    ):
+        alone, beside, told = await compared(state, aggressor, rounds, seconds)
+        rows += rows_of(what, alone, beside, limit=limit)
+        print(f"{what}: the aggressor was told {dict(told)}", flush=True)
+        refused = [told["refused"] / max(1, told["answered"])]
+        rows.append(row(f"{what}: requests of the aggressor refused for each answered", refused, "", "higher"))
     alone, beside, told = await compared(state, as_much_as_there_is, rounds, seconds)
     return rows + rows_of(f"{FLOOD_STREAMS} answers open, no quota", alone, beside, limit=False)
 
@@ -206,8 +220,14 @@ async def measure(state: Path, *, quick: bool) -> list[Row]:
 def onboard(state: Path) -> None:
     """Bring in the tenants, as their administrator does."""
     program = str(Path(sys.executable).parent / "lionrock")
-    for name in ("victim", "aggressor", "flood"):
-        quotas = f"quotas: {{requestsPerMinute: {QUOTA_PER_MINUTE}}}" if name == "aggressor" else "quotas: {weight: 1}"
+    quotas_of = {
+        "victim": "weight: 1",
+        "bounded": f"requestsPerMinute: {QUOTA_PER_MINUTE}, concurrentStreams: {VICTIM_STREAMS}",
+        "bursting": f"requestsPerMinute: {QUOTA_PER_MINUTE}",
+        "flood": "weight: 1",
+    }
+    for name, stated in quotas_of.items():
+        quotas = f"quotas: {{{stated}}}"
         file = state.parent / f"{name}.yaml"
         file.write_text(TENANT.format(name=name, quotas=quotas))
         subprocess.run([program, "tenant", "onboard", str(file), "--state-dir", str(state)], check=True)
