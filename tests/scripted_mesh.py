@@ -22,7 +22,7 @@ import grpc
 from lionrock.audit.v1 import audit_pb2 as audit
 from lionrock.audit.v1 import audit_pb2_grpc as audit_rpc
 from lionrock.chassis.channel import open_channel
-from lionrock.chassis.errors import InvalidField, MeshError
+from lionrock.chassis.errors import MeshError
 from lionrock.chassis.server import Registration, RunningServer, start_server
 from lionrock.chassis.settings import PeerSettings, ServerSettings, ServiceSettings, TlsSettings
 from lionrock.common.v1 import model_pb2 as model
@@ -91,12 +91,11 @@ class Faulty:
 
 
 class CodePointTokenizer(Faulty, tok_rpc.TokenizationServiceServicer):
-    """A token is a code point. opened: the streams of answers."""
+    """A token is a code point."""
 
     def __init__(self) -> None:
         super().__init__()
         self.digest = "sha256:" + "1" * 64
-        self.opened: list[tok.DecodeOpen] = []
 
     async def Encode(self, request: tok.EncodeRequest, context: Any) -> tok.EncodeResponse:
         self.requests.append(request)
@@ -114,18 +113,15 @@ class CodePointTokenizer(Faulty, tok_rpc.TokenizationServiceServicer):
         return tok.GetTokenizerResponse(tokenizer_digest=self.digest)
 
     async def SpellTokens(self, request: tok.SpellTokensRequest, context: Any) -> tok.SpellTokensResponse:
+        self.requests.append(request)
         await self.at("SpellTokens")
-        return tok.SpellTokensResponse(token_bytes=[chr(token_id).encode() for token_id in request.token_ids])
+        unknown = [token_id for token_id in request.token_ids if not _is_text(token_id)]
+        spelled = [chr(token_id).encode() if _is_text(token_id) else b"" for token_id in request.token_ids]
+        return tok.SpellTokensResponse(token_bytes=spelled, unknown_ids=unknown)
 
-    async def Decode(self, request_iterator: AsyncIterator[tok.DecodeRequest], context: Any) -> AsyncIterator[tok.DecodeResponse]:
-        async for request in request_iterator:
-            if request.HasField("open"):
-                self.opened.append(request.open)
-            await self.at(f"Decode.{request.WhichOneof('message')}")
-            try:
-                yield tok.DecodeResponse(text="".join(map(chr, request.chunk.token_ids)))
-            except (ValueError, OverflowError):
-                raise InvalidField("unknown token", field_violations=[("chunk.token_ids", "unknown")]) from None
+
+def _is_text(token_id: int) -> bool:
+    return token_id < 0x110000 and not 0xD800 <= token_id < 0xE000
 
 
 class ThreeWordGuardrails(Faulty, guard_rpc.GuardrailsServiceServicer):

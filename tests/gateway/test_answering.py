@@ -89,7 +89,7 @@ async def test_the_first_token_goes_at_once_and_later_ones_gather(mesh: Scripted
     assert (await anext(aiter(call))).delta.text == mesh.engine.text[0]
 
     gate = asyncio.Event()
-    mesh.tokenizer.faults["Decode.chunk"] = gate.wait
+    mesh.guardrails.faults["InspectStream.chunk"] = gate.wait
     for _ in mesh.engine.text:
         mesh.engine.pace.release()
     await mesh.engine.spoken.wait()

@@ -238,9 +238,14 @@ def tokenized_route(mesh: ScriptedMesh, weights: dict[str, int]) -> dict[str, An
     return found
 
 
-def decoded(mesh: ScriptedMesh) -> dict[str, int]:
-    """Answers that each tokenization decoded."""
-    return {name: len(tokenizer.opened) for name, tokenizer in mesh.tokenizers.items()}
+def spelled(mesh: ScriptedMesh) -> set[str]:
+    """Tokenizations that were asked what tokens spell."""
+    return {name for name in mesh.tokenizers if asked(mesh, name, tok.SpellTokensRequest)}
+
+
+def asked(mesh: ScriptedMesh, name: str, kind: type[Any]) -> int:
+    """Requests of a kind that a tokenization had."""
+    return sum(isinstance(request, kind) for request in mesh.tokenizers[name].requests)
 
 
 async def test_prompts_and_answers_go_through_the_tokenization_of_the_engine_that_answers(
@@ -249,12 +254,14 @@ async def test_prompts_and_answers_go_through_the_tokenization_of_the_engine_tha
     write(tokenized, parrot=tokenized_route(tokenized, {"old": 1, "new": 0}))
     async with tokenized.running(), tokenized.calling() as stub:
         assert (await hear(stub.Chat(ask(model="parrot")))).kinds[-1] == "finished"
-        assert (decoded(tokenized), generated(tokenized)) == ({"old-tok": 1, "new-tok": 0}, {"old": 1, "new": 0})
+        assert (spelled(tokenized), generated(tokenized)) == ({"old-tok"}, {"old": 1, "new": 0})
         write(tokenized, parrot=tokenized_route(tokenized, {"new": 1}))
         async with asyncio.timeout(10):
             while not generated(tokenized)["new"]:
                 assert (await hear(stub.Chat(ask(model="parrot")))).kinds[-1] == "finished"
-        assert decoded(tokenized) == {f"{name}-tok": count for name, count in generated(tokenized).items()}
+        assert spelled(tokenized) == {"old-tok", "new-tok"}
+        for name, count in generated(tokenized).items():
+            assert asked(tokenized, f"{name}-tok", tok.EncodeRequest) == count
         count = await stub.CountTokens(gw.CountTokensRequest(model="parrot", messages=ask().messages))
         assert count.tokens
         assert isinstance(tokenized.tokenizers["new-tok"].requests[-1], tok.CountTokensRequest)
@@ -267,7 +274,7 @@ async def test_an_answer_that_goes_on_elsewhere_is_decoded_where_it_began(tokeni
     async with tokenized.running(), tokenized.calling() as stub:
         assert (await hear(stub.Chat(ask(model="parrot")))).text == tokenized.engines["old"].text
     assert generated(tokenized) == {"old": 1, "new": 1}
-    assert decoded(tokenized) == {"old-tok": 1, "new-tok": 0}
+    assert spelled(tokenized) == {"old-tok"}
 
 
 @pytest.mark.parametrize("same", [True, False])
@@ -285,7 +292,7 @@ async def test_an_engine_that_was_not_asked_first_answers_if_it_reads_the_prompt
         else:
             error = await failure(call)
             assert (error.reason, error.metadata["peer_reason"]) == ("INFERENCE_UNAVAILABLE", "MODEL_CHANGED")
-    assert decoded(tokenized) == {"old-tok": 1, "new-tok": 0}
+    assert spelled(tokenized) == ({"old-tok"} if same else set())
 
 
 async def test_a_choice_holds_its_channels_from_the_prompt_to_the_answer(tokenized: ScriptedMesh, ask: Any, hear: Any) -> None:
@@ -308,7 +315,7 @@ async def test_a_choice_holds_its_channels_from_the_prompt_to_the_answer(tokeniz
         go_on.set()
         assert (await call).text == tokenized.engines["old"].text
     assert generated(tokenized) == {"old": 1, "new": 1}
-    assert decoded(tokenized) == {"old-tok": 1, "new-tok": 1}
+    assert spelled(tokenized) == {"old-tok", "new-tok"}
 
 
 async def test_a_model_that_nothing_encodes_for_is_unavailable_and_others_are_not(

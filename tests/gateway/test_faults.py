@@ -74,9 +74,7 @@ async def test_a_peer_that_comes_back_is_used_again(
         ("guardrails", "InspectStream.chunk"),
         ("guardrails", "InspectStream.end"),
         ("tokenization", "Encode"),
-        ("tokenization", "Decode.open"),
-        ("tokenization", "Decode.chunk"),
-        ("tokenization", "Decode.end"),
+        ("tokenization", "SpellTokens"),
         ("audit", "Append.intent"),
         ("audit", "Append.outcome"),
     ],
@@ -99,24 +97,38 @@ async def test_a_peer_that_fails_or_hangs_at_any_point_ends_the_answer_with_its_
         assert outcome.outcome.reason == REASONS[service]
 
 
-@pytest.mark.parametrize("service", ["guardrails", "tokenization"])
-async def test_a_peer_that_dies_in_mid_stream_ends_the_answer_and_the_engine(
-    mesh: ScriptedMesh, stub: Any, ask: Any, failure: Any, service: str
+async def test_guardrails_that_die_in_mid_stream_end_the_answer_and_the_engine(
+    mesh: ScriptedMesh, stub: Any, ask: Any, failure: Any
 ) -> None:
     mesh.engine.pace = asyncio.Semaphore(1)
     call = stub.Chat(ask())
     assert (await anext(aiter(call))).HasField("started")
     assert (await anext(aiter(call))).HasField("delta")
 
-    await mesh.kill_peer(service)
+    await mesh.kill_peer("guardrails")
     mesh.engine.pace.release()
     error = await failure(call)
 
-    assert error.reason == REASONS[service]
+    assert error.reason == REASONS["guardrails"]
     await mesh.engine.cancelled.wait()
     outcome = (await mesh.log.outcome()).outcome
     assert outcome.answer.decode() == mesh.engine.text[0]
     assert outcome.HasField("intent_index")
+
+
+async def test_an_answer_goes_on_without_the_tokenizer_whose_tokens_are_known(
+    mesh: ScriptedMesh, stub: Any, ask: Any, hear: Any
+) -> None:
+    mesh.engine.pace = asyncio.Semaphore(1)
+    call = stub.Chat(ask())
+    assert (await anext(aiter(call))).HasField("started")
+    assert (await anext(aiter(call))).HasField("delta")
+
+    await mesh.kill_peer("tokenization")
+    for _ in mesh.engine.text:
+        mesh.engine.pace.release()
+
+    assert (await hear(call)).text == mesh.engine.text[1:]
 
 
 async def test_a_failed_intent_stops_the_engine_and_releases_nothing(mesh: ScriptedMesh, stub: Any, ask: Any) -> None:
@@ -157,12 +169,12 @@ async def test_an_engine_that_breaks_the_contract_is_unavailable(
     assert mesh.log.outcomes[0].outcome.status == audit.OUTCOME_STATUS_FAILED
 
 
-async def test_ids_that_the_tokenizer_does_not_know_end_the_answer(mesh: ScriptedMesh, stub: Any, ask: Any, failure: Any) -> None:
+async def test_ids_that_the_model_does_not_have_end_the_answer(mesh: ScriptedMesh, stub: Any, ask: Any, failure: Any) -> None:
     started = inf.GenerateResponse(started=inf.GenerateResponse.Started())
     mesh.engine.responses = [started, inf.GenerateResponse(tokens=inf.GenerateResponse.Tokens(token_ids=[2**31]))]
     error = await failure(stub.Chat(ask()))
-    assert error.reason == "TOKENIZATION_UNAVAILABLE"
-    assert error.metadata["peer_reason"] == "INVALID_FIELD"
+    assert error.reason == "INFERENCE_UNAVAILABLE"
+    assert error.metadata["peer_reason"] == "UNKNOWN_TOKEN_ID"
 
 
 @pytest.mark.parametrize("action", [guard.ACTION_UNSPECIFIED, 99])

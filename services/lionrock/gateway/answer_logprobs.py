@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import codecs
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -20,13 +20,12 @@ from lionrock.gateway.v1 import gateway_pb2 as gw
 from lionrock.guardrails.v1 import guardrails_pb2 as guard
 from lionrock.inference.v1 import inference_pb2 as inf
 
-Spell = Callable[[Sequence[int]], Awaitable[Sequence[bytes]]]
+Spell = Callable[[Collection[int]], Awaitable[Sequence[bytes]]]
 """Returns the bytes of token ids."""
 Inspect = Callable[[Sequence[str]], Awaitable[guard.InspectResponse]]
 """Judges texts that the model could have written, MAX_TEXTS at most."""
 
 MAX_TEXTS: Final = 1024
-MAX_SPELLED: Final = 32768
 _BEFORE: Final = 64  # code points before an alternative that it is read after
 
 
@@ -76,7 +75,8 @@ class AnswerLogprobs:
 
     async def push(self, token_ids: Sequence[int], entries: Sequence[inf.TokenLogprobs]) -> None:
         """Take what the engine said of tokens. Raises TokenizationUnavailable and what it passes on."""
-        spelling = await self._spelling({*token_ids, *(other.token_id for entry in entries for other in entry.top)})
+        ids = {*token_ids, *(other.token_id for entry in entries for other in entry.top)}
+        spelling = dict(zip(ids, await self._spell(ids), strict=True))
         for token_id, entry in zip(token_ids, entries, strict=True):
             token = spelling[token_id]
             start, text = self._chars, self._decoder.decode(token)
@@ -109,14 +109,6 @@ class AnswerLogprobs:
         next_start = self._waiting[0].start if self._waiting else self._chars
         decided.findings[:] = [finding for finding in decided.findings if finding[1] >= next_start]
         return await self._with_alternatives(shown)
-
-    async def _spelling(self, token_ids: Collection[int]) -> Mapping[int, bytes]:
-        spelling: dict[int, bytes] = {}
-        ids = list(token_ids)
-        for first in range(0, len(ids), MAX_SPELLED):
-            some = ids[first : first + MAX_SPELLED]
-            spelling |= zip(some, await self._spell(some), strict=True)
-        return spelling
 
     def _end_characters(self, text: str, start: int) -> None:
         """End the tokens whose character was cut: the first one that came since is theirs."""

@@ -15,10 +15,9 @@ from lionrock.gateway.answer_logprobs import Decided
 from lionrock.gateway.paired_stream import PairedStream
 from lionrock.gateway.stop_strings import StopStringCutter
 from lionrock.gateway.verdict import Verdict
+from lionrock.gateway.vocabulary import AnswerDecoder
 from lionrock.guardrails.v1 import guardrails_pb2 as guard
-from lionrock.tokenization.v1 import tokenization_pb2 as tok
 
-Decoding = PairedStream[tok.DecodeRequest, tok.DecodeResponse]
 Guarding = PairedStream[guard.InspectStreamRequest, guard.InspectStreamResponse]
 
 # A rule of ACTION_REVIEW wants a person to decide: where nobody can, the answer ends there.
@@ -32,14 +31,14 @@ class AnswerText:
     """One answer on its way from ids to text."""
 
     def __init__(
-        self, decoding: Decoding, guarding: Guarding, stops: Sequence[str], verdict: Verdict, *, reviewable: bool = False
+        self, decoder: AnswerDecoder, guarding: Guarding, stops: Sequence[str], verdict: Verdict, *, reviewable: bool = False
     ) -> None:
         """Take `stops`, the stop strings; `verdict` collects what the guardrails say.
 
         `reviewable`: whether a person can decide on the whole answer; it goes on then where a rule asks for one.
         """
         self._reviewable = reviewable
-        self._decoding = decoding
+        self._decoder = decoder
         self._guarding = guarding
         self._cutter = StopStringCutter(stops)
         self._verdict = verdict
@@ -66,7 +65,6 @@ class AnswerText:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._decoding.close()
         self._guarding.close()
 
     async def push(self, token_ids: Sequence[int]) -> str:
@@ -74,15 +72,13 @@ class AnswerText:
 
         Raises TokenizationUnavailable or GuardrailsUnavailable, and what the two pass on (peer_errors.py).
         """
-        decoded = await self._decoding.exchange(tok.DecodeRequest(chunk=tok.DecodeChunk(token_ids=token_ids)))
-        return await self._guard(self._cutter.push(decoded.text))
+        return await self._guard(self._cutter.push(await self._decoder.push(token_ids)))
 
     async def end(self) -> str:
         """Release what is still held back. Raises like push. After a block nothing is left."""
         rest = ""
         if not self._cutter.stopped:
-            decoded = await self._decoding.exchange(tok.DecodeRequest(end=tok.DecodeEnd()))
-            rest = self._cutter.push(decoded.text) + self._cutter.end()
+            rest = self._cutter.push(self._decoder.end()) + self._cutter.end()
         released = await self._guard(rest)
         if self._blocked is not None:
             return released
@@ -92,7 +88,6 @@ class AnswerText:
         """Wait until both streams are open. Raises like push."""
         opened = await self._guarding.opened()
         self._verdict.policy, self.may_need_review = opened.policy, opened.may_need_review
-        await self._decoding.opened()
 
     async def _guard(self, text: str) -> str:
         released = []

@@ -18,7 +18,7 @@ from lionrock.audit.v1.audit_pb2_grpc import AuditServiceStub
 from lionrock.audit.v1.records_pb2_grpc import RecordsServiceStub
 from lionrock.common.v1 import chat_pb2 as chat
 from lionrock.common.v1 import context_pb2 as ctx
-from lionrock.gateway.answer_text import Decoding, Guarding
+from lionrock.gateway.answer_text import Guarding
 from lionrock.gateway.generation import GenerateCall
 from lionrock.gateway.paired_stream import PairedStream
 from lionrock.gateway.peer_errors import (
@@ -31,6 +31,7 @@ from lionrock.gateway.peer_errors import (
     protocol_violation,
     translated,
 )
+from lionrock.gateway.vocabulary import AnswerDecoder, Vocabularies
 from lionrock.guardrails.v1 import guardrails_pb2 as guard
 from lionrock.guardrails.v1.guardrails_pb2_grpc import GuardrailsServiceStub
 from lionrock.inference.v1 import inference_pb2 as inf
@@ -103,6 +104,7 @@ class Tokenization:
     def __init__(self, channel: grpc.aio.Channel, timeout_s: float) -> None:
         self._stub = TokenizationServiceStub(channel)
         self._timeout_s = timeout_s
+        self._vocabularies = Vocabularies()
 
     async def encode(
         self, context: ctx.RequestContext, model: str, messages: Sequence[chat.ChatMessage], deadline: Deadline
@@ -127,22 +129,20 @@ class Tokenization:
         with translated(from_tokenization):
             return (await self._stub.GetTokenizer(request, timeout=deadline.left_s(self._timeout_s))).tokenizer_digest
 
-    async def spell(
-        self, context: ctx.RequestContext, model: str, tokenizer_digest: str, token_ids: Sequence[int], deadline: Deadline
-    ) -> Sequence[bytes]:
-        """Return the bytes of each id."""
-        request = tok.SpellTokensRequest(context=context, model=model, tokenizer_digest=tokenizer_digest, token_ids=token_ids)
-        with translated(from_tokenization):
-            spelled = await self._stub.SpellTokens(request, timeout=deadline.left_s(self._timeout_s))
-        if len(spelled.token_bytes) != len(token_ids):
-            raise from_tokenization(protocol_violation("TOKENS_UNSPELLED"))
-        return spelled.token_bytes
+    def decoder(self, context: ctx.RequestContext, model: str, tokenizer_digest: str, deadline: Deadline) -> AnswerDecoder:
+        """Return what turns an answer's ids into text, with the tokenizer that encoded the prompt and no other."""
 
-    def decode_answer(self, context: ctx.RequestContext, model: str, tokenizer_digest: str, deadline: Deadline) -> Decoding:
-        """Open the stream that turns ids into text, with the tokenizer that encoded the prompt and no other."""
-        opening = tok.DecodeRequest(open=tok.DecodeOpen(context=context, model=model, tokenizer_digest=tokenizer_digest))
-        call = self._stub.Decode(timeout=deadline.left_s())
-        return PairedStream(call, opening, timeout_s=self._timeout_s, translate=from_tokenization)
+        async def fetch(token_ids: Sequence[int]) -> Sequence[bytes | None]:
+            request = tok.SpellTokensRequest(context=context, model=model, tokenizer_digest=tokenizer_digest, token_ids=token_ids)
+            with translated(from_tokenization):
+                spelled = await self._stub.SpellTokens(request, timeout=deadline.left_s(self._timeout_s))
+            if len(spelled.token_bytes) != len(token_ids):
+                raise from_tokenization(protocol_violation("TOKENS_UNSPELLED"))
+            unknown = frozenset(spelled.unknown_ids)
+            pairs = zip(token_ids, spelled.token_bytes, strict=True)
+            return [None if token_id in unknown else token for token_id, token in pairs]
+
+        return AnswerDecoder(self._vocabularies.of(tokenizer_digest), fetch)
 
 
 class Inference:

@@ -346,20 +346,18 @@ class ChatPipeline:
     def _text(self, turn: Turn, chosen: Chosen, prompt: Prompt) -> AnswerText:
         """Open the streams of the answer's text. It is decoded where the prompt was encoded, whichever engine goes on with it."""
         context, deadline = turn.record.context, turn.deadline
-        decoding = chosen.tokenization.decode_answer(context, chosen.model, prompt.tokenizer_digest, deadline)
+        decoder = chosen.tokenization.decoder(context, chosen.model, prompt.tokenizer_digest, deadline)
         guarding = self._peers.guardrails.guard_answer(context, deadline)
         assert turn.record.answer_verdict is not None
         reviewable = self._held.has_queue(turn.principal)
-        return AnswerText(decoding, guarding, turn.params.stop, turn.record.answer_verdict, reviewable=reviewable)
+        return AnswerText(decoder, guarding, turn.params.stop, turn.record.answer_verdict, reviewable=reviewable)
 
     def _logprobs(self, turn: Turn, chosen: Chosen, prompt: Prompt) -> AnswerLogprobs | None:
         if not turn.params.HasField("logprobs"):
             return None
-        context, deadline, digest = turn.record.context, turn.deadline, prompt.tokenizer_digest
-        return AnswerLogprobs(
-            lambda ids: chosen.tokenization.spell(context, chosen.model, digest, ids, deadline),
-            lambda texts: self._peers.guardrails.inspect_answers(context, texts, deadline),
-        )
+        context, deadline = turn.record.context, turn.deadline
+        decoder = chosen.tokenization.decoder(context, chosen.model, prompt.tokenizer_digest, deadline)
+        return AnswerLogprobs(decoder.spell, lambda texts: self._peers.guardrails.inspect_answers(context, texts, deadline))
 
     async def _append_intent(self, turn: Turn, model: str, prompt: Prompt) -> audit.AppendResponse:
         constraint = turn.request.constraint if turn.request.HasField("constraint") else None

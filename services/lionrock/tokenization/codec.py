@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 from lionrock.modelstore.source import locate
 from lionrock.modelstore.vocabulary import TOKENIZER_NAME
 from lionrock.tokenization.chat_template import ChatTemplate, Message
-from lionrock.tokenization.codec_errors import TemplateRefused, TextNotUnicode, TokenizerUnsupported, TooManyTokens
+from lionrock.tokenization.codec_errors import TemplateRefused, TextNotUnicode, TokenIdUnknown, TokenizerUnsupported, TooManyTokens
 from lionrock.tokenization.control_tokens import ControlTokens
 from lionrock.tokenization.definition import TokenizerDefinition, read_definition
 from lionrock.tokenization.gguf_tokenizer import read_gguf_definition
@@ -110,9 +110,15 @@ class Codec:
         """Decode all ids at once; control tokens that stand for no text yield none. Raises TokenIdUnknown."""
         return self._token_bytes.join(token_ids).decode("utf-8", "replace")
 
-    def spell(self, token_ids: Iterable[int]) -> list[bytes]:
-        """Return the bytes of each id. Raises TokenIdUnknown."""
-        return [self._token_bytes.join((token_id,)) for token_id in token_ids]
+    def spell(self, token_ids: Iterable[int]) -> list[bytes | None]:
+        """Return the bytes of each id; None for those that the model does not have."""
+        return [self._spelled(token_id) for token_id in token_ids]
+
+    def _spelled(self, token_id: int) -> bytes | None:
+        try:
+            return self._token_bytes.join((token_id,))
+        except TokenIdUnknown:
+            return None
 
     def stream_decoder(self) -> StreamDecoder:
         """Start to decode an answer piece by piece."""

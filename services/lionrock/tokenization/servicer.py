@@ -103,10 +103,9 @@ class TokenizationServicer(tokenization_pb2_grpc.TokenizationServiceServicer):
         """Say which bytes ids stand for."""
         del context
         codec = self._codec_of(request.model, request.tokenizer_digest)
-        try:
-            return pb.SpellTokensResponse(token_bytes=codec.spell(request.token_ids))
-        except TokenIdUnknown as error:
-            raise _unknown(error) from None
+        spelled = codec.spell(request.token_ids)
+        unknown = [token_id for token_id, token in zip(request.token_ids, spelled, strict=True) if token is None]
+        return pb.SpellTokensResponse(token_bytes=[token or b"" for token in spelled], unknown_ids=unknown)
 
     def _codec(self, model: str) -> Codec:
         codec = self._codecs.get(model)
