@@ -365,7 +365,12 @@ class PlacementMachine(RuleBasedStateMachine):
 
     def check_refusals(self, key: ObjectKey, wish: Wish, outcome: Outcome) -> None:
         """Every pool says why it does not hold all, and where nobody else waits, it is true."""
-        assert {refusal.pool for refusal in outcome.refusals} == {candidate.pool for candidate in wish.candidates}
+        told, pools = {refusal.pool for refusal in outcome.refusals}, {candidate.pool for candidate in wish.candidates}
+        if outcome.moving_to is None:
+            assert told == pools
+        else:  # it holds all, and no pool behind it was tried
+            assert outcome.moving_to in pools - told
+            assert told <= pools
         if any(other.waiting_since is not None for name, other in self.cluster.models.items() if name != key):
             return
         if outcome.chosen is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import kubernetes.client
@@ -25,22 +26,29 @@ class Watch:
         self._on_event = on_event
         self._labels = labels
         self._failure: Exception | None = None
-        self._closing = threading.Event()
+        self._closing = False
+        self._opening = threading.Lock()
         listed = json.loads(self._get({}).data)
         for found in listed["items"]:
             on_event("ADDED", found)
-        self._response = self._get({"watch": "true", "resourceVersion": listed["metadata"]["resourceVersion"]})
+        self._version: str = listed["metadata"]["resourceVersion"]
+        self._response = self._open()
         self._thread = threading.Thread(target=self._follow, name=f"watch {path}", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """End it. Raises what broke it before: a watch that went silent would prove nothing."""
-        self._closing.set()
-        self._response.shutdown()
+        with self._opening:
+            self._closing = True
+            with suppress(RuntimeError):  # the server may have ended it already
+                self._response.shutdown()
         self._thread.join(10)
         self._response.close()
         if self._failure is not None:
             raise self._failure
+
+    def _open(self) -> urllib3.BaseHTTPResponse:
+        return self._get({"watch": "true", "resourceVersion": self._version})
 
     def _get(self, fields: dict[str, str]) -> urllib3.BaseHTTPResponse:
         pool: Any = self._client.rest_client.pool_manager
@@ -58,14 +66,18 @@ class Watch:
 
     def _follow(self) -> None:
         try:
-            for line in self._lines():
-                event = json.loads(line)
-                if event["type"] == "ERROR":
-                    raise RuntimeError(f"the watch of {self._path} ended: {event['object'].get('message')}")
-                self._on_event(event["type"], event["object"])
-            raise RuntimeError(f"the watch of {self._path} ended")
+            while not self._closing:
+                for line in self._lines():
+                    event = json.loads(line)
+                    if event["type"] == "ERROR":
+                        raise RuntimeError(f"the watch of {self._path} ended: {event['object'].get('message')}")
+                    self._on_event(event["type"], event["object"])
+                    self._version = event["object"]["metadata"]["resourceVersion"]
+                with self._opening:  # an API server ends watches that are slow; from the last version on, nothing is missed
+                    if not self._closing:
+                        self._response = self._open()
         except Exception as error:  # noqa: BLE001 - close() raises it, where somebody hears it
-            if not self._closing.is_set():
+            if not self._closing:
                 self._failure = error
 
     def _lines(self) -> Iterator[bytes]:
