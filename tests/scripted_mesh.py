@@ -97,6 +97,11 @@ class CodePointTokenizer(Faulty, tok_rpc.TokenizationServiceServicer):
         super().__init__()
         self.digest = "sha256:" + "1" * 64
 
+    @property
+    def encoded(self) -> list[tok.EncodeRequest]:
+        """Every request for ids, in order."""
+        return [request for request in self.requests if isinstance(request, tok.EncodeRequest)]
+
     async def Encode(self, request: tok.EncodeRequest, context: Any) -> tok.EncodeResponse:
         self.requests.append(request)
         await self.at("Encode")

@@ -140,7 +140,7 @@ async def test_roles_become_turns(web: ScriptedMesh, client: openai.AsyncOpenAI)
         {"role": "tool", "tool_call_id": "call_1", "content": "seen"},
     ]  # fmt: skip
     await client.chat.completions.create(model=MODEL, messages=messages)
-    turns = web.tokenizer.requests[-1].conversation.messages
+    turns = web.tokenizer.encoded[-1].conversation.messages
     assert [turn.role for turn in turns] == [
         chat.CHAT_ROLE_SYSTEM, chat.CHAT_ROLE_USER, chat.CHAT_ROLE_ASSISTANT, chat.CHAT_ROLE_TOOL
     ]  # fmt: skip

@@ -105,7 +105,7 @@ async def test_a_call_streams_as_the_official_client_reads_it(web: ScriptedMesh,
 
 async def test_without_leave_to_call_the_model_is_told_of_no_tool(web: ScriptedMesh, client: openai.AsyncOpenAI) -> None:
     await client.chat.completions.create(**ask(tool_choice="none"))
-    (turn,) = web.tokenizer.requests[-1].conversation.messages
+    (turn,) = web.tokenizer.encoded[-1].conversation.messages
     assert turn.content == "Say hello."
 
 
